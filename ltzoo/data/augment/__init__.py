@@ -1,0 +1,1 @@
+"""Random views of image batches, on the device."""

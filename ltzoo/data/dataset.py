@@ -1,0 +1,192 @@
+"""What a data set is here, the registry of sources, and the names that resolve to one."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ltzoo.data.images import Images
+from ltzoo.data.longtail import ProfileKind, longtail_indices
+
+__all__ = ['DataError', 'Dataset', 'Source', 'Split', 'list_data', 'load_data', 'register_source']
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class DataError(ValueError):
+    """A data set that cannot be used as asked; the message names it, what is wrong and what would be right."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with labels.
+
+    Attributes:
+        images: N images.
+        labels: int64, shape (N,).
+    """
+
+    images: Images
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise DataError(f'{len(self.images)} images but {len(self.labels)} labels')
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: np.ndarray) -> Split:
+        """Return the samples at `indices` (int64, any order)."""
+        return Split(self.images.select(indices), self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A classification data set, ready to train and test on.
+
+    Attributes:
+        name: the name that `load_data` takes.
+        train, test: the two parts.
+        class_names: C names; a label is an index into them.
+        mean, std: per channel, of images scaled to 0..1.
+        image_size: side in pixels that images of this set are usually trained at.
+        spare: training images that a long-tailed profile left out, None where nothing was left out.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    image_size: int = 224
+    spare: Split | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise DataError(f'{self.name} has {self.num_classes} class; a classifier needs at least 2')
+        for part, split in (('training', self.train), ('test', self.test)):
+            if len(split) == 0:
+                raise DataError(f'the {part} part of {self.name} has no images')
+            low, high = int(split.labels.min()), int(split.labels.max())
+            if low < 0 or high >= self.num_classes:
+                raise DataError(
+                    f'the {part} part of {self.name} has label {low if low < 0 else high}; '
+                    f'with {self.num_classes} classes labels are 0 to {self.num_classes - 1}'
+                )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """Training images per class: int64, shape (C,)."""
+        return np.bincount(self.train.labels, minlength=self.num_classes)
+
+    def longtailed(self, imbalance_ratio: float, kind: ProfileKind = 'exp', seed: int = 0) -> Dataset:
+        """Return this set with a long-tailed training part; the images left out become `spare`."""
+        kept = longtail_indices(self.train.labels, imbalance_ratio, kind, seed)
+        left_out = np.setdiff1d(np.arange(len(self.train)), kept)
+        spare = self.train.select(left_out) if len(left_out) else None
+        return replace(self, train=self.train.select(kept), spare=spare)
+
+
+class Source(Protocol):
+    """Reads a data set; `location` is a folder, a file or a name, whatever the source documents."""
+
+    def __call__(self, location: Path, download: bool) -> Dataset: ...
+
+
+@dataclass(frozen=True)
+class _Entry:
+    read: Source
+    needs_location: bool
+    default_ratio: float | None
+
+
+_SOURCES: dict[str, _Entry] = {}
+_LONGTAIL = re.compile(r'(?P<source>.+?)_lt(?:_r(?P<ratio>\d+(?:\.\d+)?))?(?:_(?P<kind>exp|step))?')
+
+
+def register_source(
+    name: str, *, needs_location: bool = False, default_ratio: float | None = None
+) -> Callable[[Source], Source]:
+    """Register a function that reads a data set under `name`.
+
+    Args:
+        name: what users write.
+        needs_location: there is no usual place: the user says where (`name:WHERE` or `data_dir`).
+        default_ratio: imbalance ratio of plain `<name>_lt`.
+    """
+
+    def decorate(read: Source) -> Source:
+        _SOURCES[name] = _Entry(read, needs_location, default_ratio)
+        return read
+
+    return decorate
+
+
+def list_data() -> list[str]:
+    """Return the names of all registered sources."""
+    return sorted(_SOURCES)
+
+
+def load_data(
+    name: str, data_dir: str | os.PathLike[str] | None = None, *, split_seed: int = 0, download: bool = False
+) -> Dataset:
+    """Load a data set by name.
+
+    Args:
+        name: a source (`cifar100`, `imagenet_lt`), a source made long-tailed (`cifar100_lt_r100`,
+            `cifar10_lt_r50_step`, `digits_lt`), or a source with its place (`folder:/my/images`, `csv:/my/list.csv`,
+            `folder_lt_r50:/my/balanced/images`).
+        data_dir: the place, where the name does not say it; by default $LTZOO_DATA, else `data`.
+        split_seed: seed of the long-tailed draw; published numbers use 0.
+        download: fetch the official files if they are missing and the source can.
+
+    Raises:
+        DataError: if the name is unknown, or what is found there is not such a data set.
+        FileNotFoundError: if files are missing; the message says which and where they come from.
+    """
+    base, _, place = name.partition(':')
+    entry, ratio, kind = _resolve(base)
+    location = place or (os.fspath(data_dir) if data_dir is not None else '')
+    if not location:
+        if entry.needs_location:
+            raise DataError(f'{base} needs a place: write {base}:WHERE or give data_dir')
+        location = os.environ.get('LTZOO_DATA', 'data')
+    dataset = entry.read(Path(location), download)
+    if ratio is not None:
+        try:
+            dataset = dataset.longtailed(ratio, kind, split_seed)
+        except ValueError as error:
+            raise DataError(f'{name}: {error}') from error
+    return replace(dataset, name=name)
+
+
+def _resolve(base: str) -> tuple[_Entry, float | None, ProfileKind]:
+    if base in _SOURCES:
+        return _SOURCES[base], None, 'exp'
+    match = _LONGTAIL.fullmatch(base)
+    if match and match['source'] in _SOURCES:
+        entry = _SOURCES[match['source']]
+        ratio = float(match['ratio']) if match['ratio'] else entry.default_ratio
+        if ratio is None:
+            raise DataError(f'{base} does not say how long-tailed: write {base}_r100 for an imbalance ratio of 100')
+        return entry, ratio, 'step' if match['kind'] == 'step' else 'exp'
+    known = list_data()
+    near = difflib.get_close_matches(match['source'] if match else base, known, n=1, cutoff=0.5)
+    hint = f'; did you mean {near[0]}?' if near else ''
+    raise DataError(
+        f'no data set is called {base!r}{hint} Known: {", ".join(known)}; add _lt_r100 for a long-tailed form'
+    )

@@ -1,0 +1,43 @@
+"""CIFAR-10 and CIFAR-100 from torchvision's reader and the official files.
+
+Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from ltzoo.data.dataset import Dataset, Split, register_source
+from ltzoo.data.images import ArrayImages
+
+# The statistics of CIFAR-10's training images, which the LDAM line uses for both sets.
+MEAN = (0.4914, 0.4822, 0.4465)
+STD = (0.2023, 0.1994, 0.2010)
+
+
+def _read(reader: type[CIFAR10], location: Path, download: bool) -> Dataset:
+    parts = []
+    for train in (True, False):
+        try:
+            part = reader(str(location), train=train, download=download)
+        except RuntimeError as error:
+            raise FileNotFoundError(
+                f'{location / reader.base_folder} does not hold the official {reader.__name__} files: '
+                f'unpack {reader.filename} there, or allow the download (download=true)'
+            ) from error
+        parts.append((Split(ArrayImages(part.data), np.array(part.targets, dtype=np.int64)), part.classes))
+    (train_split, classes), (test_split, _) = parts
+    return Dataset(reader.__name__, train_split, test_split, tuple(classes), MEAN, STD, image_size=32)
+
+
+@register_source('cifar10')
+def cifar10(location: Path, download: bool) -> Dataset:
+    return _read(CIFAR10, location, download)
+
+
+@register_source('cifar100')
+def cifar100(location: Path, download: bool) -> Dataset:
+    return _read(CIFAR100, location, download)
