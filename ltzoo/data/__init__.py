@@ -1,21 +1,44 @@
 """Data: sources by name, the long-tailed profile, hold-outs, and the views that training sees."""
 
 from ltzoo.data import sources
-from ltzoo.data.dataset import DataError, Dataset, Split, list_data, load_data, register_source
-from ltzoo.data.images import ArrayImages, FileImages, UnreadableImageError
+from ltzoo.data.dataset import (
+    DataError,
+    Dataset,
+    MissingDataError,
+    Split,
+    drop_unreadable,
+    list_data,
+    load_data,
+    register_source,
+)
+from ltzoo.data.holdout import split_off, with_holdout
+from ltzoo.data.images import ArrayImages, FileImages, Images, UnreadableImageError
 from ltzoo.data.longtail import longtail_counts, longtail_indices
+from ltzoo.data.profile import Profile, gini_coefficient, imbalance_ratio, plot_profile, profile_data
+from ltzoo.data.shots import shot_classes
 
 __all__ = [
     'ArrayImages',
     'DataError',
     'Dataset',
     'FileImages',
+    'Images',
+    'MissingDataError',
+    'Profile',
     'Split',
     'UnreadableImageError',
+    'drop_unreadable',
+    'gini_coefficient',
+    'imbalance_ratio',
     'list_data',
     'load_data',
     'longtail_counts',
     'longtail_indices',
+    'plot_profile',
+    'profile_data',
     'register_source',
+    'shot_classes',
     'sources',
+    'split_off',
+    'with_holdout',
 ]

@@ -12,17 +12,32 @@ from typing import Protocol
 
 import numpy as np
 
-from ltzoo.data.images import Images
+from ltzoo.data.images import ArrayImages, Images, UnreadableImageError, examine
 from ltzoo.data.longtail import ProfileKind, longtail_indices
+from ltzoo.errors import LtzooError
 
-__all__ = ['DataError', 'Dataset', 'Source', 'Split', 'list_data', 'load_data', 'register_source']
+__all__ = [
+    'DataError',
+    'Dataset',
+    'MissingDataError',
+    'Source',
+    'Split',
+    'drop_unreadable',
+    'list_data',
+    'load_data',
+    'register_source',
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class DataError(ValueError):
+class DataError(LtzooError, ValueError):
     """A data set that cannot be used as asked; the message names it, what is wrong and what would be right."""
+
+
+class MissingDataError(LtzooError, FileNotFoundError):
+    """Files of a data set that are not there; the message says which and where they come from."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,25 @@ class Split:
     def select(self, indices: np.ndarray) -> Split:
         """Return the samples at `indices` (int64, any order)."""
         return Split(self.images.select(indices), self.labels[indices])
+
+
+def drop_unreadable(split: Split) -> tuple[Split, list[str]]:
+    """Return the samples whose images can be decoded, and the names of the images that cannot.
+
+    Every image file is read once, which takes minutes for a large set.
+
+    Raises:
+        DataError: if no image can be decoded.
+    """
+    if isinstance(split.images, ArrayImages):
+        return split, []
+    readable = np.array([not isinstance(r, UnreadableImageError) for r in examine(split.images, lambda image: None)])
+    if readable.all():
+        return split, []
+    if not readable.any():
+        raise DataError(f'none of the {len(split)} images can be decoded, the first is {split.images.name(0)}')
+    names = [split.images.name(int(index)) for index in np.flatnonzero(~readable)]
+    return split.select(np.flatnonzero(readable)), names
 
 
 @dataclass(frozen=True)
@@ -156,7 +190,7 @@ def load_data(
 
     Raises:
         DataError: if the name is unknown, or what is found there is not such a data set.
-        FileNotFoundError: if files are missing; the message says which and where they come from.
+        MissingDataError: if files are missing; the message says which and where they come from.
     """
     base, _, place = name.partition(':')
     entry, ratio, kind = _resolve(base)
@@ -165,7 +199,7 @@ def load_data(
         if entry.needs_location:
             raise DataError(f'{base} needs a place: write {base}:WHERE or give data_dir')
         location = os.environ.get('LTZOO_DATA', 'data')
-    dataset = entry.read(Path(location), download)
+    dataset = entry.read(Path(location).expanduser(), download)
     if ratio is not None:
         try:
             dataset = dataset.longtailed(ratio, kind, split_seed)

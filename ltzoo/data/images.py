@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
 
-__all__ = ['ArrayImages', 'FileImages', 'Images', 'UnreadableImageError']
+from ltzoo.errors import LtzooError
+
+__all__ = ['ArrayImages', 'FileImages', 'Images', 'JoinedImages', 'UnreadableImageError', 'examine', 'join_images']
+
+# What Pillow raises on files that are missing, damaged, no image, or unreasonably large.
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+T = TypeVar('T')
 
 
-class UnreadableImageError(OSError):
-    """An image file that is missing, truncated or not an image; the message names it."""
+class UnreadableImageError(LtzooError, OSError):
+    """An image that is missing, truncated or not an image; the message names it."""
 
 
 class Images(Protocol):
@@ -87,7 +96,7 @@ class FileImages:
                 return image.convert('RGB')
         except FileNotFoundError as error:
             raise UnreadableImageError(f'image {path} does not exist') from error
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except DECODING_ERRORS as error:
             raise UnreadableImageError(f'image {path} cannot be decoded: {error}') from error
 
     def select(self, indices: np.ndarray) -> FileImages:
@@ -95,3 +104,61 @@ class FileImages:
 
     def name(self, index: int) -> str:
         return str(self.root / self.paths[index])
+
+
+@dataclass(frozen=True)
+class JoinedImages:
+    """Images from two sequences of any kind as one.
+
+    Attributes:
+        parts: the two sequences.
+        positions: int64, shape (N,), into the first sequence followed by the second.
+    """
+
+    parts: tuple[Images, Images]
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        part, position = self._find(index)
+        return part[position]
+
+    def select(self, indices: np.ndarray) -> JoinedImages:
+        return replace(self, positions=self.positions[indices])
+
+    def name(self, index: int) -> str:
+        part, position = self._find(index)
+        return part.name(position)
+
+    def _find(self, index: int) -> tuple[Images, int]:
+        first, second = self.parts
+        position = int(self.positions[index])
+        return (first, position) if position < len(first) else (second, position - len(first))
+
+
+def join_images(first: Images, second: Images) -> Images:
+    """Return the images of `first`, then those of `second`; arrays stay an array."""
+    if isinstance(first, ArrayImages) and isinstance(second, ArrayImages):
+        return ArrayImages(np.concatenate([first.array, second.array]))
+    return JoinedImages((first, second), np.arange(len(first) + len(second)))
+
+
+def examine(images: Images, look: Callable[[Image.Image], T]) -> Iterator[T | UnreadableImageError]:
+    """Decode every image on all cores and yield, in order, what `look` returns for it, or why it cannot be read."""
+    block = 256
+
+    def examine_block(start: int) -> list[T | UnreadableImageError]:
+        results: list[T | UnreadableImageError] = []
+        for index in range(start, min(start + block, len(images))):
+            try:
+                results.append(look(images[index]))
+            except UnreadableImageError as error:
+                results.append(error)
+        return results
+
+    # Threads, not processes: Pillow's decoders release the interpreter lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for results in pool.map(examine_block, range(0, len(images), block)):
+            yield from results

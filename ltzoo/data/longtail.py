@@ -81,7 +81,10 @@ def longtail_indices(
     available = np.bincount(labels, minlength=num_classes)
     if (available < counts).any():
         c = int(np.argmax(available < counts))
-        raise ValueError(f'class {c} has {available[c]} images, the profile asks for {counts[c]}')
+        raise ValueError(
+            f'class {c} has {available[c]} images where the profile keeps {counts[c]}: a profile is cut from a '
+            f'balanced set (the average class has {len(labels) // num_classes} here); use an unbalanced one as it is'
+        )
     generator = np.random.RandomState(seed)
     kept = []
     for c in range(num_classes):

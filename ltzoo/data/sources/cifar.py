@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from ltzoo.data.dataset import Dataset, Split, register_source
+from ltzoo.data.dataset import Dataset, MissingDataError, Split, register_source
 from ltzoo.data.images import ArrayImages
 
 # The statistics of CIFAR-10's training images, which the LDAM line uses for both sets.
@@ -24,7 +24,7 @@ def _read(reader: type[CIFAR10], location: Path, download: bool) -> Dataset:
         try:
             part = reader(str(location), train=train, download=download)
         except RuntimeError as error:
-            raise FileNotFoundError(
+            raise MissingDataError(
                 f'{location / reader.base_folder} does not hold the official {reader.__name__} files: '
                 f'unpack {reader.filename} there, or allow the download (download=true)'
             ) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from ltzoo.data.dataset import Dataset, Split, register_source
 from ltzoo.data.images import ArrayImages
@@ -19,6 +18,9 @@ STD = (0.3759,) * 3
 @register_source('digits', default_ratio=50)
 def digits(location: Path, download: bool) -> Dataset:
     """The last 40 images of each class are the test part; every class keeps 134 for training, the most all have."""
+    # Imported here for the sake of everyone who imports ltzoo for something else: it takes a second.
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     images = ArrayImages(np.repeat(grey[..., None], 3, axis=3))

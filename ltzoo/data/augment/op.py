@@ -1,0 +1,109 @@
+"""What an augmentation is, and the registry of augmentations."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from ltzoo.errors import LtzooError
+
+__all__ = ['Op', 'Params', 'ViewError', 'apply_where', 'create_op', 'list_ops', 'register_op', 'take_rows']
+
+# What was drawn for each of n images: tensors whose first dimension is n, possibly nested.
+Params = dict[str, Any]
+
+
+class ViewError(LtzooError, ValueError):
+    """A view that cannot be made; the message names the operation or parameter and the nearest valid one."""
+
+
+class Op(ABC):
+    """A random operation on images, as a frozen dataclass of its settings.
+
+    It comes in two forms with the same distribution: `sample` and `apply` on a batch of uint8 tensors, each image
+    with its own random parameters, and `torchvision()` on one PIL image.
+    """
+
+    @abstractmethod
+    def sample(self, n: int, height: int, width: int, generator: torch.Generator) -> Params:
+        """Draw the parameters of n images on the generator's device, without waiting for it."""
+
+    @abstractmethod
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        """Return the changed images: uint8, (n, 3, H, W), as torchvision would make each of them."""
+
+    @abstractmethod
+    def torchvision(self) -> v2.Transform:
+        """Return the transform of one PIL image."""
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width that images of this size will have."""
+        return height, width
+
+
+_OPS: dict[str, Callable[..., Op]] = {}
+_T = TypeVar('_T')
+
+
+def register_op(name: str) -> Callable[[_T], _T]:
+    """Register an operation class under the name that recipes use."""
+
+    def decorate(cls: _T) -> _T:
+        _OPS[name] = cls  # type: ignore[assignment]
+        return cls
+
+    return decorate
+
+
+def list_ops() -> list[str]:
+    """Return the names of all operations."""
+    return sorted(_OPS)
+
+
+def create_op(name: str, **settings: Any) -> Op:
+    """Create an operation by name.
+
+    Raises:
+        ViewError: if the name or a setting is unknown or a setting is out of range.
+    """
+    if name not in _OPS:
+        near = difflib.get_close_matches(name, _OPS, n=1)
+        hint = f'; did you mean {near[0]}?' if near else ''
+        raise ViewError(f'no view operation is called {name!r}{hint} Known: {", ".join(list_ops())}')
+    cls: Any = _OPS[name]
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in settings:
+        if key not in known:
+            raise ViewError(f'{name} has no setting {key!r}; it has {", ".join(known) or "none"}')
+    # A list is how YAML writes a pair.
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    try:
+        return cls(**settings)
+    except TypeError as error:
+        raise ViewError(f'{name}: {error}') from error
+
+
+def take_rows(params: Params, rows: Any) -> Params:
+    """Return the parameters of some of the images: `rows` is a slice or an index tensor."""
+    return {key: take_rows(v, rows) if isinstance(v, dict) else v[rows] for key, v in params.items()}
+
+
+def apply_where(mask: Tensor, images: Tensor, change: Callable[[Tensor, Params], Tensor], params: Params) -> Tensor:
+    """Change the images that `mask` (bool, (n,)) selects.
+
+    On a CPU only those are computed; elsewhere all are and the others thrown away, because to count them the host
+    would have to wait for the device.
+    """
+    if images.device.type != 'cpu':
+        return torch.where(mask.view(-1, 1, 1, 1), change(images, params), images)
+    rows = mask.nonzero().squeeze(1)
+    if len(rows) == 0:
+        return images
+    return images.index_copy(0, rows, change(images[rows], take_rows(params, rows)))

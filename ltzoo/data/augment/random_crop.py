@@ -1,0 +1,57 @@
+"""Random crop of an image padded with black: the first augmentation of every CIFAR recipe (He et al., 2016)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms import v2
+
+from ltzoo.data.augment.op import Op, Params, ViewError, register_op
+
+__all__ = ['RandomCrop']
+
+
+@register_op('random_crop')
+@dataclass(frozen=True)
+class RandomCrop(Op):
+    """Pad by `padding` pixels of black on every side and cut a square of side `size` out, anywhere.
+
+    Without `size` the window is as large as the image was, which an array says and a folder of files does not.
+    """
+
+    padding: int = 4
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.padding < 0:
+            raise ViewError(f'random_crop: padding must be 0 or more pixels, not {self.padding}')
+
+    def sample(self, n: int, height: int, width: int, generator: torch.Generator) -> Params:
+        spare_rows, spare_columns = (side + 2 * self.padding - (self.size or side) for side in (height, width))
+        if min(spare_rows, spare_columns) < 0:
+            raise ViewError(f'random_crop: size {self.size} is larger than images of {height} x {width} with padding')
+        device = generator.device
+        return {
+            'top': torch.randint(0, spare_rows + 1, (n,), generator=generator, device=device),
+            'left': torch.randint(0, spare_columns + 1, (n,), generator=generator, device=device),
+        }
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        n, channels, height, width = images.shape
+        out_height, out_width = self.output_size(height, width)
+        padded = F.pad(images, (self.padding,) * 4)
+        rows = params['top'][:, None] + torch.arange(out_height, device=images.device)
+        columns = params['left'][:, None] + torch.arange(out_width, device=images.device)
+        pixels = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(n, 1, -1).expand(-1, channels, -1)
+        return padded.flatten(2).gather(2, pixels).view(n, channels, out_height, out_width)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        return self.size or height, self.size or width
+
+    def torchvision(self) -> v2.Transform:
+        if self.size is None:
+            raise ViewError('random_crop: images from files need a size')
+        return v2.RandomCrop(self.size, self.padding)

@@ -1,0 +1,112 @@
+"""Training images set aside to choose settings on, so that the test set is touched once, at the end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ltzoo.data.dataset import DataError, Dataset, Split
+from ltzoo.data.images import join_images
+
+__all__ = ['split_off', 'with_holdout']
+
+_MOST_PER_CLASS = 50
+
+
+def with_holdout(
+    dataset: Dataset, *, per_class: int | None = None, fraction: float | None = None, seed: int = 0
+) -> Dataset:
+    """Return the data set with a hold-out in the place of its test part; its training part excludes the hold-out.
+
+    Where a long-tailed profile (or an official validation list) left training images out, the hold-out is balanced and
+    drawn from those. A class with too few of them, such as the head class of CIFAR-100-LT, which has none, gives up
+    training images for the missing part, never more than half of what it has. Where nothing was left out, the hold-out
+    is a stratified fraction of the training part, see `split_off`.
+
+    Args:
+        dataset: the data set; its test images are not looked at.
+        per_class: images of every class in a balanced hold-out. By default 50, or the most for which no class with
+            fewer training images than the average has to give any up.
+        fraction: share of every class in a stratified hold-out, by default 0.2. Giving it asks for such a hold-out even
+            where images were left out.
+        seed: of the draw; the global generators play no part.
+
+    Raises:
+        DataError: if a class has too few images for it.
+        ValueError: if both `per_class` and `fraction` are given, or one is out of range.
+    """
+    if per_class is not None and fraction is not None:
+        raise ValueError('give per_class for a balanced hold-out or fraction for a stratified one, not both')
+    if per_class is not None and per_class < 1:
+        raise ValueError(f'per_class must be at least 1, not {per_class}')
+    if per_class is not None or (fraction is None and dataset.spare is not None):
+        return _balanced(dataset, per_class, seed)
+    train, held_out = split_off(dataset.train, 0.2 if fraction is None else fraction, seed)
+    return replace(dataset, train=train, test=held_out)
+
+
+def split_off(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split, Split]:
+    """Cut samples into two parts, class by class.
+
+    Args:
+        split: the samples.
+        fraction: share of every class in the second part, between 0 and 1. A class of two or more images has at least
+            one in each part; a class with one image keeps it in the first.
+        seed: of the draw.
+
+    Returns:
+        What is left and what was split off, both in the order of `split`.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f'fraction must lie between 0 and 1, not {fraction}')
+    # NumPy's legacy generator: its streams are frozen, so a split stays the same with every version of NumPy.
+    generator = np.random.RandomState(seed)
+    chosen = np.zeros(len(split), dtype=bool)
+    classes, labels = np.unique(split.labels, return_inverse=True)
+    for members in _members(labels, len(classes)):
+        number = min(max(1, round(fraction * len(members))), len(members) - 1)
+        chosen[generator.permutation(members)[:number]] = True
+    return split.select(np.flatnonzero(~chosen)), split.select(np.flatnonzero(chosen))
+
+
+def _balanced(dataset: Dataset, per_class: int | None, seed: int) -> Dataset:
+    nothing = dataset.train.select(np.zeros(0, dtype=np.int64))
+    spare = nothing if dataset.spare is None else dataset.spare
+    kept = dataset.class_counts
+    left_out = np.bincount(spare.labels, minlength=dataset.num_classes)
+    limits = left_out + kept // 2
+    if per_class is None:
+        gives_none = kept * dataset.num_classes < kept.sum()
+        per_class = min(_MOST_PER_CLASS, int(np.where(gives_none, left_out, limits).min()))
+        if per_class < 1:
+            raise DataError(
+                f'{dataset.name} left out too few images for a balanced hold-out: give fraction for a stratified one'
+            )
+    elif (limits < per_class).any():
+        c = int(limits.argmin())
+        raise DataError(
+            f'a hold-out of {per_class} images of every class would take more than half the training images of '
+            f'class {dataset.class_names[c]} of {dataset.name}: per_class can be at most {limits[c]}'
+        )
+    generator = np.random.RandomState(seed)
+    from_spare = np.zeros(len(spare), dtype=bool)
+    from_train = np.zeros(len(dataset.train), dtype=bool)
+    of_spare = _members(spare.labels, dataset.num_classes)
+    of_train = _members(dataset.train.labels, dataset.num_classes)
+    for c, missing in enumerate(np.maximum(per_class - left_out, 0)):
+        from_spare[generator.permutation(of_spare[c])[:per_class]] = True
+        from_train[generator.permutation(of_train[c])[:missing]] = True
+    drawn, given = spare.select(np.flatnonzero(from_spare)), dataset.train.select(np.flatnonzero(from_train))
+    return replace(
+        dataset,
+        train=dataset.train.select(np.flatnonzero(~from_train)),
+        test=Split(join_images(drawn.images, given.images), np.concatenate([drawn.labels, given.labels])),
+        spare=None if from_spare.all() else spare.select(np.flatnonzero(~from_spare)),
+    )
+
+
+def _members(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    """Return the indices of every class."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return np.split(np.argsort(labels, kind='stable'), np.cumsum(counts)[:-1])

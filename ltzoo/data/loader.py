@@ -1,0 +1,192 @@
+"""Training batches: from an array on the device, or from files through worker processes.
+
+The order of samples and every random parameter follow from (seed, epoch, position) alone. So a batch is the same
+whatever the number of processes and workers, and a run that is resumed sees what an uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from ltzoo.data.dataset import DataError, Split
+from ltzoo.data.images import ArrayImages
+from ltzoo.data.views import FileViews, TensorViews, View
+
+__all__ = ['ArrayLoader', 'Batch', 'FileLoader', 'TrainLoader', 'train_loader']
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's share of a batch.
+
+    Attributes:
+        views: one float32 tensor (B, 3, H, W) for each view, normalised.
+        labels: int64, shape (B,).
+        indices: int64, shape (B,), positions in the training part.
+    """
+
+    views: tuple[Tensor, ...]
+    labels: Tensor
+    indices: Tensor
+
+
+class TrainLoader(Protocol):
+    """Gives the batches of an epoch."""
+
+    steps_per_epoch: int
+
+    def epoch(self, epoch: int) -> Iterator[Batch]: ...
+
+
+def train_loader(
+    split: Split,
+    views: list[View],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+) -> TrainLoader:
+    """Return the loader that suits the images: on the device for arrays, worker processes for files.
+
+    Args:
+        split: the training part, N samples. The last N mod batch_size samples of an epoch's order are dropped.
+        views: what `parse_views` returned.
+        mean, std: per channel, of images scaled to 0..1.
+        batch_size: samples of one step over all processes; a multiple of `world_size`.
+
+    Raises:
+        DataError: if there are fewer samples than one batch, or the batch cannot be shared out.
+    """
+    if batch_size % world_size:
+        raise DataError(f'batch_size {batch_size} cannot be shared out to {world_size} processes')
+    if len(split) < batch_size:
+        raise DataError(f'batch_size {batch_size} is larger than the training part: give {len(split)} or less')
+    order = _Order(len(split), batch_size, seed, rank, world_size)
+    if isinstance(split.images, ArrayImages):
+        return ArrayLoader(split.images, split.labels, TensorViews(views, mean, std), order, device)
+    return FileLoader(split, FileViews(views, mean, std), order, device, workers)
+
+
+def _mix(*numbers: int) -> int:
+    """Return a 63-bit seed that differs in every argument."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Which samples make which batch, and which rows of it are this process's."""
+
+    samples: int
+    batch_size: int
+    seed: int
+    rank: int
+    world_size: int
+
+    @property
+    def steps(self) -> int:
+        return self.samples // self.batch_size
+
+    @property
+    def rows(self) -> slice:
+        share = self.batch_size // self.world_size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def batches(self, epoch: int) -> Tensor:
+        """Return the indices of an epoch's whole batches: int64, shape (steps, batch_size)."""
+        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+        permutation = torch.randperm(self.samples, generator=generator)
+        return permutation[: self.steps * self.batch_size].view(self.steps, self.batch_size)
+
+
+class ArrayLoader:
+    """All images as one uint8 tensor on the device; the views are made there, a batch at a time."""
+
+    def __init__(
+        self, images: ArrayImages, labels: np.ndarray, views: TensorViews, order: _Order, device: torch.device
+    ) -> None:
+        self.images = torch.from_numpy(images.array).permute(0, 3, 1, 2).contiguous().to(device)
+        self.labels = torch.from_numpy(labels).to(device)
+        self.views = views
+        self.order = order
+        self.device = device
+        self.steps_per_epoch = order.steps
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        height, width = self.images.shape[2:]
+        generator = torch.Generator(self.device)
+        batches = self.order.batches(epoch)[:, self.order.rows].to(self.device)
+        for step, indices in enumerate(batches):
+            generator.manual_seed(_mix(self.order.seed, epoch, step))
+            params = self.views.sample(self.order.batch_size, height, width, generator)
+            views = self.views(self.images[indices], self.views.rows(params, self.order.rows))
+            yield Batch(views, self.labels[indices], indices)
+
+
+class FileLoader:
+    """Images read and augmented one at a time in worker processes."""
+
+    def __init__(self, split: Split, views: FileViews, order: _Order, device: torch.device, workers: int) -> None:
+        self.sampler = _EpochSampler(order)
+        self.device = device
+        self.steps_per_epoch = order.steps
+        self.loader = DataLoader(
+            _ViewedSamples(split, views, order.seed),
+            batch_sampler=self.sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == 'cuda',
+        )
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        self.sampler.epoch = epoch
+        for views, labels, indices in self.loader:
+            yield Batch(
+                tuple(v.to(self.device, non_blocking=True) for v in views),
+                labels.to(self.device, non_blocking=True),
+                indices.to(self.device, non_blocking=True),
+            )
+
+
+class _EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Yields (epoch, index) pairs: the worker needs the epoch to seed the sample's views."""
+
+    def __init__(self, order: _Order) -> None:
+        self.order = order
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.order.steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for indices in self.order.batches(self.epoch)[:, self.order.rows].tolist():
+            yield [(self.epoch, index) for index in indices]
+
+
+class _ViewedSamples(TorchDataset[tuple[tuple[Tensor, ...], int, int]]):
+    def __init__(self, split: Split, views: FileViews, seed: int) -> None:
+        self.split = split
+        self.views = views
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[tuple[Tensor, ...], int, int]:
+        epoch, index = key
+        image = self.split.images[index]
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(_mix(self.seed, epoch, index))
+            return self.views(image), int(self.split.labels[index]), index

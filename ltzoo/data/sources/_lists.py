@@ -1,0 +1,125 @@
+"""What the sources with official split lists share."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split
+from ltzoo.data.images import FileImages
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Paths and labels of one part, as a file lists them.
+
+    Attributes:
+        file: where the list was read.
+        paths: N image paths relative to the data set's folder, with / between their parts.
+        labels: int64, shape (N,).
+    """
+
+    file: Path
+    paths: list[str]
+    labels: np.ndarray
+
+
+def find_folder(location: Path, name: str, files: Sequence[str]) -> Path:
+    """Return the folder of an official data set: `location` if it holds one of `files`, else `location/name`."""
+    return location if any((location / file).exists() for file in files) else location / name
+
+
+def read_list(file: Path, origin: str) -> ImageList:
+    """Read lines of `path label`.
+
+    Args:
+        file: the list.
+        origin: where users get it, for the error message.
+
+    Raises:
+        MissingDataError: if the file is missing.
+        DataError: if a line is something else.
+    """
+    if not file.is_file():
+        raise MissingDataError(f'{file} is missing: {origin}')
+    paths, labels = [], []
+    for number, line in enumerate(file.read_text(encoding='utf-8').splitlines(), start=1):
+        path, _, label = line.rpartition(' ')
+        if not path or not label.isdecimal():
+            raise DataError(f'line {number} of {file} must be an image path, a space and a label, not {line[:80]!r}')
+        paths.append(path)
+        labels.append(int(label))
+    return ImageList(file, paths, np.array(labels, dtype=np.int64))
+
+
+def from_lists(
+    name: str,
+    folder: Path,
+    train: ImageList,
+    test: ImageList,
+    *,
+    images_origin: str,
+    spare: ImageList | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Dataset:
+    """Make a data set of images that lists name.
+
+    Args:
+        name: the source's name.
+        folder: what the paths start from.
+        train, test, spare: the parts; `spare` are images left out of training.
+        images_origin: where users get the images and how they must lie, for the error message.
+        class_names: by default the folders that the images of a class lie in.
+
+    Raises:
+        MissingDataError: if the first image of a list is not there.
+        DataError: if the lists share images or do not agree on the labels.
+    """
+    parts = [train, test] if spare is None else [train, test, spare]
+    for part in parts:
+        if part.paths and not (folder / part.paths[0]).is_file():
+            raise MissingDataError(
+                f'{folder / part.paths[0]}, the first image of {part.file.name}, is missing: {images_origin}'
+            )
+    _require_disjoint(parts)
+    return Dataset(
+        name,
+        train=_split(folder, train),
+        test=_split(folder, test),
+        class_names=tuple(class_names or _folder_names(parts)),
+        spare=None if spare is None else _split(folder, spare),
+    )
+
+
+def _split(folder: Path, part: ImageList) -> Split:
+    return Split(FileImages(folder, part.paths), part.labels)
+
+
+def _require_disjoint(parts: list[ImageList]) -> None:
+    seen: set[str] = set()
+    for part in parts:
+        paths = set(part.paths)
+        if len(paths) < len(part.paths) or not seen.isdisjoint(paths):
+            raise DataError(f'{part.file} names an image that it or {parts[0].file} has named already')
+        seen |= paths
+
+
+def _folder_names(parts: list[ImageList]) -> list[str]:
+    """Return the folder of every class, the same in all lists: lists circulate in different class orders."""
+    names: dict[int, str] = {}
+    for part in parts:
+        for path, label in zip(part.paths, part.labels.tolist(), strict=True):
+            found = posixpath.basename(posixpath.dirname(path))
+            if names.setdefault(label, found) != found:
+                raise DataError(
+                    f'label {label} is folder {names[label]} in {parts[0].file.name} but {found} in {part.file.name}: '
+                    'the lists must come from the same place'
+                )
+    missing = sorted(set(range(max(names, default=-1) + 1)) - set(names))
+    if missing:
+        raise DataError(f'{parts[0].file} and its companions have labels up to {max(names)} but none is {missing[0]}')
+    return [names[label] for label in range(len(names))]

@@ -1,0 +1,113 @@
+"""A user's own images as NumPy arrays: one .npz file, such as MedMNIST's, or a folder of .npy files."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+
+from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
+from ltzoo.data.holdout import split_off
+from ltzoo.data.images import ArrayImages
+from ltzoo.data.sources._labels import names_of_integers
+
+_READING_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+# Images and labels of the training part, then of the test part.
+_KEYS = (('x_train', 'y_train', 'x_test', 'y_test'), ('train_images', 'train_labels', 'test_images', 'test_labels'))
+
+
+@register_source('npz', needs_location=True)
+def npz(location: Path, download: bool) -> Dataset:
+    """Read an .npz file of arrays x_train, y_train, x_test, y_test, or train_images, train_labels, test_images, ...
+
+    Images are uint8 of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3); labels are the integers 0 to C - 1, shape (N,) or
+    (N, 1). Without a test part, 20 % of every class become it, always the same ones (`ltzoo.data.split_off`). Mean and
+    standard deviation are those of the training part.
+    """
+    if not location.is_file():
+        raise MissingDataError(f'{location} is not a file; npz takes a .npz file')
+    try:
+        archive = np.load(location, allow_pickle=False)
+    except _READING_ERRORS as error:
+        raise DataError(f'{location} is not a readable .npz file: {error}') from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise DataError(f'{location} holds a single array; npz takes a .npz file of several')
+    with archive:
+        return _dataset(f'npz:{location}', archive.files, archive.__getitem__)
+
+
+@register_source('npy', needs_location=True)
+def npy(location: Path, download: bool) -> Dataset:
+    """Read a folder of x_train.npy, y_train.npy, x_test.npy and y_test.npy; everything else is as in `npz`."""
+    if not location.is_dir():
+        raise MissingDataError(f'{location} is not a folder; npy takes a folder of .npy files')
+    files = {file.stem: file for file in location.glob('*.npy')}
+    return _dataset(f'npy:{location}', files, lambda key: np.load(files[key], allow_pickle=False))
+
+
+def _dataset(name: str, available: Collection[str], load: Callable[[str], np.ndarray]) -> Dataset:
+    keys = next((keys for keys in _KEYS if keys[0] in available), _KEYS[0])
+    has_test = keys[2] in available or keys[3] in available
+    missing = [key for key in (keys if has_test else keys[:2]) if key not in available]
+    if missing:
+        found = ', '.join(sorted(available)) or 'nothing'
+        raise DataError(f'{name} has no array {missing[0]}; it must hold {", ".join(keys)}, and holds {found}')
+
+    def part(images_key: str, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
+        arrays = []
+        for key in (images_key, labels_key):
+            try:
+                arrays.append(load(key))
+            except _READING_ERRORS as error:
+                raise DataError(f'{key} of {name} is not a readable array of numbers: {error}') from error
+        images = _as_rgb(arrays[0], f'{images_key} of {name}')
+        labels = _as_labels(arrays[1], f'{labels_key} of {name}')
+        if len(images) != len(labels):
+            raise DataError(f'{name} has {len(images)} images in {images_key} but {len(labels)} labels in {labels_key}')
+        return images, labels
+
+    parts = [part(*keys[:2])] + ([part(*keys[2:])] if has_test else [])
+    class_names = names_of_integers(np.concatenate([labels for _, labels in parts]), f'the labels of {name}')
+    splits = [Split(ArrayImages(images), labels) for images, labels in parts]
+    train, test = splits if has_test else split_off(splits[0])
+    assert isinstance(train.images, ArrayImages)
+    mean, std = _channel_statistics(train.images.array, name)
+    return Dataset(name, train, test, class_names, mean, std, image_size=min(parts[0][0].shape[1:3]))
+
+
+def _as_rgb(images: np.ndarray, what: str) -> np.ndarray:
+    grey = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 1)
+    if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[3] == 3)) or 0 in images.shape:
+        raise DataError(
+            f'{what} must be uint8 images of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), '
+            f'not {images.dtype} {images.shape}'
+        )
+    return np.repeat(images.reshape(*images.shape[:3], 1), 3, axis=3) if grey else images
+
+
+def _as_labels(labels: np.ndarray, what: str) -> np.ndarray:
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim not in (1, 2) or labels.size != len(labels):
+        raise DataError(f'{what} must be one integer for each image, not {labels.dtype} {labels.shape}')
+    return labels.reshape(-1).astype(np.int64)
+
+
+def _channel_statistics(images: np.ndarray, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel, of images scaled to 0..1.
+
+    They follow exactly from how often each of the 256 values occurs, which is counted a few images at a time: floating
+    point copies of the images need never exist.
+    """
+    block = max(1, 2**22 // images[0].size)
+    frequencies = np.zeros((3, 256), dtype=np.int64)
+    for start in range(0, len(images), block):
+        for channel in range(3):
+            frequencies[channel] += np.bincount(images[start : start + block, ..., channel].ravel(), minlength=256)
+    values = np.arange(256) / 255
+    mean = frequencies @ values / frequencies.sum(axis=1)
+    std = np.sqrt((frequencies * (values - mean[:, None]) ** 2).sum(axis=1) / frequencies.sum(axis=1))
+    if (std == 0).any():
+        raise DataError(f'the training images of {name} all have one and the same value')
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,0 +1,75 @@
+"""A user's own images as a CSV file lists them."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+
+from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
+from ltzoo.data.holdout import split_off
+from ltzoo.data.images import FileImages
+from ltzoo.data.sources._labels import names_of_integers
+
+_PARTS = ('train', 'test', 'val')
+
+
+@register_source('csv', needs_location=True)
+def csv_file(location: Path, download: bool) -> Dataset:
+    """Read a CSV file (UTF-8, commas) whose first line names the columns path, label and, optionally, split.
+
+    Paths start from the file's folder. Labels are class names, sorted into an order, or the integers 0 to C - 1. The
+    split is train, test or val; val rows are the test part if there are no test rows, else they are left out. Without
+    either, 20 % of every class become the test part, always the same ones (`ltzoo.data.split_off`). Further columns
+    are ignored.
+    """
+    rows = _read_rows(location)
+    written = [row['label'] for row in rows]
+    if all(re.fullmatch(r'-?\d{1,18}', label) for label in written):
+        labels = np.array([int(label) for label in written], dtype=np.int64)
+        class_names = names_of_integers(labels, f'the labels of {location}')
+    else:
+        class_names = tuple(sorted(set(written)))
+        label_of = {name: label for label, name in enumerate(class_names)}
+        labels = np.array([label_of[name] for name in written], dtype=np.int64)
+    parts = np.array([row.get('split', 'train') for row in rows])
+    whole = Split(FileImages(location.parent, [row['path'] for row in rows]), labels)
+    train = whole.select(np.flatnonzero(parts == 'train'))
+    for part in ('test', 'val'):
+        if (parts == part).any():
+            test = whole.select(np.flatnonzero(parts == part))
+            break
+    else:
+        train, test = split_off(train)
+    return Dataset(f'csv:{location}', train, test, class_names)
+
+
+def _read_rows(file: Path) -> list[dict[str, str]]:
+    if not file.is_file():
+        raise MissingDataError(f'{file} is not a file; csv takes a CSV file with the columns path and label')
+    try:
+        with open(file, newline='', encoding='utf-8-sig') as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True, restval='', strict=True)
+            columns = [name for name in ('path', 'label', 'split') if name in (reader.fieldnames or ())]
+            if columns[:2] != ['path', 'label']:
+                found = ','.join(reader.fieldnames or ())
+                raise DataError(f'the first line of {file} must be path,label or path,label,split, not {found!r}')
+            rows = []
+            for row in reader:
+                values = {name: row[name].strip() for name in columns}
+                missing = [name for name in columns if not values[name]]
+                if None in row or missing:
+                    wrong = f'no {missing[0]}' if missing else 'more fields than the first line'
+                    raise DataError(f'line {reader.line_num} of {file} has {wrong}')
+                if values.get('split', 'train') not in _PARTS:
+                    raise DataError(
+                        f'line {reader.line_num} of {file} has split {values["split"]!r}; it must be train, test or val'
+                    )
+                rows.append(values)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f'{file} is not a CSV file in UTF-8: {error}') from error
+    if not rows:
+        raise DataError(f'{file} lists no images')
+    return rows

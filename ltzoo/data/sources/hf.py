@@ -1,0 +1,111 @@
+"""Image classification sets in the format of the Hugging Face library `datasets`, from the hub or a local folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
+from ltzoo.data.holdout import split_off
+from ltzoo.data.images import DECODING_ERRORS, UnreadableImageError
+
+
+@dataclass(frozen=True)
+class HubImages:
+    """Images in a table of `datasets`, decoded when asked for.
+
+    Attributes:
+        table: a `datasets.Dataset` whose only column holds images.
+        column: its name.
+        rows: int64, shape (N,), rows of the table.
+        label: what the table is, for names.
+    """
+
+    table: Any
+    column: str
+    rows: np.ndarray
+    label: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        try:
+            image = self.table[int(self.rows[index])][self.column]
+            if image is not None:
+                return image.convert('RGB')
+        except DECODING_ERRORS as error:
+            raise UnreadableImageError(f'{self.name(index)} cannot be decoded: {error}') from error
+        raise UnreadableImageError(f'{self.name(index)} is missing')
+
+    def select(self, indices: np.ndarray) -> HubImages:
+        return replace(self, rows=self.rows[indices])
+
+    def name(self, index: int) -> str:
+        return f'image in row {self.rows[index]} of {self.label}'
+
+
+@register_source('hf', needs_location=True)
+def hf(location: Path, download: bool) -> Dataset:
+    """Read `hf:org/name` from the hub (through the library's own cache) or `hf:/folder` from a local folder.
+
+    A folder is anything that `datasets.load_dataset` or `load_from_disk` reads. The set needs a column of images and
+    one of class labels, found by their types. Where there are several, the columns `image` and `label` are taken, or
+    else the class labels with the most classes (the fine ones of CIFAR-100). The training part is the split `train`;
+    the test part is `test`, or `validation` if there is no test split with labels, or else 20 % of every class, always
+    the same ones (`ltzoo.data.split_off`).
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError("hf: needs the package datasets: pip install 'ltzoo[datasets]'") from error
+    place = location.as_posix()
+    if location.is_absolute() and not location.exists():
+        raise MissingDataError(f'{place} does not exist; write hf:org/name for a data set on the hub')
+    try:
+        saved = any((location / file).exists() for file in ('dataset_dict.json', 'state.json'))
+        tables = datasets.load_from_disk(place) if saved else datasets.load_dataset(place)
+    except FileNotFoundError as error:
+        raise MissingDataError(f'hf:{place} cannot be found: {_first_line(error)}') from error
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise DataError(f'hf:{place} cannot be loaded: {_first_line(error)}') from error
+    if isinstance(tables, datasets.Dataset):
+        tables = {'train': tables}
+    if 'train' not in tables:
+        raise DataError(f'hf:{place} has no split train, only {", ".join(tables)}')
+    features = tables['train'].features
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    classes = {name: feature for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
+    if not classes or not (len(images) == 1 or 'image' in images):
+        raise DataError(
+            f'hf:{place} needs a column of type Image and one of type ClassLabel; it has '
+            + ', '.join(f'{name} ({type(feature).__name__})' for name, feature in features.items())
+        )
+    image = 'image' if 'image' in images else images[0]
+    label = 'label' if 'label' in classes else max(classes, key=lambda name: classes[name].num_classes)
+    train = _split(tables['train'], image, label, f'hf:{place} train')
+    for part in ('test', 'validation'):
+        if part in tables:
+            test = _split(tables[part], image, label, f'hf:{place} {part}')
+            # Hidden labels of a competition's test split are written as -1.
+            if len(test) and test.labels.min() >= 0:
+                break
+    else:
+        train, test = split_off(train)
+    return Dataset(f'hf:{place}', train, test, tuple(classes[label].names))
+
+
+def _split(table: Any, image: str, label: str, what: str) -> Split:
+    labels = table.select_columns([label])[:][label]
+    if None in labels:
+        raise DataError(f'row {labels.index(None)} of {what} has no {label}')
+    rows = np.arange(len(labels))
+    return Split(HubImages(table.select_columns([image]), image, rows, what), np.array(labels, dtype=np.int64))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition('\n')[0]

@@ -1,0 +1,46 @@
+"""ImageNet-LT: 115,846 training images of ImageNet's 1,000 classes, 1,280 to 5 a class; 50,000 test images.
+
+Source: Liu et al., Large-Scale Long-Tailed Recognition in an Open World (OLTR), CVPR 2019.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ltzoo.data.dataset import Dataset, register_source
+from ltzoo.data.sources._lists import find_folder, from_lists, read_list
+
+TRAIN, TEST, VAL = 'ImageNet_LT_train.txt', 'ImageNet_LT_test.txt', 'ImageNet_LT_val.txt'
+
+
+@register_source('imagenet_lt')
+def imagenet_lt(location: Path, download: bool) -> Dataset:
+    """Read ImageNet-LT by its official lists.
+
+    The lists lie in `location` itself or in `location/ImageNet_LT`, beside the folders (or links to them) that their
+    paths start with::
+
+        ImageNet_LT/ImageNet_LT_train.txt    lines such as: train/n01440764/n01440764_190.JPEG 0
+        ImageNet_LT/ImageNet_LT_test.txt     lines such as: val/n01440764/ILSVRC2012_val_00029930.JPEG 0
+        ImageNet_LT/ImageNet_LT_val.txt      optional: 20 training images of each class that the split left out
+        ImageNet_LT/train/n01440764/...
+        ImageNet_LT/val/n01440764/...
+
+    Class names are WordNet ids. Nothing is downloaded.
+    """
+    folder = find_folder(location, 'ImageNet_LT', (TRAIN, TEST, VAL))
+    origin = (
+        'the ImageNet-LT lists are linked from the project page of "Large-Scale Long-Tailed Recognition in an Open '
+        'World", https://github.com/zhmiao/OpenLongTailRecognition-OLTR'
+    )
+    return from_lists(
+        'imagenet_lt',
+        folder,
+        train=read_list(folder / TRAIN, origin),
+        test=read_list(folder / TEST, origin),
+        spare=read_list(folder / VAL, origin) if (folder / VAL).exists() else None,
+        images_origin=(
+            f'get ILSVRC2012 from https://image-net.org and put or link it so that {folder / "train"} and '
+            f'{folder / "val"} hold one folder for each class'
+        ),
+    )

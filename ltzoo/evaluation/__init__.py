@@ -1,0 +1,18 @@
+"""Evaluation: predictions, the scores of long-tailed recognition, and reports of them."""
+
+from ltzoo.evaluation.metrics import ClassScore, Scores, expected_calibration_error, score, shifted_accuracy
+from ltzoo.evaluation.predict import Predictions, predict
+from ltzoo.evaluation.report import format_scores, per_class_csv, plot_accuracy
+
+__all__ = [
+    'ClassScore',
+    'Predictions',
+    'Scores',
+    'expected_calibration_error',
+    'format_scores',
+    'per_class_csv',
+    'plot_accuracy',
+    'predict',
+    'score',
+    'shifted_accuracy',
+]

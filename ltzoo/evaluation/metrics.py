@@ -1,0 +1,142 @@
+"""What is reported: accuracy by shot, balanced accuracy, calibration, every class, and shifted test distributions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
+
+from ltzoo.data.shots import shot_classes
+
+__all__ = ['ClassScore', 'Scores', 'expected_calibration_error', 'score', 'shifted_accuracy']
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class: `accuracy` in percent, None where the test part has no image of it."""
+
+    label: int
+    name: str
+    train_count: int
+    test_count: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracies and errors in percent; None for a shot without classes.
+
+    Attributes:
+        samples: number of test images.
+        top1: share of test images classified correctly.
+        many, medium, few: mean accuracy of the shot's classes (Liu et al., CVPR 2019).
+        balanced_accuracy: mean accuracy of all classes.
+        ece: expected calibration error.
+        per_class: every class, in label order.
+    """
+
+    samples: int
+    top1: float
+    many: float | None
+    medium: float | None
+    few: float | None
+    balanced_accuracy: float
+    ece: float
+    per_class: tuple[ClassScore, ...]
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Return the keys of `tools/evaluate.py --json`; a class's label stands under `class`."""
+        values = asdict(self)
+        values['per_class'] = [{'class': row.pop('label'), **row} for row in values['per_class']]
+        return values
+
+
+def score(
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    confidences: np.ndarray,
+    class_counts: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    many_above: int = 100,
+    few_below: int = 20,
+) -> Scores:
+    """Score predictions on a test set.
+
+    Args:
+        labels, predictions: int64, shape (N,).
+        confidences: probability of the predicted class, in 0..1, shape (N,).
+        class_counts: training images per class, shape (C,).
+        class_names: C names.
+        many_above, few_below: Many has more training images than the one, Few has fewer than the other.
+    """
+    num_classes = len(class_counts)
+    recalls = 100 * recall_score(labels, predictions, labels=np.arange(num_classes), average=None, zero_division=np.nan)
+    accuracies = [None if np.isnan(recall) else float(recall) for recall in recalls]
+    shots = {}
+    for shot, classes in shot_classes(class_counts, many_above, few_below).items():
+        known = [accuracy for accuracy in (accuracies[c] for c in classes) if accuracy is not None]
+        shots[shot] = float(np.mean(known)) if known else None
+    test_counts = np.bincount(labels, minlength=num_classes)
+    with warnings.catch_warnings():
+        # It warns of predicted classes that have no test image; leaving those out is what is wanted.
+        warnings.filterwarnings('ignore', message='y_pred contains classes not in y_true')
+        balanced = 100 * float(balanced_accuracy_score(labels, predictions))
+    return Scores(
+        samples=len(labels),
+        top1=100 * float(accuracy_score(labels, predictions)),
+        **shots,
+        balanced_accuracy=balanced,
+        ece=100 * expected_calibration_error(labels == predictions, confidences),
+        per_class=tuple(
+            ClassScore(c, str(class_names[c]), int(class_counts[c]), int(test_counts[c]), accuracies[c])
+            for c in range(num_classes)
+        ),
+    )
+
+
+def expected_calibration_error(correct: np.ndarray, confidences: np.ndarray, bins: int = 15) -> float:
+    """Return the mean gap between confidence and accuracy over equal-width bins, weighted by their samples, in 0..1.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, Eq. 3.
+
+    Args:
+        correct: bool, shape (N,).
+        confidences: in 0..1, shape (N,).
+    """
+    edges = np.linspace(0, 1, bins + 1)
+    gap, _ = np.histogram(confidences, edges, weights=correct - confidences)
+    return float(np.abs(gap).sum() / len(confidences))
+
+
+def shifted_accuracy(scores: Scores, ratios: Sequence[float] = (50, 25, 10, 5, 2)) -> dict[str, float]:
+    """Return the accuracy, in percent, that the same predictions have under long-tailed test distributions.
+
+    A forward distribution weighs classes as the training set orders them, r^(-c/(C-1)) from the largest class down;
+    a backward one turns the order round. Computed by weighting class accuracies instead of drawing images.
+
+    Source: Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic Long-Tailed Recognition
+    (SADE), NeurIPS 2022, section 5.
+
+    Args:
+        scores: of a test set; classes without test images are left out.
+        ratios: imbalance ratios r of the distributions.
+
+    Returns:
+        Keys `forward50` ... `forward2`, `uniform`, `backward2` ... `backward50`.
+    """
+    tested = [row for row in scores.per_class if row.accuracy is not None]
+    tested.sort(key=lambda row: -row.train_count)
+    accuracies = np.array([row.accuracy for row in tested], dtype=float)
+    position = np.linspace(0, 1, len(tested))
+    shifted = {}
+    for name, exponent, order in (('forward', -1, ratios), ('backward', 1, tuple(reversed(ratios)))):
+        if name == 'backward':
+            shifted['uniform'] = float(accuracies.mean())
+        for ratio in order:
+            shifted[f'{name}{ratio:g}'] = float(np.average(accuracies, weights=float(ratio) ** (exponent * position)))
+    return shifted

@@ -1,0 +1,109 @@
+"""What a model says about every image of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from ltzoo.data.dataset import Split
+from ltzoo.data.images import ArrayImages
+from ltzoo.data.views import eval_transform, normalise
+
+__all__ = ['Predictions', 'predict']
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of N images, in the split's order.
+
+    Attributes:
+        labels, predictions: int64, shape (N,).
+        confidences: softmax probability of the prediction, float32, shape (N,).
+    """
+
+    labels: np.ndarray
+    predictions: np.ndarray
+    confidences: np.ndarray
+
+
+def predict(
+    model: nn.Module,
+    split: Split,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    image_size: int,
+    *,
+    crop_pct: float = 0.875,
+    batch_size: int = 256,
+    device: torch.device | str = 'cpu',
+    workers: int = 0,
+) -> Predictions:
+    """Classify every image of a split.
+
+    Args:
+        model: returns logits (B, C); it is run in evaluation mode and left in the mode it was in.
+        split: N images. Arrays are taken at their own size; files are resized and cropped at the centre.
+        mean, std: per channel, of images scaled to 0..1.
+        image_size: side in pixels of the crop of a file.
+        crop_pct: share of the resized shorter side that the crop covers.
+        workers: processes that read files.
+
+    Where torch.distributed runs, each process takes its share and all get the whole, no image counted twice.
+
+    Raises:
+        UnreadableImageError: if a file cannot be decoded.
+    """
+    device = torch.device(device)
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    share = np.arange(rank, len(split), processes)
+    predictions = torch.zeros(len(split), dtype=torch.int64, device=device)
+    confidences = torch.zeros(len(split), dtype=torch.float32, device=device)
+    images = split.images
+    if isinstance(images, ArrayImages):
+        chunks = np.array_split(share, np.arange(batch_size, len(share), batch_size))
+        batches: Iterator[Tensor] = (normalise(_to_device(images.array[chunk], device), mean, std) for chunk in chunks)
+    else:
+        transform = eval_transform(image_size, crop_pct, mean, std)
+        samples = _Samples(split.select(share), transform)
+        loader = DataLoader(samples, batch_size, num_workers=workers, pin_memory=device.type == 'cuda')
+        batches = (batch.to(device, non_blocking=True) for batch in loader)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            start = 0
+            for batch in batches:
+                probabilities = model(batch).float().softmax(1)
+                rows = torch.from_numpy(share[start : start + len(batch)]).to(device)
+                confidences[rows], predictions[rows] = probabilities.max(1)
+                start += len(batch)
+    finally:
+        model.train(was_training)
+    if processes > 1:
+        dist.all_reduce(predictions)
+        dist.all_reduce(confidences)
+    return Predictions(split.labels, predictions.cpu().numpy(), confidences.cpu().numpy())
+
+
+def _to_device(pixels: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+
+
+class _Samples(TorchDataset[Tensor]):
+    def __init__(self, split: Split, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.split = split
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.transform(self.split.images[index])

@@ -1,0 +1,81 @@
+"""Scores for people and programs: a table, a CSV of classes, a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ['format_scores', 'per_class_csv', 'plot_accuracy']
+
+
+def format_scores(results: Mapping[str, Any]) -> str:
+    """Return the table of a results dictionary, with the keys of `tools/evaluate.py --json`, in percent."""
+    rows = [
+        ('top-1', results['top1'], f'{results["samples"]:,} images'),
+        ('Many', results['many'], ''),
+        ('Medium', results['medium'], ''),
+        ('Few', results['few'], ''),
+        ('balanced', results['balanced_accuracy'], ''),
+        ('ECE', results['ece'], ''),
+        *((name, value, 'test distribution') for name, value in results.get('shifted', {}).items()),
+    ]
+    lines = [f'{results["model"]} on {results["data"]}']
+    for name, value, note in rows:
+        shown = 'none' if value is None else f'{value:.2f}'
+        lines.append(f'  {name:<12}{shown:>7}  {note}'.rstrip())
+    return '\n'.join(lines)
+
+
+def per_class_csv(results: Mapping[str, Any]) -> str:
+    """Return the table of classes as CSV; a class without test images has an empty accuracy."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ['class', 'name', 'train_count', 'test_count', 'accuracy'], lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(results['per_class'])
+    return text.getvalue()
+
+
+def plot_accuracy(results: Mapping[str, Any], path: Path, many_above: int = 100, few_below: int = 20) -> None:
+    """Draw the accuracy of every class against its number of training images.
+
+    Args:
+        results: with the keys of `tools/evaluate.py --json`.
+        path: a PNG, PDF or SVG file to write.
+        many_above, few_below: the shots' thresholds.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout='constrained')
+    axes = figure.subplots()
+    shots = {
+        'Many': ('many', 'tab:blue', lambda count: count > many_above),
+        'Medium': ('medium', 'tab:orange', lambda count: few_below <= count <= many_above),
+        'Few': ('few', 'tab:red', lambda count: count < few_below),
+    }
+    tested = [row for row in results['per_class'] if row['accuracy'] is not None]
+    for name, (key, colour, belongs) in shots.items():
+        rows = [row for row in tested if belongs(row['train_count'])]
+        if rows:
+            counts = [row['train_count'] for row in rows]
+            axes.scatter(
+                counts,
+                [row['accuracy'] for row in rows],
+                s=max(8, 36 - len(tested) // 40),
+                color=colour,
+                alpha=0.7,
+                linewidths=0,
+                label=f'{name}: {results[key]:.1f}',
+            )
+            axes.hlines(results[key], min(counts), max(counts), color=colour, linewidth=1)
+    axes.set_xscale('symlog', linthresh=1)
+    axes.set_xlim(left=0 if any(row['train_count'] == 0 for row in tested) else 0.9)
+    axes.set_ylim(-3, 103)
+    axes.set_xlabel('training images of the class')
+    axes.set_ylabel('test accuracy (%)')
+    axes.set_title(f'{results["model"]} on {results["data"]}: top-1 {results["top1"]:.1f}', fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,92 @@
+"""Export: a trained model as a folder that ltzoo and timm load by name."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import save_for_hf
+
+from ltzoo.errors import LtzooError
+from ltzoo.files import new_folder
+from ltzoo.hub.card import model_card
+
+__all__ = ['ExportError', 'copy_export', 'export_model']
+
+
+class ExportError(LtzooError, OSError):
+    """A folder that cannot be exported from or to."""
+
+
+def export_model(
+    model: Any,
+    folder: Path,
+    lt: Mapping[str, Any],
+    *,
+    input_size: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_pct: float = 1.0,
+    force: bool = False,
+) -> None:
+    """Write `model.safetensors`, `config.json` in timm's layout and the card `README.md`.
+
+    `ltzoo.create_model('local-dir:FOLDER', pretrained=True)` gives the model back, bit by bit; so does
+    `timm.create_model`, after `import ltzoo` where the architecture is ours.
+
+    Args:
+        model: made by `ltzoo.create_model`, not wrapped for training.
+        folder: where to; it appears whole or not at all.
+        lt: what is known of the training, JSON-able: data, class_counts, class_names, recipe, seed, scores. It becomes
+            the block `lt` of config.json, which timm ignores.
+        input_size: channels, height, width that the model was trained for.
+        mean, std: per channel, of images scaled to 0..1.
+        crop_pct: share of the resized image's side that the test crop covers.
+        force: replace what is in `folder`.
+
+    Raises:
+        ExportError: if `folder` holds something and `force` is not given, or it cannot be written.
+    """
+    _check_target(folder, force)
+    # Channels-last weights would be refused; a copy leaves the trained model as it is.
+    plain = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
+    data_config = {
+        'input_size': input_size,
+        'mean': tuple(mean),
+        'std': tuple(std),
+        'crop_pct': crop_pct,
+        'interpolation': 'bilinear',
+    }
+    try:
+        with new_folder(folder) as made:
+            save_for_hf(
+                plain, str(made), model_config={'lt': dict(lt)}, safe_serialization=True, data_config=data_config
+            )
+            (made / 'README.md').write_text(model_card(lt, plain.pretrained_cfg), encoding='utf-8')
+    except OSError as error:
+        raise ExportError(f'{folder} cannot be written: {error.strerror or error}') from error
+
+
+def copy_export(source: Path, folder: Path, *, force: bool = False) -> None:
+    """Copy an exported folder, whole or not at all.
+
+    Raises:
+        ExportError: if `folder` holds something and `force` is not given, or it cannot be written.
+    """
+    _check_target(folder, force)
+    try:
+        with new_folder(folder) as made:
+            shutil.copytree(source, made, dirs_exist_ok=True)
+    except OSError as error:
+        raise ExportError(f'{folder} cannot be written: {error.strerror or error}') from error
+
+
+def _check_target(folder: Path, force: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ExportError(f'{folder} is a file; an export needs a folder')
+    if not force and folder.is_dir() and any(folder.iterdir()):
+        raise ExportError(f'{folder} is not empty; give a new folder')

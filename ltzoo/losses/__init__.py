@@ -1,0 +1,17 @@
+"""Objectives: each takes a model, the views of a batch and its labels, and returns the loss of every sample."""
+
+from ltzoo.losses.bcl import BCL, balanced_contrastive_loss
+from ltzoo.losses.cross_entropy import CrossEntropy, LogitAdjusted, log_prior
+from ltzoo.losses.objective import ObjectiveError, create_objective, list_objectives, register_objective
+
+__all__ = [
+    'BCL',
+    'CrossEntropy',
+    'LogitAdjusted',
+    'ObjectiveError',
+    'balanced_contrastive_loss',
+    'create_objective',
+    'list_objectives',
+    'log_prior',
+    'register_objective',
+]

@@ -1,0 +1,68 @@
+"""Cross-entropy, plain and adjusted to a long-tailed prior."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltzoo.losses.objective import ObjectiveError, register_objective
+
+__all__ = ['CrossEntropy', 'LogitAdjusted', 'log_prior', 'widen']
+
+
+def widen(x: Tensor) -> Tensor:
+    """Return `x` in float32 if it is narrower: losses are not computed in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def log_prior(class_counts: Tensor) -> Tensor:
+    """Return the log of every class's share of the training images: shape (C,), in the default type.
+
+    A class without a training image counts as having one: its logit is pushed down as far as a class of one image
+    has it, instead of by an infinity.
+
+    Raises:
+        ObjectiveError: if there is no training image at all.
+    """
+    if class_counts.sum() == 0:
+        raise ObjectiveError('class_counts are all 0: there is no training image to take a prior from')
+    counts = class_counts.double().clamp(min=1)
+    return (counts / counts.sum()).log().to(torch.get_default_dtype())
+
+
+@register_objective('ce')
+class CrossEntropy(nn.Module):
+    """Cross-entropy of the first and only view."""
+
+    num_views = 1
+
+    def __init__(self, model: nn.Module, class_counts: Tensor) -> None:
+        super().__init__()
+
+    def forward(self, model: nn.Module, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        return F.cross_entropy(widen(model(views[0])), labels, reduction='none')
+
+
+@register_objective('logit_adjusted')
+class LogitAdjusted(nn.Module):
+    """Cross-entropy of logits + tau log prior, so that the plain logits serve a balanced test set.
+
+    Sources: Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021, Eq. 10. With tau = 1 it is the balanced
+    softmax of Ren et al., Balanced Meta-Softmax for Long-Tailed Visual Recognition, NeurIPS 2020, Eq. 4.
+
+    Args:
+        model: unused.
+        class_counts: training images per class, shape (C,).
+        tau: strength of the adjustment; 0 is plain cross-entropy.
+    """
+
+    num_views = 1
+    adjustment: Tensor
+
+    def __init__(self, model: nn.Module, class_counts: Tensor, tau: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer('adjustment', tau * log_prior(class_counts), persistent=False)
+
+    def forward(self, model: nn.Module, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        return F.cross_entropy(widen(model(views[0])) + self.adjustment, labels, reduction='none')

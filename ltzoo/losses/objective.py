@@ -1,0 +1,76 @@
+"""What an objective is, and the registry of objectives."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from ltzoo.errors import LtzooError
+
+__all__ = ['ObjectiveError', 'create_objective', 'list_objectives', 'register_objective']
+
+
+class ObjectiveError(LtzooError, ValueError):
+    """An objective that does not exist, or options and a model that do not suit it."""
+
+
+class Objective(Protocol):
+    """What training minimises: an `nn.Module` made from (model, class_counts, **options).
+
+    Attributes:
+        num_views: how many views of every image it takes.
+    """
+
+    num_views: int
+
+    def __call__(self, model: nn.Module, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        """Return the loss of every sample, shape (B,), of views (B, 3, H, W) and labels (B,)."""
+
+
+_OBJECTIVES: dict[str, Callable[..., nn.Module]] = {}
+_T = TypeVar('_T', bound=type[nn.Module])
+
+
+def register_objective(name: str) -> Callable[[_T], _T]:
+    """Register an objective class under the name that recipes use."""
+
+    def decorate(cls: _T) -> _T:
+        _OBJECTIVES[name] = cls
+        return cls
+
+    return decorate
+
+
+def list_objectives() -> list[str]:
+    """Return the names of all objectives."""
+    return sorted(_OBJECTIVES)
+
+
+def create_objective(name: str, model: nn.Module, class_counts: Tensor, **options: Any) -> nn.Module:
+    """Create an objective.
+
+    Args:
+        name: one of `list_objectives()`.
+        model: the classifier that it will train.
+        class_counts: training images per class, int64, shape (C,).
+        **options: what the objective's constructor takes.
+
+    Raises:
+        ObjectiveError: if the name or an option is unknown, with the nearest valid one.
+    """
+    if name not in _OBJECTIVES:
+        near = difflib.get_close_matches(name, _OBJECTIVES, n=1)
+        hint = f'; did you mean {near[0]}?' if near else ''
+        raise ObjectiveError(f'no objective is called {name!r}{hint} Known: {", ".join(list_objectives())}')
+    cls = _OBJECTIVES[name]
+    known = [key for key in inspect.signature(cls).parameters if key not in ('model', 'class_counts')]
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            valid = f'did you mean {near[0]}?' if near else f'it takes {", ".join(known) or "none"}'
+            raise ObjectiveError(f'objective {name} has no option {key!r}; {valid}')
+    return cls(model, class_counts, **options)

@@ -1,0 +1,35 @@
+"""Models: the CIFAR ResNet, heads, and every name that `create_model` takes."""
+
+from ltzoo.models import cifar_resnet, lt_timm, lt_zoo
+from ltzoo.models.cifar_resnet import CifarResNet
+from ltzoo.models.factory import (
+    ModelArgumentError,
+    ModelFilesError,
+    NoWeightsError,
+    UnknownModelError,
+    create_model,
+    create_model_and_transforms,
+    get_pretrained_cfg,
+    list_models,
+    list_pretrained,
+)
+from ltzoo.models.heads import CosineLinear, HeadError, ProjectionMLP
+
+__all__ = [
+    'CifarResNet',
+    'CosineLinear',
+    'HeadError',
+    'ModelArgumentError',
+    'ModelFilesError',
+    'NoWeightsError',
+    'ProjectionMLP',
+    'UnknownModelError',
+    'cifar_resnet',
+    'create_model',
+    'create_model_and_transforms',
+    'get_pretrained_cfg',
+    'list_models',
+    'list_pretrained',
+    'lt_timm',
+    'lt_zoo',
+]

@@ -1,0 +1,231 @@
+"""Models by name: the zoo's, any of timm's, saved ones."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch.nn as nn
+from PIL import Image
+from safetensors import SafetensorError
+from timm.data import create_transform, resolve_input_data_config
+from timm.data.transforms import str_to_interp_mode
+from timm.models import PretrainedCfg, is_model, split_model_name_tag
+from torch import Tensor
+from torchvision import transforms
+
+from ltzoo.errors import LtzooError
+from ltzoo.models.lt_zoo import METHODS, ZOO
+
+__all__ = [
+    'ModelArgumentError',
+    'ModelFilesError',
+    'NoWeightsError',
+    'UnknownModelError',
+    'create_model',
+    'create_model_and_transforms',
+    'get_pretrained_cfg',
+    'list_models',
+    'list_pretrained',
+]
+
+Transform = Callable[[Image.Image], Tensor]
+
+# The files of ours that register models; the name of a file is what timm calls a module.
+_MODULES = ['cifar_resnet', 'lt_zoo']
+_TIMM = 'timm/'
+_LOCAL = 'local-dir:'
+_SOURCES = (_LOCAL, 'hf-hub:')
+_FORMS = 'timm/NAME, local-dir:PATH or hf-hub:ORG/NAME'
+# Images up to this side are trained on padded crops, as CIFAR is; larger ones on random resized crops.
+_SMALL_IMAGE = 64
+
+
+class UnknownModelError(LtzooError, ValueError):
+    """A name that no model has; the message gives the nearest ones."""
+
+
+class ModelArgumentError(LtzooError, TypeError):
+    """An argument that the model does not take."""
+
+
+class NoWeightsError(LtzooError, LookupError):
+    """Weights were asked for and none are published."""
+
+
+class ModelFilesError(LtzooError, OSError):
+    """A folder that holds no usable model."""
+
+
+def list_models(
+    filter: str | Sequence[str] = '',
+    *,
+    exclude_filters: str | Sequence[str] = '',
+    include_tags: bool | None = None,
+    pretrained: bool = False,
+) -> list[str]:
+    """Return the names of ltzoo's models.
+
+    Args:
+        filter: wildcards, one or several: `'resnet32*'`, `'*.cifar100_lt_*'`.
+        exclude_filters: wildcards of names to leave out.
+        include_tags: one name for each tag; by default if a filter has a tag or `pretrained` is set.
+        pretrained: only those with published weights.
+    """
+    if include_tags is None:
+        filters = [filter] if isinstance(filter, str) else filter
+        include_tags = pretrained or any('.' in f for f in filters)
+    return timm.list_models(
+        filter, _MODULES, pretrained=pretrained, exclude_filters=exclude_filters, include_tags=include_tags
+    )
+
+
+def list_pretrained(filter: str | Sequence[str] = '', *, exclude_filters: str | Sequence[str] = '') -> list[str]:
+    """Return the names, with tags, of ltzoo's models that have published weights."""
+    return list_models(filter, exclude_filters=exclude_filters, pretrained=True)
+
+
+def get_pretrained_cfg(name: str) -> PretrainedCfg:
+    """Return what is known about a model's weights and images: where they are, classes, input size, mean and std.
+
+    Args:
+        name: a zoo name, with or without a tag, or `timm/NAME`.
+
+    Raises:
+        UnknownModelError: if there is no such model or tag.
+    """
+    _check_name(name)
+    return cast(PretrainedCfg, timm.get_pretrained_cfg(name.removeprefix(_TIMM), allow_unregistered=False))
+
+
+def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Create a model by name.
+
+    Args:
+        name: a zoo name, with or without a tag (`resnet32_cifar_bcl.cifar100_lt_r100`); any timm model as
+            `timm/NAME`; a saved one as `local-dir:PATH` or `hf-hub:ORG/NAME`.
+        pretrained: load its weights. For `timm/NAME` with a cosine head these are the backbone's.
+        **kwargs: what the model takes: `num_classes` (by default that of the tag; 0 leaves the classifier out),
+            `in_chans`, `drop_rate`, `features_only`; `head` ('linear' or 'cosine') and `head_scale`.
+
+    Raises:
+        UnknownModelError: if no model has that name.
+        NoWeightsError: if `pretrained` and none are published.
+        ModelFilesError: if the folder of a `local-dir:` name holds no usable model.
+        ModelArgumentError: if the model does not take an argument.
+        HeadError: if there is no such head, or the model cannot have it.
+    """
+    if name.startswith(_LOCAL):
+        _check_folder(Path(name.removeprefix(_LOCAL)), pretrained)
+    elif not name.startswith(_SOURCES):
+        _check_name(name)
+        if pretrained and not kwargs.keys() & {'pretrained_cfg', 'pretrained_cfg_overlay'}:
+            _check_weights(name)
+    entry = name
+    if name.startswith(_TIMM):
+        entry = name.removeprefix(_TIMM)
+        if kwargs.get('head', 'linear') == 'linear':
+            # A plain timm model: it must not carry arguments that timm, reading it back, would not know.
+            kwargs = {key: value for key, value in kwargs.items() if key not in ('head', 'head_scale')}
+        else:
+            entry, kwargs = 'lt_timm', {'backbone': entry, **kwargs}
+    try:
+        return timm.create_model(entry, pretrained=pretrained, **kwargs)
+    except TypeError as error:
+        if 'unexpected keyword argument' not in str(error):
+            raise
+        raise ModelArgumentError(f'{name} cannot be made with these arguments: {error}') from error
+    except (SafetensorError, RuntimeError) as error:
+        if not isinstance(error, SafetensorError) and 'loading state_dict' not in str(error):
+            raise
+        reason = ' '.join(str(error).split())
+        raise ModelFilesError(f'the weights of {name} are damaged or of another model: {reason}') from error
+
+
+def create_model_and_transforms(
+    name: str, pretrained: bool = False, **kwargs: Any
+) -> tuple[nn.Module, Transform, Transform]:
+    """Create a model with the transforms that turn a PIL image into its input.
+
+    Args:
+        name, pretrained, **kwargs: as in `create_model`.
+
+    Returns:
+        The model, the transform for training (crop and flip) and the one for evaluation.
+
+    Raises:
+        As `create_model`.
+    """
+    model = create_model(name, pretrained, **kwargs)
+    config = resolve_input_data_config(model)
+    height, width = config['input_size'][1:]
+    if max(height, width) > _SMALL_IMAGE:
+        train = create_transform(**config, is_training=True, color_jitter=0.0)
+    else:
+        train = transforms.Compose(
+            [
+                transforms.Resize((height, width), str_to_interp_mode(config['interpolation'])),
+                transforms.RandomCrop((height, width), padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(config['mean'], config['std']),
+            ]
+        )
+    return model, train, create_transform(**config)
+
+
+def _check_name(name: str) -> None:
+    ours = list_models()
+    theirs = set(timm.list_models()).difference(ours, timm.list_models(module='lt_timm'))
+    base, tag = split_model_name_tag(name)
+    stock = base.removeprefix(_TIMM)
+    if base in ours or (base.startswith(_TIMM) and stock in theirs):
+        tags = [n.partition('.')[2] for n in timm.list_models(f'{stock}.*', include_tags=True)]
+        if tag and tag not in tags:
+            raise UnknownModelError(f'{base} has no tag {tag!r}: it can be {", ".join(filter(None, tags))}')
+        return
+    if base in theirs:
+        raise UnknownModelError(f"no model of ltzoo is called {name!r}; timm's is {_TIMM}{name}")
+    known = [_TIMM + other for other in theirs] if base.startswith(_TIMM) else ours
+    near = difflib.get_close_matches(base, known, n=3)
+    hint = f'the nearest are {", ".join(near)}' if near else f'write a name of list_models(), {_FORMS}'
+    raise UnknownModelError(f'no model is called {name!r}: {hint}')
+
+
+def _check_weights(name: str) -> None:
+    cfg = get_pretrained_cfg(name)
+    if cfg.has_weights:
+        return
+    entry = ZOO.get(f'{cfg.architecture}.{cfg.tag}')
+    if entry is None:
+        raise NoWeightsError(f'{name} is an architecture without published weights: use pretrained=False')
+    none_yet = f'no weights are published yet for {entry.name}.{entry.tag}'
+    command = f'accelerate launch recipes/train.py {entry.recipe}'
+    if METHODS[entry.method].implemented:
+        raise NoWeightsError(f'{none_yet}; this makes them: {command}')
+    raise NoWeightsError(f'{none_yet}, and {entry.method} cannot be trained here yet; this will make them: {command}')
+
+
+def _check_folder(folder: Path, pretrained: bool) -> None:
+    if not folder.is_dir():
+        raise ModelFilesError(
+            f'there is no folder {folder}: local-dir: takes one with config.json and model.safetensors'
+        )
+    config = folder / 'config.json'
+    try:
+        content = json.loads(config.read_text(encoding='utf-8'))
+        architecture = content['architecture']
+        if architecture == 'lt_timm':
+            architecture = content['model_args']['backbone']
+    except FileNotFoundError as error:
+        raise ModelFilesError(f'{folder} holds no exported model: config.json is missing') from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFilesError(f'{config} is not the configuration of a timm model: {error!r}') from error
+    if not is_model(architecture):
+        raise ModelFilesError(f'{config} names the architecture {architecture!r}, which neither timm nor ltzoo has')
+    if pretrained and not (folder / 'model.safetensors').is_file():
+        raise ModelFilesError(f'{folder} has no weights: model.safetensors is missing')

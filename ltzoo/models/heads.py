@@ -1,0 +1,190 @@
+"""Heads: what stands behind an encoder, and how a timm model gets a cosine classifier in place of its linear one.
+
+Sources: the cosine classifier is the normalised linear layer of Cao et al., LDAM (NeurIPS 2019); the projection head is
+the MLP of Zhu et al., Balanced Contrastive Learning for Long-Tailed Visual Recognition (CVPR 2022).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import timm.layers
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.models import load_pretrained
+
+from ltzoo.errors import LtzooError
+
+__all__ = ['CosineLinear', 'Head', 'HeadError', 'ProjectionMLP', 'build_with_head', 'with_cosine_head']
+
+Head = Literal['linear', 'cosine']
+
+
+class HeadError(LtzooError, ValueError):
+    """A head that does not exist, or a model whose classifier cannot be exchanged for it."""
+
+
+class CosineLinear(nn.Module):
+    """Classifier whose logits are the scaled cosine between feature and class vector.
+
+    Maps features of shape (..., in_features) to logits of shape (..., out_features) within +-scale.
+
+    Args:
+        in_features: length of a feature.
+        out_features: number of classes.
+        scale: logit of a feature that points exactly at a class vector.
+        device, dtype: of the class vectors.
+
+    Raises:
+        HeadError: if the scale is not above 0.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        scale: float = 30.0,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise HeadError(f'head_scale must be above 0, not {scale}')
+        self.in_features = in_features
+        self.out_features = out_features
+        self.scale = scale
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw class vectors of unit length: the length does not change a logit, but it divides the gradient."""
+        with torch.no_grad():
+            self.weight.copy_(F.normalize(self.weight.uniform_(-1, 1), dim=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
+
+    def extra_repr(self) -> str:
+        return f'in_features={self.in_features}, out_features={self.out_features}, scale={self.scale:g}'
+
+
+class ProjectionMLP(nn.Sequential):
+    """Two-layer projection head of contrastive training: (N, in_features) to (N, out_features), not normalised.
+
+    The published sizes are 64-512-128 for CIFAR's ResNet-32 and 2048-2048-1024 for a ResNet-50.
+    """
+
+    def __init__(self, in_features: int, hidden_features: int, out_features: int) -> None:
+        super().__init__(
+            nn.Linear(in_features, hidden_features),
+            nn.BatchNorm1d(hidden_features),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_features, out_features),
+        )
+
+
+class _CosineHead:
+    """Mixin for a timm model class: its classifier is a `CosineLinear`, after `reset_classifier` too."""
+
+    def reset_classifier(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
+        super().reset_classifier(num_classes, *args, **kwargs)  # type: ignore[misc]
+        _exchange_classifier(self)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # The class is made at run time, so a pickle has to name the class it is made from.
+        return _new_cosine, (_stock_class(type(self)),), self.__dict__
+
+
+@functools.cache
+def _cosine_class(stock: type) -> Any:
+    return type(f'Cosine{stock.__name__}', (_CosineHead, stock), {'__module__': stock.__module__})
+
+
+def _stock_class(cls: type) -> type:
+    return cls.__bases__[1] if issubclass(cls, _CosineHead) else cls
+
+
+def _new_cosine(stock: type) -> Any:
+    cls = _cosine_class(stock)
+    return cls.__new__(cls)
+
+
+def _exchange_classifier(model: Any) -> None:
+    if model.num_classes == 0:
+        return
+    linear = model.get_classifier()
+    if type(linear) not in (nn.Linear, timm.layers.Linear):
+        raise HeadError(
+            f'{_stock_class(type(model)).__name__} has a {type(linear).__name__} as classifier: '
+            f'only a single plain linear layer can become a cosine head'
+        )
+    name = next(name for name, module in model.named_modules() if module is linear)
+    cosine = CosineLinear(
+        linear.in_features,
+        linear.out_features,
+        model.cosine_scale,
+        device=linear.weight.device,
+        dtype=linear.weight.dtype,
+    )
+    model.set_submodule(name, cosine.train(model.training))
+
+
+def with_cosine_head(model: nn.Module, scale: float = 30.0) -> nn.Module:
+    """Exchange the linear classifier of a timm model for a `CosineLinear`, in place, for good.
+
+    The model stays an instance of its class and keeps its parameter names; `reset_classifier` makes cosine
+    classifiers from now on. A model without a classifier (num_classes=0) gets one at its first `reset_classifier`.
+    To save it under a name that loads again, make it by `ltzoo.create_model(..., head='cosine')`.
+
+    Args:
+        model: any timm model whose classifier is a single `nn.Linear`.
+        scale: see `CosineLinear`.
+
+    Raises:
+        HeadError: if the classifier is something else (a convolution, two heads, a normalised layer).
+    """
+    model.cosine_scale = scale  # type: ignore[assignment]
+    _exchange_classifier(model)
+    stock: type = type(model)
+    model.__class__ = _cosine_class(stock)
+    return model
+
+
+def build_with_head(
+    build: Callable[..., Any],
+    pretrained: bool = False,
+    *,
+    head: Head = 'linear',
+    head_scale: float = 30.0,
+    encoder_weights: bool = False,
+    cache_dir: str | Path | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Build a timm model with the head asked for.
+
+    Args:
+        build: a timm entry point.
+        pretrained: load the weights that the model's `pretrained_cfg` names.
+        head: 'linear' leaves the model as it is, 'cosine' exchanges its classifier.
+        head_scale: scale of a cosine head's logits.
+        encoder_weights: the weights belong to the model with its linear head, so a cosine head starts untrained.
+        cache_dir: where downloads are kept.
+        **kwargs: passed to `build`.
+
+    Raises:
+        HeadError: if there is no such head, or the model cannot have it.
+    """
+    if head not in get_args(Head):
+        raise HeadError(f'no head is called {head!r}: it is {" or ".join(get_args(Head))}')
+    if head == 'linear' or kwargs.get('features_only'):
+        return build(pretrained=pretrained, cache_dir=cache_dir, **kwargs)
+    model = build(pretrained=pretrained and encoder_weights, cache_dir=cache_dir, **kwargs)
+    with_cosine_head(model, head_scale)
+    if pretrained and not encoder_weights:
+        load_pretrained(model, num_classes=model.num_classes, in_chans=model.in_chans, cache_dir=cache_dir)
+    return model

@@ -1,0 +1,178 @@
+"""The table of the zoo's names, `architecture_data_method`, and their registration with timm.
+
+A tag behind a dot says which data exactly, by the name that `ltzoo.data.load_data` takes:
+`resnet32_cifar_bcl.cifar10_lt_r50`. The first tag of a row is the default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import PretrainedCfg, generate_default_cfgs, model_entrypoint, register_model, resolve_pretrained_cfg
+
+from ltzoo.models.cifar_resnet import CIFAR_MEAN, CIFAR_STD
+from ltzoo.models.heads import Head, build_with_head
+
+__all__ = ['ARCHITECTURES', 'DATA', 'METHODS', 'ZOO', 'Architecture', 'Data', 'Method', 'ZooEntry']
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network: the entry point that builds it, and its paper."""
+
+    backbone: str
+    paper: str
+    paper_id: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """A benchmark: its forms (tag: number of classes), the architectures it is run with, how its images are fed.
+
+    `recipe` is the rule that names the file that trains on it.
+    """
+
+    classes: dict[str, int]
+    architectures: tuple[str, ...]
+    recipe: str
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    pool_size: tuple[int, int] = (7, 7)
+    crop_pct: float = 0.875
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of training: the head it leaves behind, its paper, whether `recipes/train.py` can do it yet.
+
+    Plain cross-entropy has no paper of its own; the architecture's stands in its place.
+    """
+
+    head: Head
+    paper: str | None = None
+    paper_id: str | None = None
+    implemented: bool = True
+
+
+ARCHITECTURES = {
+    'resnet32': Architecture('resnet32_cifar', 'Deep Residual Learning for Image Recognition', 'arXiv:1512.03385'),
+    'resnet50': Architecture('resnet50', 'Deep Residual Learning for Image Recognition', 'arXiv:1512.03385'),
+    'resnext50': Architecture(
+        'resnext50_32x4d', 'Aggregated Residual Transformations for Deep Neural Networks', 'arXiv:1611.05431'
+    ),
+}
+
+DATA = {
+    'cifar': Data(
+        {f'cifar{classes}_lt_r{ratio}': classes for classes in (100, 10) for ratio in (100, 50, 10)},
+        ('resnet32',),
+        'recipes/{tag}/{method}.yaml',
+        input_size=(3, 32, 32),
+        pool_size=(8, 8),
+        crop_pct=1.0,
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+    ),
+    'imagenetlt': Data({'imagenet_lt': 1000}, ('resnet50', 'resnext50'), 'recipes/{tag}/{method}_{architecture}.yaml'),
+    'inat18': Data(
+        {'inat18': 8142},
+        ('resnet50',),
+        'recipes/{tag}/{method}_{architecture}.yaml',
+        mean=(0.466, 0.471, 0.380),
+        std=(0.195, 0.194, 0.192),
+    ),
+}
+
+METHODS = {
+    'ce': Method('linear'),
+    'bs': Method('linear', 'Balanced Meta-Softmax for Long-Tailed Visual Recognition', 'arXiv:2007.10740'),
+    'bcl': Method('cosine', 'Balanced Contrastive Learning for Long-Tailed Visual Recognition', 'arXiv:2207.09052'),
+    'gkpgsa': Method(
+        'cosine',
+        'Reframing Long-Tailed Learning via Loss Landscape Geometry',
+        'arXiv:2603.21217',
+        implemented=False,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """One model of the zoo: keys into the tables above, and the tag, which names the data set."""
+
+    architecture: str
+    data: str
+    method: str
+    tag: str
+
+    @property
+    def name(self) -> str:
+        """Its name without the tag."""
+        return f'{self.architecture}_{self.data}_{self.method}'
+
+    @property
+    def recipe(self) -> str:
+        """The file that `recipes/train.py` makes its weights from."""
+        rule = DATA[self.data].recipe
+        return rule.format(tag=self.tag, method=self.method, architecture=self.architecture)
+
+    @property
+    def pretrained_cfg(self) -> PretrainedCfg:
+        """What timm keeps about it."""
+        architecture, data, method = ARCHITECTURES[self.architecture], DATA[self.data], METHODS[self.method]
+        return PretrainedCfg(
+            num_classes=data.classes[self.tag],
+            input_size=data.input_size,
+            pool_size=data.pool_size,
+            crop_pct=data.crop_pct,
+            interpolation='bilinear',
+            mean=data.mean,
+            std=data.std,
+            first_conv='conv1',
+            classifier='fc',
+            license='apache-2.0',
+            paper_name=method.paper or architecture.paper,
+            paper_ids=method.paper_id or architecture.paper_id,
+        )
+
+
+ZOO = {
+    f'{entry.name}.{entry.tag}': entry
+    for entry in (
+        ZooEntry(architecture, data, method, tag)
+        for data, row in DATA.items()
+        for architecture in row.architectures
+        for method in METHODS
+        for tag in row.classes
+    )
+}
+
+default_cfgs = generate_default_cfgs({name: entry.pretrained_cfg for name, entry in ZOO.items()})
+
+
+def _register(name: str, backbone: str, default_head: Head) -> None:
+    def create(
+        pretrained: bool = False,
+        pretrained_cfg: str | dict[str, Any] | None = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        head: Head | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay).to_dict()
+        if default_head == 'linear' and head is None:
+            # Nothing of ours is in such a model, so it is saved as what it is, and timm alone can load it.
+            cfg['architecture'] = backbone
+        return build_with_head(
+            model_entrypoint(backbone), pretrained, head=head or default_head, pretrained_cfg=cfg, **kwargs
+        )
+
+    create.__name__ = create.__qualname__ = name
+    # timm names the entry point in its module's __all__.
+    globals()[name] = register_model(create)
+
+
+for _entry in {entry.name: entry for entry in ZOO.values()}.values():
+    _register(_entry.name, ARCHITECTURES[_entry.architecture].backbone, METHODS[_entry.method].head)

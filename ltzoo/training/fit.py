@@ -1,0 +1,364 @@
+"""From a recipe to a run folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from ltzoo.data import ArrayImages, Dataset, drop_unreadable, load_data, with_holdout
+from ltzoo.data.loader import Batch, TrainLoader, train_loader
+from ltzoo.data.views import parse_views
+from ltzoo.evaluation import Scores, plot_accuracy, predict, score
+from ltzoo.files import write_atomically
+from ltzoo.hub import export_model
+from ltzoo.losses import create_objective
+from ltzoo.models import create_model
+from ltzoo.training.checkpoint import CheckpointError, save_checkpoint
+from ltzoo.training.learner import Learner, create_optimizer, learning_rate_factor
+from ltzoo.training.loop import restore_rng, rng_states, train_one_epoch, train_step
+from ltzoo.training.plots import plot_curves
+from ltzoo.training.recipe import Recipe, RecipeError
+from ltzoo.training.run import RunFolder, describe_environment
+
+__all__ = ['create_accelerator', 'describe_batch', 'fit', 'prepare_data']
+
+SCORES = ('data', 'samples', 'top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece')
+
+logger = logging.getLogger(__name__)
+
+
+def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerator:
+    """Return Accelerate's handle on device, processes and precision.
+
+    Raises:
+        RecipeError: if the recipe asks for what the device cannot do.
+    """
+    if recipe.precision == 'fp16' and not torch.cuda.is_available():
+        raise RecipeError('precision=fp16 needs a GPU (on a CPU it would silently run in fp32): use fp32 or bf16')
+    accelerator = Accelerator(
+        mixed_precision='no' if recipe.precision == 'fp32' else recipe.precision,
+        log_with=list(recipe.trackers) or None,
+        project_dir=output,
+        step_scheduler_with_optimizer=False,
+    )
+    if recipe.sync_batchnorm and accelerator.device.type == 'cpu':
+        raise RecipeError('sync_batchnorm=true needs GPUs: PyTorch has no SyncBatchNorm for CPUs')
+    if recipe.batch_size % (accelerator.num_processes * recipe.accumulation):
+        raise RecipeError(
+            f'batch_size {recipe.batch_size} cannot be cut into {accelerator.num_processes} processes '
+            f'x {recipe.accumulation} pieces (accumulation)'
+        )
+    return accelerator
+
+
+def prepare_data(recipe: Recipe) -> Dataset:
+    """Load the recipe's data; its `test` is what the run is measured on."""
+    part = recipe.data
+    dataset = load_data(part.name, part.data_dir, split_seed=part.split_seed, download=part.download)
+    if recipe.evaluation.split == 'holdout':
+        dataset = with_holdout(dataset)
+    if part.unreadable == 'skip':
+        train, bad_train = drop_unreadable(dataset.train)
+        test, bad_test = drop_unreadable(dataset.test)
+        dataset = replace(dataset, train=train, test=test)
+        for name in (*bad_train, *bad_test):
+            logger.warning('skipped unreadable image %s', name)
+    return dataset
+
+
+def create_learner(recipe: Recipe, dataset: Dataset) -> Learner:
+    """Create the model for the data's classes, and its objective."""
+    arguments = {'num_classes': dataset.num_classes, **(recipe.model.model_extra or {})}
+    model = create_model(recipe.model.name, pretrained=recipe.model.pretrained, **arguments)
+    counts = torch.from_numpy(dataset.class_counts)
+    return Learner(
+        model, create_objective(recipe.objective.name, model, counts, **(recipe.objective.model_extra or {}))
+    )
+
+
+def create_loader(recipe: Recipe, dataset: Dataset, learner: Learner, accelerator: Accelerator) -> TrainLoader:
+    """Create the loader of the training part.
+
+    Raises:
+        RecipeError: if the number of views is not what the objective takes.
+    """
+    views = parse_views(recipe.views)
+    needed = learner.objective.num_views
+    if len(views) != needed:
+        raise RecipeError(f'objective {recipe.objective.name} takes {needed} views, the recipe has {len(views)}')
+    return train_loader(
+        dataset.train,
+        views,
+        dataset.mean,
+        dataset.std,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        workers=recipe.workers,
+    )
+
+
+def describe_batch(recipe: Recipe) -> str:
+    """Return the shapes of one batch and of what the model makes of it, without training."""
+    accelerator = create_accelerator(recipe)
+    set_seed(recipe.seed)
+    dataset = prepare_data(recipe)
+    learner = create_learner(recipe, dataset).to(accelerator.device)
+    loader = create_loader(recipe, dataset, learner, accelerator)
+    batch = next(loader.epoch(0))
+    losses = learner(batch.views, batch.labels)
+    parameters = sum(p.numel() for p in learner.model.parameters())
+    extra = sum(p.numel() for p in learner.objective.parameters())
+    return '\n'.join(
+        [
+            f'data: {dataset.name}, {len(dataset.train)} training images in {dataset.num_classes} classes, '
+            f'{len(dataset.test)} to measure on ({recipe.evaluation.split})',
+            f'model: {recipe.model.name}, {parameters:,} parameters; the objective adds {extra:,}',
+            f'steps: {loader.steps_per_epoch} an epoch, {loader.steps_per_epoch * recipe.epochs:,} in all',
+            *(f'view {i + 1}: {tuple(view.shape)} {view.dtype}' for i, view in enumerate(batch.views)),
+            f'labels: {tuple(batch.labels.shape)}; losses: {tuple(losses.shape)}, mean {losses.mean():.4f}',
+        ]
+    )
+
+
+def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any]:
+    """Train as the recipe says, measure, export.
+
+    Args:
+        recipe: the run; with `resume='auto'` a run in `output` is continued, or shown if it is finished.
+        output: the run folder, see `ltzoo.training.run`.
+
+    Returns:
+        What stands in `results.json`.
+
+    Raises:
+        LtzooError: whatever is wrong with recipe, data, model or folder; nothing has been trained then.
+        DivergedError: if the loss stops being finite.
+        CheckpointError: if a checkpoint cannot be written.
+    """
+    accelerator = create_accelerator(recipe, output)
+    folder = RunFolder(output)
+    folder.check(recipe)
+    if recipe.resume == 'auto' and folder.results.exists() and folder.model.exists():
+        return json.loads(folder.results.read_text())
+    accelerator.wait_for_everyone()
+
+    set_seed(recipe.seed)
+    dataset = prepare_data(recipe)
+    learner = create_learner(recipe, dataset)
+    if recipe.channels_last:
+        learner.to(memory_format=torch.channels_last)
+    if recipe.sync_batchnorm:
+        learner = nn.SyncBatchNorm.convert_sync_batchnorm(learner)
+    learner.to(accelerator.device)
+    ema = None if recipe.ema_decay is None else ModelEmaV3(learner.model, decay=recipe.ema_decay)
+    loader = create_loader(recipe, dataset, learner, accelerator)
+    optimizer = create_optimizer(learner, recipe.optimizer)
+    if recipe.compile:
+        learner.compile()
+    prepared, optimizer = accelerator.prepare(learner, optimizer)
+    set_seed(recipe.seed, device_specific=True)
+
+    first_epoch, seconds = _restore(folder, recipe, accelerator, learner, optimizer, ema)
+    if recipe.trackers:
+        accelerator.init_trackers('ltzoo', config={'recipe': recipe.to_yaml()})
+
+    def step(batch: Batch) -> Tensor:
+        loss = train_step(
+            prepared,
+            optimizer,
+            batch,
+            accelerator,
+            accumulation=recipe.accumulation,
+            clip_grad_norm=recipe.optimizer.clip_grad_norm,
+        )
+        if ema is not None:
+            ema.update(learner.model)
+        return loss
+
+    measured = learner.model if ema is None else ema.module
+    for epoch in range(first_epoch, recipe.epochs):
+        rate = recipe.optimizer.lr * learning_rate_factor(recipe.schedule, epoch, recipe.epochs)
+        for group in optimizer.param_groups:
+            group['lr'] = rate
+        learner.train()
+        log = train_one_epoch(
+            step,
+            loader,
+            accelerator,
+            epoch=epoch,
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            learning_rate=rate,
+            progress=progress,
+        )
+        seconds += log.seconds
+        line = {'epoch': epoch, 'lr': rate, **asdict(log)}
+        every = recipe.evaluation.every_epochs
+        if every and (epoch + 1) % every == 0:
+            scores = measure(measured, dataset, recipe, accelerator)
+            line['holdout'] = {key: getattr(scores, key) for key in ('top1', 'many', 'medium', 'few')}
+        if recipe.trackers:
+            accelerator.log(_numbers(line), step=epoch)
+        if accelerator.is_main_process:
+            folder.append_log(line)
+        if (epoch + 1) % recipe.checkpoint_every == 0 or epoch + 1 == recipe.epochs:
+            _save(folder, accelerator, learner, optimizer, ema, epoch + 1, seconds)
+
+    scores = measure(measured, dataset, recipe, accelerator)
+    results = _results(recipe, dataset, scores, learner, folder, seconds)
+    if accelerator.is_main_process:
+        _finish(folder, measured, recipe, dataset, results)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return results
+
+
+def measure(model: nn.Module, dataset: Dataset, recipe: Recipe, accelerator: Accelerator) -> Scores:
+    """Score the model on the data's test part, the images shared out to all processes."""
+    part = recipe.evaluation
+    predictions = predict(
+        model,
+        dataset.test,
+        dataset.mean,
+        dataset.std,
+        _image_size(recipe, dataset),
+        crop_pct=part.crop_pct,
+        batch_size=part.batch_size,
+        device=accelerator.device,
+        workers=recipe.workers,
+    )
+    return score(
+        predictions.labels,
+        predictions.predictions,
+        predictions.confidences,
+        dataset.class_counts,
+        dataset.class_names,
+        many_above=part.many_above,
+        few_below=part.few_below,
+    )
+
+
+def _image_size(recipe: Recipe, dataset: Dataset) -> int:
+    """Return the side of the first view's images: what the model was trained for is what it is tested at."""
+    height, width = dataset.image_size, dataset.image_size
+    for op in parse_views(recipe.views)[0].ops:
+        height, width = op.output_size(height, width)
+    return height
+
+
+def _save(
+    folder: RunFolder,
+    accelerator: Accelerator,
+    learner: Learner,
+    optimizer: Any,
+    ema: ModelEmaV3 | None,
+    epoch: int,
+    seconds: float,
+) -> None:
+    state = {
+        'epoch': epoch,
+        'seconds': seconds,
+        'learner': learner.state_dict(),
+        'optimizer': optimizer.state_dict(),
+        'scaler': None if accelerator.scaler is None else accelerator.scaler.state_dict(),
+        'ema': None if ema is None else ema.state_dict(),
+        'rng': rng_states(accelerator.device),
+    }
+    if accelerator.is_main_process:
+        save_checkpoint(folder.checkpoint, state)
+    accelerator.wait_for_everyone()
+
+
+def _restore(
+    folder: RunFolder,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    learner: Learner,
+    optimizer: Any,
+    ema: ModelEmaV3 | None,
+) -> tuple[int, float]:
+    """Start the run folder or continue from it; return the first epoch to train and the seconds spent so far."""
+    with accelerator.main_process_first():
+        state = folder.checkpoint_state()
+        if accelerator.is_main_process:
+            folder.start(recipe, describe_environment(str(accelerator.device), accelerator.num_processes), state)
+    if state is None:
+        return 0, 0.0
+    try:
+        learner.load_state_dict(state['learner'])
+        optimizer.load_state_dict(state['optimizer'])
+        if ema is not None:
+            ema.load_state_dict(state['ema'])
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = ' '.join(str(error).split())[:300]
+        raise CheckpointError(f'{folder.checkpoint} is not of this model and optimiser: {reason}') from error
+    if accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(state['scaler'])
+    restore_rng(state['rng'], accelerator)
+    return state['epoch'], state['seconds']
+
+
+def _results(
+    recipe: Recipe, dataset: Dataset, scores: Scores, learner: Learner, folder: RunFolder, seconds: float
+) -> dict[str, Any]:
+    return {
+        'model': recipe.model.name,
+        'data': dataset.name,
+        **scores.to_json_dict(),
+        'split': recipe.evaluation.split,
+        'epochs': recipe.epochs,
+        'seed': recipe.seed,
+        'split_seed': recipe.data.split_seed,
+        'parameters': sum(p.numel() for p in learner.model.parameters()),
+        'training_seconds': round(seconds, 1),
+        'environment': json.loads(folder.environment.read_text()),
+        'recipe': recipe.decides_result(),
+    }
+
+
+def _finish(folder: RunFolder, model: nn.Module, recipe: Recipe, dataset: Dataset, results: dict[str, Any]) -> None:
+    """Write what a finished run consists of; the results come last, so that they mean: finished."""
+    lt = {
+        'data': dataset.name,
+        'class_counts': dataset.class_counts.tolist(),
+        'class_names': list(dataset.class_names),
+        'many_above': recipe.evaluation.many_above,
+        'few_below': recipe.evaluation.few_below,
+        'recipe': results['recipe'],
+        'seed': recipe.seed,
+        'split': recipe.evaluation.split,
+        'scores': {key: results[key] for key in SCORES},
+        'environment': results['environment'],
+    }
+    side = _image_size(recipe, dataset)
+    arrays = isinstance(dataset.test.images, ArrayImages)
+    export_model(
+        model,
+        folder.model,
+        lt,
+        input_size=(3, side, side),
+        mean=dataset.mean,
+        std=dataset.std,
+        crop_pct=1.0 if arrays else recipe.evaluation.crop_pct,
+        force=True,
+    )
+    plot_curves(folder.read_log(), folder.path / 'curves.png')
+    plot_accuracy(results, folder.path / 'accuracy.png', recipe.evaluation.many_above, recipe.evaluation.few_below)
+    write_atomically(folder.results, json.dumps(results, indent=2) + '\n')
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, float]:
+    """Return what a tracker can draw: the numbers of a log line."""
+    return {key: value for key, value in {**line, **line.get('holdout', {})}.items() if isinstance(value, (int, float))}

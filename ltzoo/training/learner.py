@@ -1,0 +1,63 @@
+"""Model and objective as one module, so that one forward pass is what gets compiled, synchronised and cast."""
+
+from __future__ import annotations
+
+import difflib
+import math
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from torch import Tensor, nn
+
+from ltzoo.training.recipe import OptimizerPart, RecipeError, SchedulePart
+
+__all__ = ['Learner', 'create_optimizer', 'learning_rate_factor']
+
+
+class Learner(nn.Module):
+    """A model with the objective that trains it; only `model` is exported.
+
+    The objective is called as `objective(model, views, labels)` and returns per-sample losses, shape (B,).
+    """
+
+    def __init__(self, model: nn.Module, objective: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        return self.objective(self.model, views, labels)
+
+
+def create_optimizer(learner: Learner, part: OptimizerPart) -> torch.optim.Optimizer:
+    """Return timm's optimiser of that name over everything trainable.
+
+    Raises:
+        RecipeError: if timm has no such optimiser.
+    """
+    if part.name not in list_optimizers():
+        near = difflib.get_close_matches(part.name, list_optimizers(), n=1)
+        raise RecipeError(f'optimizer.name: timm has no {part.name!r}{f"; did you mean {near[0]}?" if near else ""}')
+    return create_optimizer_v2(
+        learner,
+        opt=part.name,
+        lr=part.lr,
+        momentum=part.momentum,
+        weight_decay=part.weight_decay,
+        filter_bias_and_bn=not part.decay_norm_and_bias,
+    )
+
+
+def learning_rate_factor(part: SchedulePart, epoch: int, epochs: int) -> float:
+    """Return what the base learning rate is multiplied by in an epoch, counted from 0.
+
+    Warm-up is linear and reaches 1 in its last epoch, as in LDAM. A milestone m takes effect in epoch m. The cosine
+    runs over all epochs, warm-up included, as in BCL.
+    """
+    if epoch < part.warmup_epochs:
+        return (epoch + 1) / part.warmup_epochs
+    if part.name == 'multistep':
+        return part.gamma ** sum(epoch >= milestone for milestone in part.milestones)
+    if part.name == 'cosine':
+        return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+    return 1.0

@@ -1,0 +1,203 @@
+"""Recipes: everything that decides a training run, typed, in one YAML file."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ltzoo.errors import LtzooError
+
+__all__ = ['Recipe', 'RecipeError', 'load_recipe']
+
+
+class RecipeError(LtzooError, ValueError):
+    """A recipe that cannot be used; the message names the key and what would be right."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra='forbid', frozen=True)
+
+
+class DataPart(_Part):
+    """Which images. `name` as `ltzoo.data.load_data` takes it; `data_dir` is where they lie."""
+
+    name: str
+    data_dir: str | None = None
+    split_seed: int = 0
+    download: bool = False
+    unreadable: Literal['stop', 'skip'] = 'stop'
+
+
+class ModelPart(_Part):
+    """Which network. `name` as `ltzoo.create_model` takes it; further keys are its arguments."""
+
+    model_config = ConfigDict(extra='allow', frozen=True)
+    name: str
+    pretrained: bool = False
+
+
+class ObjectivePart(_Part):
+    """Which loss. `name` from `ltzoo.losses.list_objectives`; further keys are its options."""
+
+    model_config = ConfigDict(extra='allow', frozen=True)
+    name: str
+
+
+class OptimizerPart(_Part):
+    """Optimiser by timm's name. `decay_norm_and_bias` applies weight decay to every parameter, as LDAM and BCL do."""
+
+    name: str = 'sgd'
+    lr: float = Field(gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    decay_norm_and_bias: bool = True
+    clip_grad_norm: float | None = Field(None, gt=0)
+
+
+class SchedulePart(_Part):
+    """Learning rate by epoch. `multistep` multiplies by `gamma` at each milestone; `cosine` falls to zero."""
+
+    name: Literal['multistep', 'cosine', 'constant'] = 'cosine'
+    warmup_epochs: int = Field(0, ge=0)
+    milestones: tuple[int, ...] = ()
+    gamma: float = Field(0.1, gt=0, le=1)
+
+
+class EvaluationPart(_Part):
+    """What is measured. `split: holdout` chooses settings on training images instead of touching the test set.
+
+    `every_epochs` measures during training as well, on the hold-out only; 0 measures once, after the last epoch.
+    `crop_pct` is the share of a resized file's shorter side that the test crop covers; arrays are not cropped.
+    """
+
+    split: Literal['test', 'holdout'] = 'test'
+    every_epochs: int = Field(0, ge=0)
+    batch_size: int = Field(512, ge=1)
+    crop_pct: float = Field(0.875, gt=0, le=1)
+    many_above: int = Field(100, ge=0)
+    few_below: int = Field(20, ge=0)
+
+    @model_validator(mode='after')
+    def _test_set_once(self) -> EvaluationPart:
+        if self.split == 'test' and self.every_epochs:
+            raise ValueError('the test set is touched once, at the end: use split=holdout with every_epochs')
+        return self
+
+
+class Recipe(_Part):
+    """One training run. Every key, its type and its default are here."""
+
+    data: DataPart
+    model: ModelPart
+    objective: ObjectivePart
+    views: str | list[list[str | dict[str, Any]]]
+    optimizer: OptimizerPart
+    schedule: SchedulePart = SchedulePart()
+    evaluation: EvaluationPart = EvaluationPart()
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description='samples in one optimiser step, over all processes')
+    seed: int = Field(0, ge=0)
+
+    precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
+    accumulation: int = Field(1, ge=1, description='pieces that a batch is computed in')
+    channels_last: bool = False
+    compile: bool = False
+    sync_batchnorm: bool = False
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    workers: int = Field(2, ge=0, description='processes that read image files; unused for arrays')
+    trackers: tuple[Literal['tensorboard', 'wandb', 'trackio'], ...] = ()
+    checkpoint_every: int = Field(1, ge=1, description='epochs')
+
+    output: Path | None = None
+    resume: Literal['auto', 'never'] = 'never'
+
+    @field_validator('output', mode='before')
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        return os.path.expanduser(value) if isinstance(value, str) else value
+
+    def decides_result(self) -> dict[str, Any]:
+        """Return the part that a resumed run must share with the run it continues."""
+        free = {'output', 'resume', 'trackers', 'workers', 'checkpoint_every'}
+        return self.model_dump(mode='json', exclude={**dict.fromkeys(free, True), 'data': {'data_dir', 'download'}})
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode='json'), sort_keys=False)
+
+
+def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `key=value` overrides.
+
+    A recipe may start from another one: `base: ../cifar100_lt_r100/bcl.yaml` (relative to the file); its own keys win.
+
+    Args:
+        path: a YAML file.
+        overrides: such as `optimizer.lr=0.1` or `data.name=cifar100_lt_r50`; values are YAML.
+
+    Raises:
+        RecipeError: if a file is missing or not YAML, a key is unknown, or a value is of the wrong type or out of
+            range. The message names the nearest valid key.
+    """
+    config = _read(Path(path), ())
+    for override in overrides:
+        key, equals, _ = override.partition('=')
+        if not equals or not key:
+            raise RecipeError(f'{override!r} is not of the form key=value, such as optimizer.lr=0.1')
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides))), resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise RecipeError(f'{" ".join(overrides)}: {_first_line(error)}') from error
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise RecipeError(f'{path}: {_explain(error)}') from error
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> Any:
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob('*.yaml')], n=1, cutoff=0.3)
+        hint = f'; did you mean {path.parent / near[0]}?' if near else ''
+        raise RecipeError(f'there is no recipe file {path}{hint}')
+    if path.resolve() in seen:
+        raise RecipeError(f'{path} is its own base')
+    try:
+        config = OmegaConf.load(path)
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f'{path} is not a YAML file: {_first_line(error)}') from error
+    if not isinstance(config, DictConfig):
+        raise RecipeError(f'{path} holds a list, a recipe is a mapping of keys')
+    base = config.pop('base', None)
+    return config if base is None else OmegaConf.merge(_read(path.parent / base, (*seen, path.resolve())), config)
+
+
+def _first_line(error: Exception) -> str:
+    return ' '.join(str(error).split())
+
+
+def _explain(error: ValidationError) -> str:
+    """Turn pydantic's first finding into one sentence with the nearest valid key."""
+    first = error.errors()[0]
+    location = [str(part) for part in first['loc']]
+    key = '.'.join(location)
+    if first['type'] == 'extra_forbidden':
+        part: Any = Recipe
+        for name in location[:-1]:
+            part = part.model_fields[name].annotation
+        near = difflib.get_close_matches(location[-1], part.model_fields, n=1, cutoff=0.4)
+        known = f'did you mean {near[0]}?' if near else f'valid here: {", ".join(part.model_fields)}'
+        return f'there is no key {key}; {known}'
+    if first['type'] == 'missing':
+        return f'the key {key} is missing'
+    message = first['msg'].removeprefix('Value error, ')
+    value = first['input']
+    shown = f'{value!r} ' if isinstance(value, (str, int, float, bool, type(None))) else ''
+    return f'{key}: {shown}{message[0].lower()}{message[1:]}'.removeprefix(': ')

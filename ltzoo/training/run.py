@@ -1,0 +1,154 @@
+"""The run folder: what a training leaves behind.
+
+recipe.yaml       everything that decided the run
+environment.json  versions, device, processes, commit
+log.jsonl         one line for every epoch
+checkpoint.pt     the last epoch, to continue from
+results.json      the final scores
+model/            the exported model: `ltzoo.create_model('local-dir:RUN/model', pretrained=True)`
+curves.png, accuracy.png
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ltzoo.files import write_atomically
+from ltzoo.training.checkpoint import CheckpointError, load_checkpoint
+from ltzoo.training.recipe import Recipe
+
+__all__ = ['RunFolder', 'describe_environment']
+
+
+class RunFolder:
+    """Paths and files of one run; the main process writes, every process reads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / 'recipe.yaml'
+        self.environment = path / 'environment.json'
+        self.log = path / 'log.jsonl'
+        self.checkpoint = path / 'checkpoint.pt'
+        self.results = path / 'results.json'
+        self.model = path / 'model'
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse a folder that holds something else, another recipe, or a run that was not asked to be continued.
+
+        Raises:
+            CheckpointError: with what to do instead.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise CheckpointError(f'output={self.path} is a file, not a folder')
+        if not self.recipe.exists():
+            if any(self.path.iterdir()):
+                raise CheckpointError(f'output={self.path} is not empty and holds no run; give an empty or new folder')
+            return
+        if not self.checkpoint.exists():
+            return
+        if recipe.resume == 'never':
+            raise CheckpointError(
+                f'output={self.path} holds a run already: continue it with resume=auto, or give another output'
+            )
+        before = _flat(Recipe.model_validate(yaml.safe_load(self.recipe.read_text())).decides_result())
+        now = _flat(recipe.decides_result())
+        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        if changed:
+            key = changed[0]
+            raise CheckpointError(
+                f'output={self.path} holds a run of another recipe: {key} was {before.get(key)}, is {now.get(key)}'
+                f'{f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""}; give another output'
+            )
+
+    def checkpoint_state(self) -> dict[str, Any] | None:
+        """Return the checkpoint to continue from, None at the start of a run."""
+        return load_checkpoint(self.checkpoint) if self.checkpoint.exists() else None
+
+    def start(self, recipe: Recipe, environment: dict[str, Any], state: dict[str, Any] | None) -> None:
+        """Create the folder, or cut its log off at the checkpoint that the run continues from."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        kept = [] if state is None else [line for line in self.read_log() if line['epoch'] < state['epoch']]
+        write_atomically(self.recipe, recipe.to_yaml())
+        write_atomically(self.environment, json.dumps(environment, indent=2) + '\n')
+        write_atomically(self.log, ''.join(json.dumps(line) + '\n' for line in kept))
+        if state is None:
+            self.results.unlink(missing_ok=True)
+            shutil.rmtree(self.model, ignore_errors=True)
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """Return the log's whole lines; a last one cut off by a crash is left out."""
+        lines = []
+        for text in self.log.read_text().splitlines() if self.log.exists() else []:
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def append_log(self, line: dict[str, Any]) -> None:
+        with open(self.log, 'a') as file:
+            file.write(json.dumps(line) + '\n')
+
+
+def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value})
+    return flat
+
+
+def describe_environment(device: str, processes: int) -> dict[str, Any]:
+    """Return what a reader of the numbers needs to know of the machine and the versions."""
+    import accelerate
+    import timm
+    import torch
+    import torchvision
+
+    import ltzoo
+
+    cuda = torch.cuda.get_device_name() if device.startswith('cuda') else None
+    return {
+        'ltzoo': ltzoo.__version__,
+        'commit': _commit(),
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'torchvision': torchvision.__version__,
+        'timm': timm.__version__,
+        'accelerate': accelerate.__version__,
+        'system': f'{platform.system()} {platform.machine()}',
+        'device': cuda or device,
+        'threads': torch.get_num_threads(),
+        'processes': processes,
+        'command': ' '.join(
+            ['recipes/train.py' if Path(sys.argv[0]).name == 'train.py' else '', *sys.argv[1:]]
+        ).strip(),
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that this package runs from, marked where files were changed."""
+    folder = Path(__file__).resolve().parents[2]
+    try:
+        top, head, changed = (
+            subprocess.run(['git', '-C', str(folder), *args], capture_output=True, text=True, check=True).stdout.strip()
+            for args in (
+                ('rev-parse', '--show-toplevel'),
+                ('rev-parse', 'HEAD'),
+                ('status', '--porcelain', '--untracked-files=no'),
+            )
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    if Path(top) != folder:
+        return None
+    return f'{head}-dirty' if changed else head

@@ -1,0 +1,98 @@
+"""Train a recipe.
+
+accelerate launch recipes/train.py RECIPE.yaml [key=value ...] [--dry-run]
+
+Keys are those of the recipe: optimizer.lr=0.1, data.name=cifar100_lt_r50, output=runs/mine, resume=auto.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import psutil
+
+from ltzoo.errors import LtzooError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('recipe', type=Path, help='a YAML file under recipes/, or your own')
+    parser.add_argument('overrides', nargs='*', metavar='key=value', help='what to change in it')
+    parser.add_argument('--dry-run', action='store_true', help='print the resolved recipe and the shapes of one batch')
+    parser.add_argument('--no-progress', action='store_true', help='no progress bar')
+    args = parser.parse_intermixed_args()
+    try:
+        return run(args)
+    except LtzooError as error:
+        if os.environ.get('RANK', '0') == '0':
+            print(f'train.py: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            '\nstopped; the last whole epoch is saved: continue with the same command and resume=auto', file=sys.stderr
+        )
+        return 130
+
+
+def run(args: argparse.Namespace) -> int:
+    from accelerate import PartialState
+
+    from ltzoo.evaluation import format_scores
+    from ltzoo.training.fit import describe_batch, fit
+    from ltzoo.training.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    check_processes()
+    if args.dry_run:
+        print(recipe.to_yaml())
+        print(describe_batch(recipe))
+        return 0
+    output = recipe.output or Path('runs', args.recipe.resolve().parent.name, f'{args.recipe.stem}_seed{recipe.seed}')
+    results = fit(recipe, output, progress=not args.no_progress)
+    if PartialState().is_main_process:
+        print(format_scores(results))
+        print(f'\nrun folder: {output}')
+        print(
+            f"exported model: {output / 'model'}  (ltzoo.create_model('local-dir:{output / 'model'}', pretrained=True))"
+        )
+        print(f'plots: {output / "accuracy.png"}, {output / "curves.png"}')
+    return 0
+
+
+def check_processes() -> None:
+    """Refuse to run when the launcher was asked for more processes than Accelerate sees.
+
+    `accelerate launch --cpu --num_processes 2` starts one process without a word, and plain torchrun on a CPU starts
+    two that do not know of each other.
+    """
+    from accelerate import PartialState
+
+    asked = int(os.environ.get('WORLD_SIZE', 0)) or processes_of_launcher()
+    seen = PartialState().num_processes
+    if asked != seen:
+        raise LtzooError(
+            f'{asked} processes were asked for, Accelerate runs {seen}: on a CPU start them with '
+            f'ACCELERATE_USE_CPU=1 torchrun --nproc_per_node {asked} recipes/train.py ...; on GPUs with '
+            f'accelerate launch --multi_gpu --num_processes {asked} recipes/train.py ...'
+        )
+
+
+def processes_of_launcher() -> int:
+    """Return what `accelerate launch --num_processes N` asked for, 1 if that is not our parent or does not say."""
+    parent = psutil.Process().parent()
+    words = parent.cmdline() if parent is not None else []
+    for word, following in zip(words, [*words[1:], ''], strict=True):
+        if word.endswith('train.py'):
+            break
+        if word in ('--num_processes', '--num-processes') and following.isdigit():
+            return int(following)
+        if word.startswith(('--num_processes=', '--num-processes=')):
+            return int(word.partition('=')[2])
+    return 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""Where the real data is, for tests that use it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / 'shared' / 'data'
+
+
+@pytest.fixture(scope='session')
+def cifar_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the official CIFAR-10 and CIFAR-100 files in torchvision's layout."""
+    for folder in (os.environ.get('LTZOO_DATA'), 'data'):
+        if folder and (Path(folder) / 'cifar-100-python' / 'train').exists():
+            return Path(folder).resolve()
+    unpack = SHARED / 'unpack_cifar.py'
+    if not unpack.exists():
+        pytest.skip('no CIFAR files: put them in ./data or name their folder in LTZOO_DATA')
+    folder = tmp_path_factory.mktemp('cifar')
+    subprocess.run([sys.executable, str(unpack), str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def split_lists() -> Path:
+    """Folder with the official split lists of ImageNet-LT, Places-LT and iNaturalist 2018."""
+    folder = SHARED / 'lists'
+    if not folder.is_dir():
+        pytest.skip('no official split lists beside the checkout')
+    return folder

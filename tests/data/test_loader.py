@@ -1,0 +1,128 @@
+"""Batches: the same for any number of processes and workers, different in every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ltzoo.data import ArrayImages, DataError, FileImages, Split, UnreadableImageError
+from ltzoo.data.loader import Batch, TrainLoader, train_loader
+from ltzoo.data.views import parse_views
+
+VIEWS = parse_views([[{'random_crop': {'padding': 1}}, 'horizontal_flip'], ['horizontal_flip']])
+Make = Callable[..., TrainLoader]
+
+
+def arrays() -> Split:
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
+    return Split(ArrayImages(images), np.arange(50) % 5)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Split:
+    split = arrays()
+    for i in range(len(split)):
+        split.images[i].save(tmp_path / f'{i}.png')
+    return Split(FileImages(tmp_path, [f'{i}.png' for i in range(len(split))]), split.labels)
+
+
+@pytest.fixture(params=['arrays', 'files'])
+def make(request: pytest.FixtureRequest, files: Split) -> Make:
+    split = arrays() if request.param == 'arrays' else files
+
+    def build(**changes: Any) -> TrainLoader:
+        options: dict[str, Any] = {'batch_size': 16, 'seed': 3, 'device': torch.device('cpu'), **changes}
+        return train_loader(split, VIEWS, (0.5,) * 3, (0.25,) * 3, **options)
+
+    return build
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return (
+        torch.equal(one.indices, other.indices)
+        and torch.equal(one.labels, other.labels)
+        and all(torch.equal(a, b) for a, b in zip(one.views, other.views, strict=True))
+    )
+
+
+def test_an_epoch_is_a_permutation_without_its_rest(make: Make) -> None:
+    loader = make()
+    batches = list(loader.epoch(0))
+    indices = torch.cat([batch.indices for batch in batches])
+    assert loader.steps_per_epoch == len(batches) == 3
+    assert len(indices) == len(indices.unique()) == 48
+    for batch in batches:
+        assert torch.equal(batch.labels, batch.indices % 5)
+        assert [tuple(view.shape) for view in batch.views] == [(16, 3, 8, 8)] * 2
+        assert batch.views[0].dtype == torch.float32
+
+
+def test_images_arrive_normalised(make: Make) -> None:
+    batch = next(make().epoch(0))
+    pixels = torch.from_numpy(arrays().images.array).permute(0, 3, 1, 2)[batch.indices].float()  # type: ignore[attr-defined]
+    expected = (pixels / 255 - 0.5) / 0.25
+    # The second view only flips: every image is its own or its mirror image.
+    kept = (batch.views[1] - expected).abs().amax((1, 2, 3)) < 1e-5
+    flipped = (batch.views[1] - expected.flip(3)).abs().amax((1, 2, 3)) < 1e-5
+    assert (kept | flipped).all()
+    assert kept.any() and flipped.any()
+
+
+def test_an_epoch_repeats_exactly_and_the_next_differs(make: Make) -> None:
+    first, again, following = (list(make().epoch(epoch)) for epoch in (4, 4, 5))
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0].indices, following[0].indices)
+    other_seed = next(make(seed=4).epoch(4))
+    assert not torch.equal(first[0].indices, other_seed.indices)
+
+
+def test_the_global_generator_is_left_alone(make: Make) -> None:
+    torch.manual_seed(0)
+    list(make().epoch(0))
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.rand(1))
+
+
+def test_two_processes_share_what_one_would_see(make: Make) -> None:
+    whole = list(make().epoch(1))
+    shares = [list(make(rank=rank, world_size=2).epoch(1)) for rank in range(2)]
+    for batch, left, right in zip(whole, *shares, strict=True):
+        joined = Batch(
+            tuple(torch.cat(pair) for pair in zip(left.views, right.views, strict=True)),
+            torch.cat([left.labels, right.labels]),
+            torch.cat([left.indices, right.indices]),
+        )
+        assert same(batch, joined)
+
+
+def test_workers_change_nothing(files: Split) -> None:
+    options: dict[str, Any] = {'batch_size': 16, 'seed': 3, 'device': torch.device('cpu')}
+    alone, helped = (
+        list(train_loader(files, VIEWS, (0.5,) * 3, (0.25,) * 3, workers=workers, **options).epoch(2))
+        for workers in (0, 2)
+    )
+    assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
+
+
+def test_batches_that_do_not_fit(make: Make) -> None:
+    with pytest.raises(DataError, match='batch_size 51 is larger than the training part: give 50 or less'):
+        make(batch_size=51)
+    with pytest.raises(DataError, match='batch_size 16 cannot be shared out to 3 processes'):
+        make(world_size=3)
+
+
+def test_an_unreadable_image_is_named(files: Split, tmp_path: Path) -> None:
+    (tmp_path / '7.png').write_bytes(b'not an image')
+    loader = train_loader(
+        files, VIEWS, (0.5,) * 3, (0.25,) * 3, batch_size=50, seed=0, device=torch.device('cpu'), workers=1
+    )
+    with pytest.raises(UnreadableImageError, match=r'7\.png'):
+        list(loader.epoch(0))
+    Image.new('RGB', (8, 8)).save(tmp_path / '7.png')

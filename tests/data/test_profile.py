@@ -1,0 +1,177 @@
+"""Numbers of the profile against independent formulas; planted faults are found and named."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ltzoo.data import (
+    ArrayImages,
+    DataError,
+    Dataset,
+    Split,
+    drop_unreadable,
+    gini_coefficient,
+    imbalance_ratio,
+    load_data,
+    plot_profile,
+    profile_data,
+    shot_classes,
+)
+
+
+def write_noise(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, quality=95)
+
+
+def write_tree(root: Path, train: list[int], test: list[int]) -> None:
+    """Class folders a, b, ... of JPEG files 0.jpg, 1.jpg, ..., no two alike."""
+    seed = itertools.count()
+    for part, numbers in (('train', train), ('test', test)):
+        for c, number in enumerate(numbers):
+            for i in range(number):
+                write_noise(root / part / 'abcdef'[c] / f'{i}.jpg', next(seed))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+@pytest.mark.parametrize(
+    'counts', [[5, 5, 5], [500, 100, 20, 4], [0, 0, 7], [3, 1, 4, 1, 5, 9, 2, 6], [1000] + [1] * 99]
+)
+def test_gini_is_half_the_relative_mean_absolute_difference(counts: list[int]) -> None:
+    differences = [abs(a - b) for a in counts for b in counts]
+    expected = np.mean(differences) / np.mean(counts) / 2
+    assert gini_coefficient(np.array(counts)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_imbalance_ratio() -> None:
+    assert imbalance_ratio(np.array([7, 21, 3])) == 7.0
+    assert imbalance_ratio(np.array([0, 21, 3])) == 7.0
+
+
+@pytest.mark.parametrize('thresholds', [(100, 20), (50, 51), (3, 0)])
+def test_shots_by_the_definition(thresholds: tuple[int, int]) -> None:
+    counts = np.array([101, 100, 20, 19, 0, 500, 51, 50])
+    shots = shot_classes(counts, *thresholds)
+    assert list(shots) == ['many', 'medium', 'few']
+    for c, count in enumerate(counts):
+        shot = 'many' if count > thresholds[0] else 'few' if count < thresholds[1] else 'medium'
+        assert [name for name, classes in shots.items() if c in classes] == [shot]
+    assert all(classes.dtype == np.int64 and (np.diff(classes) > 0).all() for classes in shots.values())
+
+
+def test_shots_that_overlap_are_refused() -> None:
+    with pytest.raises(ValueError, match=r'few_below 22 must be at most .* 21'):
+        shot_classes(np.array([1, 2]), many_above=20, few_below=22)
+
+
+def test_counts_and_shots_of_a_set(tmp_path: Path) -> None:
+    write_tree(tmp_path, [12, 6, 1], [2, 0, 1])
+    profile = profile_data(load_data('folder', tmp_path), many_above=10, few_below=3)
+    assert profile.train_counts.tolist() == [12, 6, 1]
+    assert profile.test_counts.tolist() == [2, 0, 1]
+    assert {shot: classes.tolist() for shot, classes in profile.shots.items()} == {
+        'many': [0],
+        'medium': [1],
+        'few': [2],
+    }
+    assert profile.imbalance_ratio == 12
+    assert profile.check is not None and profile.check.duplicates == []
+    assert profile.warnings == ('1 class has only one training image: c', '1 class has no test image: b')
+    written = json.loads(json.dumps(profile.to_json()))
+    assert written['shots']['medium'] == {'classes': 1, 'train_images': 6}
+    assert written['per_class'][2] == {'class': 2, 'name': 'c', 'train_count': 1, 'test_count': 1}
+    assert (written['train_images'], written['test_images']) == (19, 3)
+
+
+def test_empty_classes_are_named() -> None:
+    split = Split(ArrayImages(np.zeros((3, 1, 1, 3), np.uint8)), np.array([0, 0, 4]))
+    dataset = Dataset('gaps', split, split, tuple('abcdef'))
+    warnings = profile_data(dataset, check_images=False).warnings
+    assert warnings[0] == '4 classes have no training image: b, c, d, ...'
+    assert profile_data(dataset, check_images=False).check is None
+
+
+def test_planted_faults_are_found(tmp_path: Path) -> None:
+    write_tree(tmp_path, [5, 5], [3, 3])
+    train, test = tmp_path / 'train', tmp_path / 'test'
+    truncate(train / 'a' / '1.jpg')
+    (test / 'b' / '2.jpg').write_bytes(b'')
+    # The same pixels in another file format, another class, and another part.
+    Image.open(train / 'b' / '0.jpg').save(train / 'a' / '7.png')
+    Image.open(train / 'b' / '3.jpg').save(test / 'b' / '8.bmp')
+    # The same bytes in another shape are another image.
+    Image.fromarray(np.zeros((2, 8, 3), np.uint8)).save(test / 'a' / 'wide.png')
+    Image.fromarray(np.zeros((8, 2, 3), np.uint8)).save(test / 'a' / 'tall.png')
+    dataset = load_data('folder', tmp_path)
+    profile = profile_data(dataset)
+    assert profile.check is not None
+    assert len(profile.check.unreadable['train']) == len(profile.check.unreadable['test']) == 1
+    assert str(train / 'a' / '1.jpg') in profile.check.unreadable['train'][0]
+    splits = {'train': dataset.train, 'test': dataset.test}
+    groups = [{splits[part].images.name(i) for part, i in group} for group in profile.check.duplicates]
+    pairs = [(train / 'a' / '7.png', train / 'b' / '0.jpg'), (train / 'b' / '3.jpg', test / 'b' / '8.bmp')]
+    assert sorted(map(sorted, groups)) == sorted(sorted(map(str, pair)) for pair in pairs)
+    kinds = [warning.split(':')[0] for warning in profile.warnings]
+    assert kinds == [
+        '1 train image cannot be read',
+        '1 test image cannot be read',
+        '1 test image is also a training image',
+        '1 training image is a copy of another',
+        '1 group of equal images has different labels',
+    ]
+
+
+def test_unreadable_images_are_dropped_by_name(tmp_path: Path) -> None:
+    write_tree(tmp_path, [300, 3], [1, 1])
+    for name in ('a/17.jpg', 'a/299.jpg', 'b/1.jpg'):
+        truncate(tmp_path / 'train' / name)
+    (tmp_path / 'train' / 'b' / '2.jpg').unlink()
+    (tmp_path / 'train' / 'b' / '2.jpg').symlink_to(tmp_path / 'gone.jpg')
+    split = load_data('folder', tmp_path).train
+    kept, dropped = drop_unreadable(split)
+    names = [Path(name).relative_to(tmp_path / 'train').as_posix() for name in dropped]
+    assert names == ['a/17.jpg', 'a/299.jpg', 'b/1.jpg', 'b/2.jpg']
+    assert np.bincount(kept.labels).tolist() == [298, 1]
+    assert all(kept.images.name(i) not in dropped and kept.images[i] for i in range(len(kept)))
+
+
+def test_nothing_to_drop(tmp_path: Path) -> None:
+    write_tree(tmp_path, [2, 2], [1, 1])
+    dataset = load_data('folder', tmp_path)
+    assert drop_unreadable(dataset.train) == (dataset.train, [])
+    for file in tmp_path.glob('train/*/*.jpg'):
+        truncate(file)
+    with pytest.raises(DataError, match='none of the 4 images can be decoded'):
+        drop_unreadable(dataset.train)
+
+
+def test_cifar100_has_ten_test_images_in_its_training_part(cifar_dir: Path) -> None:
+    """Ten, found as well by comparing the raw bytes; fourteen training images are copies of another."""
+    dataset = load_data('cifar100', cifar_dir)
+    assert isinstance(dataset.train.images, ArrayImages) and isinstance(dataset.test.images, ArrayImages)
+    known = {image.tobytes() for image in dataset.train.images.array}
+    assert sum(image.tobytes() in known for image in dataset.test.images.array) == 10
+    assert len(dataset.train) - len(known) == 14
+    warnings = profile_data(dataset).warnings
+    assert any(warning.startswith('10 test images are also training images: ') for warning in warnings)
+    assert any(warning.startswith('14 training images are copies of another: ') for warning in warnings)
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.svg'])
+def test_plot(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip('matplotlib')
+    plot_profile(profile_data(load_data('digits_lt'), check_images=False), tmp_path / f'tail{suffix}')
+    if suffix == '.png':
+        image = Image.open(tmp_path / 'tail.png').convert('RGB')
+        colours = {colour for _, colour in image.getcolors(2**20) or []}
+        assert {(31, 119, 180), (255, 127, 14), (214, 39, 40)} <= colours

@@ -1,0 +1,494 @@
+"""Every source on small trees written here, and the official lists against what their papers say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ltzoo.data import DataError, Dataset, MissingDataError, UnreadableImageError, list_data, load_data
+from ltzoo.errors import LtzooError
+
+
+def write_image(path: Path, value: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (4, 3), (value, value, value)).save(path)
+
+
+def write_classes(root: Path, **images: int) -> None:
+    for name, number in images.items():
+        for i in range(number):
+            write_image(root / name / f'{i:03}.png', i)
+
+
+def names(dataset: Dataset, part: str) -> list[tuple[str, str]]:
+    """Pairs of class name and file name, as read."""
+    split = getattr(dataset, part)
+    files = [Path(split.images.name(i)).name for i in range(len(split))]
+    return [(dataset.class_names[label], file) for label, file in zip(split.labels, files, strict=True)]
+
+
+def test_all_sources_are_registered() -> None:
+    builtin = {'cifar10', 'cifar100', 'digits', 'imagenet_lt', 'places_lt', 'inat18'}
+    assert set(list_data()) == builtin | {'folder', 'csv', 'npz', 'npy', 'hf'}
+
+
+@pytest.mark.parametrize('source', ['folder', 'csv', 'npz', 'npy', 'hf'])
+def test_users_sources_need_a_place_that_exists(source: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f'{source}:WHERE'):
+        load_data(source)
+    with pytest.raises(FileNotFoundError, match='nowhere') as caught:
+        load_data(f'{source}:{tmp_path / "nowhere"}')
+    assert isinstance(caught.value, LtzooError)
+
+
+class TestFolder:
+    def test_train_and_test(self, tmp_path: Path) -> None:
+        write_classes(tmp_path / 'train', bee=3, ant=2)
+        write_classes(tmp_path / 'test', ant=1, bee=1)
+        write_classes(tmp_path / 'val', ant=5)
+        write_image(tmp_path / 'train' / 'bee' / 'more' / 'x.JPG', 9)
+        (tmp_path / 'train' / 'bee' / 'notes.txt').write_text('no image')
+        (tmp_path / 'train' / '.cache').mkdir()
+        dataset = load_data(f'folder:{tmp_path}')
+        assert dataset.class_names == ('ant', 'bee')
+        assert dataset.class_counts.tolist() == [2, 4]
+        assert ('bee', 'x.JPG') in names(dataset, 'train')
+        assert names(dataset, 'test') == [('ant', '000.png'), ('bee', '000.png')]
+        assert dataset.train.images[1].size == (4, 3)
+        assert dataset.image_size == 224
+        assert dataset.mean == (0.485, 0.456, 0.406)
+
+    def test_val_stands_in_for_test(self, tmp_path: Path) -> None:
+        write_classes(tmp_path / 'train', a=2, b=2)
+        write_classes(tmp_path / 'val', b=3)
+        assert np.bincount(load_data('folder', tmp_path).test.labels).tolist() == [0, 3]
+
+    @pytest.mark.parametrize('below', ['', 'train'])
+    def test_class_folders_alone(self, tmp_path: Path, below: str) -> None:
+        write_classes(tmp_path / below, a=20, b=5, c=2, d=1)
+        dataset = load_data('folder', tmp_path)
+        assert dataset.class_counts.tolist() == [16, 4, 1, 1]
+        assert np.bincount(dataset.test.labels, minlength=4).tolist() == [4, 1, 1, 0]
+        files = Counter(names(dataset, 'train') + names(dataset, 'test'))
+        assert len(files) == 28
+        assert set(files.values()) == {1}
+        assert names(load_data('folder', tmp_path), 'test') == names(dataset, 'test')
+
+    def test_a_class_may_be_called_train(self, tmp_path: Path) -> None:
+        write_classes(tmp_path, train=5, test=5, tram=5)
+        assert load_data('folder', tmp_path).class_names == ('test', 'train', 'tram')
+
+    def test_made_longtailed(self, tmp_path: Path) -> None:
+        write_classes(tmp_path / 'train', a=16, b=16, c=16)
+        write_classes(tmp_path / 'test', a=1, b=1, c=1)
+        assert load_data(f'folder_lt_r4:{tmp_path}').class_counts.tolist() == [16, 8, 4]
+
+    def test_unbalanced_set_cannot_be_made_longtailed(self, tmp_path: Path) -> None:
+        write_classes(tmp_path / 'train', a=2, b=16)
+        write_classes(tmp_path / 'test', a=1, b=1)
+        with pytest.raises(DataError, match=r'folder_lt_r4:.*class 0 has 2 images.*use an unbalanced one as it is'):
+            load_data(f'folder_lt_r4:{tmp_path}')
+
+    def test_unreadable_image_is_named(self, tmp_path: Path) -> None:
+        write_classes(tmp_path / 'train', a=2, b=2)
+        write_classes(tmp_path / 'test', a=1, b=1)
+        (tmp_path / 'train' / 'a' / '001.png').write_bytes(b'not a picture')
+        images = load_data('folder', tmp_path).train.images
+        assert images[0].mode == 'RGB'
+        with pytest.raises(UnreadableImageError, match=r'a.001\.png cannot be decoded'):
+            images[1]
+
+    def test_unfit_folders_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match='has no folders'):
+            load_data('folder', tmp_path)
+        write_classes(tmp_path / 'train', a=2)
+        write_classes(tmp_path / 'test', a=2)
+        with pytest.raises(DataError, match='1 class'):
+            load_data('folder', tmp_path)
+        (tmp_path / 'train' / 'b').mkdir()
+        with pytest.raises(DataError, match=r'train.b has no images'):
+            load_data('folder', tmp_path)
+        write_classes(tmp_path / 'train', b=1)
+        write_classes(tmp_path / 'test', z=1)
+        with pytest.raises(DataError, match=r'test.z has no counterpart'):
+            load_data('folder', tmp_path)
+
+
+class TestCsv:
+    @staticmethod
+    def load(tmp_path: Path, text: str, encoding: str = 'utf-8') -> Dataset:
+        (tmp_path / 'list.csv').write_bytes(text.encode(encoding))
+        return load_data(f'csv:{tmp_path / "list.csv"}')
+
+    def test_names_and_splits(self, tmp_path: Path) -> None:
+        write_image(tmp_path / 'pictures' / 'one, two.png')
+        text = 'note,split,path,label\n,train,"pictures/one, two.png",owl\nx,test,b.png,cat\n,val,c.png,cat\n'
+        dataset = self.load(tmp_path, text + ',train,d.png, cat\n', 'utf-8-sig')
+        assert dataset.class_names == ('cat', 'owl')
+        assert names(dataset, 'train') == [('owl', 'one, two.png'), ('cat', 'd.png')]
+        assert names(dataset, 'test') == [('cat', 'b.png')]
+        assert dataset.train.images[0].size == (4, 3)
+        with pytest.raises(UnreadableImageError, match=r'd\.png does not exist'):
+            dataset.train.images[1]
+
+    def test_integers_without_split(self, tmp_path: Path) -> None:
+        rows = [('path', 'label'), *((f'{i}.png', i % 11) for i in range(110))]
+        with open(tmp_path / 'list.csv', 'w', newline='') as file:
+            csv.writer(file).writerows(rows)
+        dataset = load_data('csv', tmp_path / 'list.csv')
+        assert dataset.class_names == tuple(map(str, range(11)))
+        assert dataset.class_counts.tolist() == [8] * 11
+        assert all(name == str(int(Path(file).stem) % 11) for name, file in names(dataset, 'test'))
+
+    def test_val_stands_in_for_test(self, tmp_path: Path) -> None:
+        dataset = self.load(tmp_path, 'path,label,split\na,0,train\nb,1,train\nc,1,val\n')
+        assert names(dataset, 'test') == [('1', 'c')]
+
+    @pytest.mark.parametrize(
+        ('text', 'message'),
+        [
+            ('', "must be path,label or path,label,split, not ''"),
+            ('path;label\na;0\n', 'path;label'),
+            ('path,label\n', 'lists no images'),
+            ('path,label\na,0\nb,\n', 'line 3 .* has no label'),
+            ('path,label\na,0\nb\n', 'line 3 .* has no label'),
+            ('path,label\n,0\n', 'line 2 .* has no path'),
+            ('path,label\na,b,0\n', 'line 2 .* more fields'),
+            ('path,label,split\na,0,\n', 'line 2 .* no split'),
+            ('path,label,split\na,0,dev\n', "line 2 .* split 'dev'; it must be train, test or val"),
+            ('path,label\na,-1\nb,0\n', 'label -1'),
+            ('path,label\na,1\nb,2\n', 'no image has label 0'),
+            ('path,label\na,0\nb,255\n', 'no image has label 1'),
+            ('path,label\na,x\nb,x\n', '1 class'),
+            ('path,label,split\na,0,test\nb,1,test\n', 'training part .* no images'),
+            ('path,label\n"a,0\n', 'not a CSV file'),
+        ],
+    )
+    def test_unfit_files_are_refused(self, tmp_path: Path, text: str, message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            self.load(tmp_path, text)
+
+    def test_other_encodings_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match='UTF-8'):
+            self.load(tmp_path, 'path,label\na,käfer\n', 'latin-1')
+
+
+class TestArrays:
+    @pytest.fixture
+    def arrays(self) -> dict[str, np.ndarray]:
+        generator = np.random.default_rng(0)
+        return {
+            'x_train': generator.integers(0, 256, (30, 6, 5, 3), dtype=np.uint8),
+            'y_train': np.arange(30, dtype=np.int32) % 3,
+            'x_test': generator.integers(0, 256, (9, 6, 5, 3), dtype=np.uint8),
+            'y_test': np.arange(9, dtype=np.uint8) % 3,
+        }
+
+    @staticmethod
+    def load(tmp_path: Path, arrays: dict[str, np.ndarray], source: str = 'npz') -> Dataset:
+        if source == 'npz':
+            np.savez(tmp_path / 'set.npz', **arrays)  # type: ignore[arg-type]
+            return load_data(f'npz:{tmp_path / "set.npz"}')
+        for key, array in arrays.items():
+            np.save(tmp_path / f'{key}.npy', array)
+        return load_data(f'npy:{tmp_path}')
+
+    @pytest.mark.parametrize('source', ['npz', 'npy'])
+    def test_colour(self, tmp_path: Path, arrays: dict[str, np.ndarray], source: str) -> None:
+        dataset = self.load(tmp_path, arrays, source)
+        np.testing.assert_array_equal(np.asarray(dataset.train.images[4]), arrays['x_train'][4])
+        np.testing.assert_array_equal(dataset.test.labels, arrays['y_test'])
+        assert dataset.test.labels.dtype == np.int64
+        scaled = arrays['x_train'].astype(np.float64) / 255
+        np.testing.assert_allclose(dataset.mean, scaled.mean((0, 1, 2)), rtol=1e-12)
+        np.testing.assert_allclose(dataset.std, scaled.std((0, 1, 2)), rtol=1e-12)
+        assert dataset.image_size == 5
+        assert dataset.class_names == ('0', '1', '2')
+
+    @pytest.mark.parametrize('shape', [(6, 6), (6, 6, 1)])
+    def test_grey_with_medmnists_names(self, tmp_path: Path, shape: tuple[int, ...]) -> None:
+        images = np.random.default_rng(1).integers(0, 256, (20, *shape), dtype=np.uint8)
+        labels = (np.arange(20) % 2)[:, None]
+        arrays = {f'{part}_images': images for part in ('train', 'val', 'test')}
+        dataset = self.load(tmp_path, arrays | {f'{part}_labels': labels for part in ('train', 'val', 'test')})
+        pixels = np.asarray(dataset.train.images[3])
+        assert pixels.shape == (6, 6, 3)
+        assert all((pixels[..., c] == images[3].reshape(6, 6)).all() for c in range(3))
+        assert dataset.train.labels.tolist() == [0, 1] * 10
+
+    def test_statistics_are_added_up_block_by_block(self, tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+        images = np.random.default_rng(2).integers(0, 200, (7, 1100, 900, 3), dtype=np.uint8)
+        dataset = self.load(tmp_path, arrays | {'x_train': images, 'y_train': np.arange(7) % 3})
+        np.testing.assert_allclose(dataset.mean, (images / 255).mean((0, 1, 2)), rtol=1e-9)
+
+    def test_without_test_part(self, tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+        dataset = self.load(tmp_path, {key: arrays[key] for key in ('x_train', 'y_train')})
+        assert dataset.class_counts.tolist() == [8, 8, 8]
+        together = [np.asarray(image).tobytes() for split in (dataset.train, dataset.test) for image in split.images]
+        assert Counter(together) == Counter(image.tobytes() for image in arrays['x_train'])
+
+    @pytest.mark.parametrize(
+        ('change', 'message'),
+        [
+            ({'x_train': None}, 'no array x_train; it must hold x_train, y_train, x_test, y_test, and holds x_test'),
+            ({'y_test': None}, 'no array y_test'),
+            ({'x_train': np.zeros((30, 6, 5, 3))}, r'x_train .* must be uint8 .* not float64 \(30, 6, 5, 3\)'),
+            ({'x_train': np.zeros((30, 3, 6, 5), np.uint8)}, r'not uint8 \(30, 3, 6, 5\)'),
+            ({'x_train': np.zeros((0, 6, 5, 3), np.uint8)}, r'not uint8 \(0, 6, 5, 3\)'),
+            ({'x_train': np.zeros((30, 6, 5, 3), np.uint8)}, 'one and the same value'),
+            ({'y_train': np.zeros(30)}, 'y_train .* one integer for each image'),
+            ({'y_train': np.zeros((30, 14), int)}, r'one integer for each image, not int64 \(30, 14\)'),
+            ({'y_train': np.zeros(29, int)}, '30 images in x_train but 29 labels in y_train'),
+            ({'y_train': np.full(30, -1)}, 'label -1'),
+            ({'y_train': np.full(30, 7)}, 'go up to 7 but no image has label 3'),
+            ({'y_train': np.zeros(30, int), 'y_test': np.zeros(9, int)}, '1 class'),
+            ({'y_train': np.array([{}] * 30)}, 'y_train .* not a readable array'),
+        ],
+    )
+    @pytest.mark.parametrize('source', ['npz', 'npy'])
+    def test_unfit_arrays_are_refused(
+        self,
+        tmp_path: Path,
+        arrays: dict[str, np.ndarray],
+        source: str,
+        change: dict[str, np.ndarray | None],
+        message: str,
+    ) -> None:
+        changed = {key: array for key, array in (arrays | change).items() if array is not None}
+        with pytest.raises(DataError, match=message):
+            self.load(tmp_path, changed, source)
+
+    def test_other_files_are_refused(self, tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+        file = tmp_path / 'set.npz'
+        for content in (b'', b'PK\x03\x04 and then nothing', b'text'):
+            file.write_bytes(content)
+            with pytest.raises(DataError, match='not a readable'):
+                load_data(f'npz:{file}')
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        damaged = bytearray(file.read_bytes())
+        damaged[400:600] = bytes(200)
+        file.write_bytes(damaged)
+        with pytest.raises(DataError, match=r'x_train of npz.* is not a readable array'):
+            load_data(f'npz:{file}')
+        np.save(tmp_path / 'one.npy', arrays['x_train'])
+        with pytest.raises(DataError, match='a single array'):
+            load_data(f'npz:{tmp_path / "one.npy"}')
+
+
+class TestHub:
+    @pytest.fixture
+    def library(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+        datasets = pytest.importorskip('datasets')
+        monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
+        datasets.disable_progress_bars()
+        return datasets
+
+    @staticmethod
+    def table(datasets, labels: list[int | None], **more: int):  # type: ignore[no-untyped-def]
+        """Images that are as bright as their row, with two columns of labels."""
+        images = [Image.new('L', (3, 3), i) for i in range(len(labels))]
+        features = {
+            'coarse': datasets.ClassLabel(names=['low', 'high']),
+            'picture': datasets.Image(),
+            'fine': datasets.ClassLabel(names=['zero', 'one', 'two']),
+            'note': datasets.Value('string'),
+        }
+        columns = {'coarse': [0] * len(labels), 'picture': images, 'fine': labels, 'note': ['x'] * len(labels)}
+        return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+    def test_saved_splits(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        train, test = self.table(library, [0, 1, 2, 2, 1]), self.table(library, [2, 1])
+        library.DatasetDict(train=train, test=test).save_to_disk(tmp_path / 'saved')
+        dataset = load_data(f'hf:{tmp_path / "saved"}')
+        assert dataset.class_names == ('zero', 'one', 'two')
+        assert dataset.train.labels.tolist() == [0, 1, 2, 2, 1]
+        assert dataset.test.labels.tolist() == [2, 1]
+        chosen = dataset.train.select(np.array([3, 1]))
+        assert [chosen.images[i].getpixel((0, 0)) for i in range(2)] == [(3, 3, 3), (1, 1, 1)]
+        assert 'row 3 of' in chosen.images.name(0)
+
+    def test_unlabelled_test_split_gives_way_to_validation(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        parts = {'train': [0, 1, 2], 'validation': [0, 0], 'test': [-1, -1, -1]}
+        tables = {part: self.table(library, labels) for part, labels in parts.items()}
+        library.DatasetDict(tables).save_to_disk(tmp_path / 'saved')
+        assert load_data(f'hf:{tmp_path / "saved"}').test.labels.tolist() == [0, 0]
+
+    def test_train_alone(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        self.table(library, [0, 1, 2] * 10).save_to_disk(tmp_path / 'saved')
+        dataset = load_data(f'hf:{tmp_path / "saved"}')
+        assert dataset.class_counts.tolist() == [8, 8, 8]
+        shades = [image.getpixel((0, 0))[0] for split in (dataset.train, dataset.test) for image in split.images]
+        assert sorted(shades) == list(range(30))
+
+    def test_image_folder(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        write_classes(tmp_path / 'tree' / 'train', a=3, b=2)
+        write_classes(tmp_path / 'tree' / 'test', a=1, b=1)
+        (tmp_path / 'tree' / 'train' / 'b' / '000.png').write_bytes(b'not a picture')
+        dataset = load_data(f'hf:{tmp_path / "tree"}')
+        assert dataset.class_names == ('a', 'b')
+        assert dataset.class_counts.tolist() == [3, 2]
+        broken = int(np.flatnonzero(dataset.train.labels == 1)[0])
+        with pytest.raises(UnreadableImageError, match=f'row {broken} of hf:.* cannot be decoded'):
+            dataset.train.images[broken]
+
+    def test_unfit_tables_are_refused(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        whole = self.table(library, [0, 1, None])
+        for name, table, message in (
+            ('a', whole, 'row 2 of .* has no fine'),
+            ('b', whole.select_columns(['picture', 'note']), r'it has picture \(Image\), note \(Value\)'),
+            ('c', whole.select_columns(['fine', 'coarse']), 'needs a column of type Image'),
+            ('d', library.DatasetDict(test=whole), 'no split train, only test'),
+            ('e', self.table(library, [0, 1, -1] * 2), 'label -1'),
+        ):
+            table.save_to_disk(tmp_path / name)
+            with pytest.raises(DataError, match=message):
+                load_data(f'hf:{tmp_path / name}')
+        (tmp_path / 'empty').mkdir()
+        with pytest.raises(LtzooError, match=r'hf:.*empty cannot be'):
+            load_data(f'hf:{tmp_path / "empty"}')
+
+    def test_without_the_library(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, 'datasets', None)
+        with pytest.raises(DataError, match=r"pip install 'ltzoo\[datasets\]'"):
+            load_data(f'hf:{tmp_path}')
+
+
+class TestOfficialLists:
+    @staticmethod
+    def place(folder: Path, **lists: Path) -> None:
+        """Copy lists into a folder under their official names, and make the first image of each."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, source in lists.items():
+            shutil.copyfile(source, folder / f'{name}.txt')
+            with open(source) as file:
+                write_image(folder / file.readline().split()[0])
+
+    def test_places(self, split_lists: Path, tmp_path: Path) -> None:
+        parts = ('Places_LT_train', 'Places_LT_test', 'Places_LT_val')
+        self.place(tmp_path / 'Places_LT', **{part: split_lists / f'{part}.txt' for part in parts})
+        dataset = load_data('places_lt', tmp_path)
+        assert (len(dataset.train), len(dataset.test), dataset.num_classes) == (62_500, 36_500, 365)
+        assert (dataset.class_counts.max(), dataset.class_counts.min()) == (4_980, 5)
+        assert dataset.class_names[0] == 'airfield'
+        assert dataset.class_names[364] == 'zen_garden'
+        assert dataset.spare is not None
+        assert np.bincount(dataset.spare.labels).tolist() == [20] * 365
+        first = (split_lists / 'Places_LT_train.txt').read_text().split('\n')[0].split()
+        assert dataset.train.images.name(0) == str(tmp_path / 'Places_LT' / first[0])
+        assert dataset.train.images[0].mode == 'RGB'
+        (tmp_path / 'Places_LT' / 'Places_LT_val.txt').unlink()
+        assert load_data(f'places_lt:{tmp_path / "Places_LT"}').spare is None
+
+    def test_imagenet_test_list(self, split_lists: Path, tmp_path: Path) -> None:
+        """The train list is not at hand: the validation list, which has the same form, takes its place."""
+        folder = tmp_path / 'ImageNet_LT'
+        lists = {'ImageNet_LT_test': split_lists / 'ImageNet_LT_test.txt'}
+        self.place(folder, **lists)
+        with pytest.raises(
+            MissingDataError, match=r'ImageNet_LT_train\.txt is missing: .*OpenLongTailRecognition-OLTR'
+        ):
+            load_data('imagenet_lt', tmp_path)
+        self.place(folder, ImageNet_LT_train=split_lists / 'ImageNet_LT_val.txt', **lists)
+        dataset = load_data('imagenet_lt', tmp_path)
+        assert (len(dataset.train), len(dataset.test), dataset.num_classes) == (20_000, 50_000, 1_000)
+        assert np.bincount(dataset.test.labels).tolist() == [50] * 1000
+        assert dataset.class_names[0] == 'n01440764'
+        assert len(set(dataset.class_names)) == 1_000
+        shutil.rmtree(folder / 'val')
+        with pytest.raises(
+            MissingDataError, match=r'val.n01440764.*first image of ImageNet_LT_test\.txt.*image-net\.org'
+        ):
+            load_data('imagenet_lt', tmp_path)
+
+    def test_inaturalist_list_and_annotations(self, split_lists: Path, tmp_path: Path) -> None:
+        folder = tmp_path / 'iNat18'
+        self.place(folder, iNaturalist18_val=split_lists / 'iNaturalist18_val.txt')
+        with pytest.raises(
+            MissingDataError, match=r'iNaturalist18_train\.txt is missing, .*train2018\.json.*inat_comp'
+        ):
+            load_data('inat18', tmp_path)
+        files = ['train_val2018/Plantae/7291/x.jpg', 'train_val2018/Insecta/673/y.jpg']
+        annotations = {
+            'images': [{'id': 5, 'file_name': files[0]}, {'id': 3, 'file_name': files[1]}],
+            'annotations': [{'image_id': 3, 'category_id': 673}, {'image_id': 5, 'category_id': 7291}],
+        }
+        (folder / 'train2018.json').write_text(json.dumps(annotations))
+        write_image(folder / files[1])
+        dataset = load_data('inat18', tmp_path)
+        assert (len(dataset.test), dataset.num_classes) == (24_426, 8_142)
+        assert dataset.class_names == tuple(map(str, range(8_142)))
+        assert dataset.train.labels.tolist() == [673, 7291]
+        assert dataset.train.images[0].mode == 'RGB'
+        assert dataset.mean == (0.466, 0.471, 0.380)
+        assert dataset.std == (0.195, 0.194, 0.192)
+        categories = [{'id': c, 'name': f'Species {c}'} for c in reversed(range(8_142))]
+        (folder / 'categories.json').write_text(json.dumps(categories))
+        assert load_data('inat18', tmp_path).class_names[673] == 'Species 673'
+        for file, content, message in (
+            ('categories.json', '[{"id": 1, "name": "a"}]', 'ids 0, 1'),
+            ('train2018.json', '{"images": []}', 'not in the format'),
+            ('train2018.json', '{', 'not valid JSON'),
+        ):
+            (folder / file).write_text(content)
+            with pytest.raises(DataError, match=message):
+                load_data('inat18', tmp_path)
+
+    @pytest.mark.parametrize(
+        ('train', 'message'),
+        [
+            ('train/a/0.jpg\n', "line 1 of .*train.txt must be an image path.*'train/a/0.jpg'"),
+            ('train/a/0.jpg 0\ntrain/a/1.jpg zero\n', 'line 2'),
+            ('train/a/0.jpg 0\ntrain/b/0.jpg -1\n', 'line 2'),
+            ('train/a/0.jpg 0\ntrain/c/0.jpg 1\n', 'label 1 is folder c in .*train.txt but b in .*test.txt'),
+            ('train/a/0.jpg 0\ntrain/c/0.jpg 3\n', 'labels up to 3 but none is 2'),
+            ('train/a/0.jpg 0\ntrain/a/0.jpg 0\n', 'names an image that'),
+            ('train/a/0.jpg 0\ntest/b/0.jpg 1\n', 'Places_LT_test.txt names an image that'),
+            ('', 'no images'),
+        ],
+    )
+    def test_unfit_lists_are_refused(self, tmp_path: Path, train: str, message: str) -> None:
+        (tmp_path / 'Places_LT_train.txt').write_text(train)
+        (tmp_path / 'Places_LT_test.txt').write_text('test/a/0.jpg 0\ntest/b/0.jpg 1\n')
+        write_image(tmp_path / 'train' / 'a' / '0.jpg')
+        write_image(tmp_path / 'test' / 'a' / '0.jpg')
+        with pytest.raises(DataError, match=message):
+            load_data('places_lt', tmp_path)
+
+
+def test_importing_the_sources_loads_no_optional_library() -> None:
+    optional = ('datasets', 'pandas', 'sklearn', 'matplotlib')
+    program = f'import sys, ltzoo.data; print([name for name in {optional} if name in sys.modules])'
+    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == '[]'
+
+
+def test_cifar_files_missing(tmp_path: Path) -> None:
+    with pytest.raises(MissingDataError, match=r'cifar-100-python.*download=true'):
+        load_data('cifar100', tmp_path)
+
+
+def test_cifar_in_official_order(cifar_dir: Path) -> None:
+    dataset = load_data('cifar10', cifar_dir)
+    assert (len(dataset.train), len(dataset.test)) == (50_000, 10_000)
+    assert dataset.class_names[:2] == ('airplane', 'automobile')
+    assert dataset.class_counts.tolist() == [5000] * 10
+
+
+def test_digits_are_balanced_and_disjoint() -> None:
+    dataset = load_data('digits')
+    assert dataset.class_counts.tolist() == [134] * 10
+    assert np.bincount(dataset.test.labels).tolist() == [40] * 10
+    pixels = [image.tobytes() for split in (dataset.train, dataset.test) for image in split.images]
+    assert len(set(pixels)) == 1740
+    train = np.stack([np.asarray(image) for image in dataset.train.images]) / 255
+    assert dataset.mean[0] == pytest.approx(train.mean(), abs=0.01)
+    assert dataset.std[0] == pytest.approx(train.std(), abs=0.01)

@@ -1,0 +1,270 @@
+"""Models by name: what is found, what is refused and in which words, what is saved and loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.models import save_for_hf
+from torch import nn
+
+import ltzoo
+from ltzoo.models import (
+    CosineLinear,
+    HeadError,
+    ModelArgumentError,
+    ModelFilesError,
+    NoWeightsError,
+    UnknownModelError,
+)
+
+
+def test_the_encoder_alone() -> None:
+    encoder = ltzoo.create_model('resnet32_cifar_gkpgsa', num_classes=0)
+    assert sum(p.numel() for p in encoder.parameters()) == 463_504
+    assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, 64)
+
+
+def test_timm_knows_our_names() -> None:
+    model = timm.create_model('resnet32_cifar_bcl.cifar10_lt_r10')
+    assert isinstance(model.get_classifier(), CosineLinear)
+    assert model.num_classes == 10
+
+
+def test_head_and_scale_are_choices_under_every_name() -> None:
+    assert type(ltzoo.create_model('resnet32_cifar_bcl', head='linear').fc) is nn.Linear
+    assert ltzoo.create_model('resnet32_cifar_ce', head='cosine', head_scale=5.0).fc.scale == 5.0
+    assert type(ltzoo.create_model('timm/test_resnet', head='linear', head_scale=5.0).fc) is nn.Linear
+    assert type(ltzoo.create_model('timm/test_resnet').fc) is nn.Linear
+    assert ltzoo.create_model('timm/test_resnet', head='cosine').fc.scale == 30.0
+
+
+def test_wildcards() -> None:
+    assert ltzoo.list_models('*gkpgsa') == [
+        'resnet32_cifar_gkpgsa',
+        'resnet50_imagenetlt_gkpgsa',
+        'resnet50_inat18_gkpgsa',
+        'resnext50_imagenetlt_gkpgsa',
+    ]
+    assert ltzoo.list_models('resnet??_cifar') == [f'resnet{d}_cifar' for d in (20, 32, 44, 56)]
+    assert ltzoo.list_models('resnet32_cifar_bcl.*', exclude_filters='*.cifar100*') == [
+        f'resnet32_cifar_bcl.cifar10_lt_r{r}' for r in (10, 50, 100)
+    ]
+    assert ltzoo.list_models(['resnext*_ce', 'resnet50_inat18_ce']) == ['resnet50_inat18_ce', 'resnext50_imagenetlt_ce']
+    assert ltzoo.list_models('convnext*') == []
+    assert all(timm.models.is_model(name) for name in ltzoo.list_models())
+    assert len(ltzoo.list_models(include_tags=True)) > len(ltzoo.list_models())
+
+
+def test_pretrained_lists_are_those_with_weights() -> None:
+    with_weights = [n for n in ltzoo.list_models(include_tags=True) if ltzoo.get_pretrained_cfg(n).has_weights]
+    assert ltzoo.list_pretrained() == with_weights
+    assert ltzoo.list_pretrained('*convnext*') == []
+
+
+def test_pretrained_cfg_by_name() -> None:
+    assert ltzoo.get_pretrained_cfg('resnet32_cifar_bcl.cifar10_lt_r50').num_classes == 10
+    assert ltzoo.get_pretrained_cfg('timm/resnet50.a1_in1k').hf_hub_id == 'timm/resnet50.a1_in1k'
+    with pytest.raises(UnknownModelError, match='resnet32_cifar_bcl'):
+        ltzoo.get_pretrained_cfg('resnet32_cifar_bc')
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('resnet32_cifar_gkpgs', 'the nearest are resnet32_cifar_gkpgsa'),
+        ('resnet23_cifar', 'resnet32_cifar'),
+        ('timm/convnxt_tiny', 'the nearest are timm/convnext_tiny'),
+        ('resnet50', "no model of ltzoo is called 'resnet50'; timm's is timm/resnet50"),
+        ('resnet50.a1_in1k', "timm's is timm/resnet50.a1_in1k"),
+        ('resnet32_cifar_bcl.cifar100_lt_r1', "no tag 'cifar100_lt_r1': it can be .*cifar100_lt_r100"),
+        ('timm/resnet50.none', "timm/resnet50 has no tag 'none': it can be .*a1_in1k"),
+        ('org/name', 'hf-hub:ORG/NAME'),
+        ('', 'timm/NAME'),
+        ('timm/', 'timm/'),
+        ('timm/lt_timm', 'timm/'),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(UnknownModelError, match=message) as caught:
+        ltzoo.create_model(name)
+    assert '\n' not in str(caught.value)
+
+
+def test_no_weights_says_which_recipe_makes_them() -> None:
+    with pytest.raises(
+        NoWeightsError,
+        match=r'resnet32_cifar_bcl\.cifar10_lt_r50; this makes them: '
+        r'accelerate launch recipes/train\.py recipes/cifar10_lt_r50/bcl\.yaml$',
+    ):
+        ltzoo.create_model('resnet32_cifar_bcl.cifar10_lt_r50', pretrained=True)
+    with pytest.raises(NoWeightsError, match=r'recipes/imagenet_lt/bs_resnext50\.yaml$'):
+        ltzoo.create_model('resnext50_imagenetlt_bs', pretrained=True)
+    with pytest.raises(NoWeightsError, match=r'gkpgsa cannot be trained here yet; this will make them: .*gkpgsa\.yaml'):
+        ltzoo.create_model('resnet32_cifar_gkpgsa', pretrained=True)
+
+
+def test_architectures_have_no_weights_of_their_own() -> None:
+    bare = next(n for n in timm.list_models(module='resnet') if not timm.get_pretrained_cfg(n).has_weights)
+    for name in ('resnet32_cifar', f'timm/{bare}'):
+        with pytest.raises(NoWeightsError, match=f'{name} is an architecture without published weights'):
+            ltzoo.create_model(name, pretrained=True)
+    assert issubclass(NoWeightsError, LookupError)
+
+
+@pytest.mark.parametrize('name', ['resnet32_cifar', 'resnet32_cifar_bcl', 'timm/test_resnet'])
+def test_wrong_arguments_are_named(name: str) -> None:
+    with pytest.raises(ModelArgumentError, match=f"{name} .*'widht'"):
+        ltzoo.create_model(name, widht=2)
+    with pytest.raises(HeadError, match="no head is called 'cosin': it is linear or cosine"):
+        ltzoo.create_model(name, head='cosin')
+    with pytest.raises(HeadError, match='head_scale must be above 0, not -1'):
+        ltzoo.create_model(name, head='cosine', head_scale=-1)
+
+
+def test_saved_zoo_models_load_bit_equal(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for name in ('resnet32_cifar_bcl.cifar10_lt_r50', 'resnet32_cifar_ce', 'resnet20_cifar'):
+        model = ltzoo.create_model(name, num_classes=7).eval()
+        folder = tmp_path / name
+        save_for_hf(model, str(folder), safe_serialization=True)
+        loaded = ltzoo.create_model(f'local-dir:{folder}', pretrained=True).eval()
+        x = torch.randn(2, 3, 32, 32)
+        assert torch.equal(loaded(x), model(x))
+        untrained = ltzoo.create_model(f'local-dir:{folder}').eval()
+        assert not torch.equal(untrained(x), model(x))
+
+
+@pytest.mark.parametrize('arguments', [{'head': 'linear'}, {'head': 'cosine', 'head_scale': 8.0}])
+def test_a_chosen_head_survives_saving(arguments: dict, tmp_path: Path) -> None:
+    for name in ('resnet32_cifar_ce', 'resnet32_cifar_bcl', 'resnet32_cifar', 'resnet50_imagenetlt_ce'):
+        model = ltzoo.create_model(name, **arguments).eval()
+        folder = tmp_path / name
+        save_for_hf(model, str(folder), safe_serialization=True)
+        loaded = ltzoo.create_model(f'local-dir:{folder}', pretrained=True).eval()
+        assert type(loaded.fc) is type(model.fc)
+        assert getattr(loaded.fc, 'scale', None) == arguments.get('head_scale')
+        x = torch.randn(2, 3, 32, 32)
+        assert torch.equal(loaded(x), model(x))
+
+
+def test_stock_architectures_with_a_linear_head_load_in_timm_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    names = {'timm/test_resnet': 'test_resnet', 'resnext50_imagenetlt_ce': 'resnext50_32x4d'}
+    x = torch.randn(1, 3, 64, 64)
+    torch.save(x, tmp_path / 'x.pt')
+    for name, stock in names.items():
+        model = ltzoo.create_model(name, num_classes=5).eval()
+        folder = tmp_path / stock
+        save_for_hf(model, str(folder), safe_serialization=True)
+        assert json.loads((folder / 'config.json').read_text())['architecture'] == stock
+        torch.save(model(x), folder / 'logits.pt')
+    script = (
+        'import sys, timm, torch\n'
+        'x = torch.load("x.pt")\n'
+        'for stock in sys.argv[1:]:\n'
+        '    model = timm.create_model(f"local-dir:{stock}", pretrained=True).eval()\n'
+        '    assert torch.equal(model(x), torch.load(f"{stock}/logits.pt")), stock\n'
+        'assert "ltzoo" not in sys.modules\n'
+    )
+    subprocess.run([sys.executable, '-c', script, *names.values()], check=True, cwd=tmp_path)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save_for_hf(ltzoo.create_model('resnet20_cifar', head='cosine'), str(tmp_path), safe_serialization=True)
+    return tmp_path
+
+
+def refused(folder: Path, message: str, **arguments) -> None:
+    with pytest.raises(ModelFilesError, match=message) as caught:
+        ltzoo.create_model(f'local-dir:{folder}', pretrained=True, **arguments)
+    assert str(folder) in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_missing_files_are_named(saved: Path) -> None:
+    refused(saved / 'nowhere', 'there is no folder')
+    (saved / 'model.safetensors').unlink()
+    refused(saved, 'model.safetensors is missing')
+    assert ltzoo.create_model(f'local-dir:{saved}').num_classes == 10
+    (saved / 'config.json').unlink()
+    refused(saved, 'config.json is missing')
+
+
+@pytest.mark.parametrize('text', ['{"architecture"', '{"num_classes": 10}', '[]'])
+def test_a_config_that_is_none_is_refused(text: str, saved: Path) -> None:
+    (saved / 'config.json').write_text(text)
+    refused(saved, 'is not the configuration of a timm model')
+
+
+def test_an_architecture_nobody_has_is_refused(saved: Path) -> None:
+    config = json.loads((saved / 'config.json').read_text())
+    (saved / 'config.json').write_text(json.dumps({**config, 'architecture': 'resnet_99'}))
+    refused(saved, "the architecture 'resnet_99'")
+    (saved / 'config.json').write_text(
+        json.dumps({**config, 'architecture': 'lt_timm', 'model_args': {'backbone': 'resnet_99', 'head': 'cosine'}})
+    )
+    refused(saved, "the architecture 'resnet_99'")
+
+
+def test_damaged_and_foreign_weights_are_refused(saved: Path) -> None:
+    weights = saved / 'model.safetensors'
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    refused(saved, 'damaged or of another model')
+    weights.write_bytes(b'')
+    refused(saved, 'damaged or of another model')
+    save_for_hf(ltzoo.create_model('resnet32_cifar', head='cosine'), str(saved / 'other'), safe_serialization=True)
+    (saved / 'other' / 'model.safetensors').replace(weights)
+    refused(saved, 'damaged or of another model.*layer1.3')
+
+
+def test_transforms_of_small_images() -> None:
+    model, train, evaluate = ltzoo.create_model_and_transforms('resnet32_cifar_bcl')
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    cfg = model.pretrained_cfg
+    expected = (torch.tensor(pixels).permute(2, 0, 1) / 255 - torch.tensor(cfg['mean'])[:, None, None]) / torch.tensor(
+        cfg['std']
+    )[:, None, None]
+    torch.testing.assert_close(evaluate(image), expected)
+
+    # A training view is a window of the zero-padded image, or of its mirror image.
+    mean, std = (torch.tensor(cfg[key])[:, None, None] for key in ('mean', 'std'))
+    padded = nn.functional.pad(expected * std + mean, (4, 4, 4, 4))
+    windows = {
+        (side, top, left): source[:, top : top + 32, left : left + 32]
+        for side, source in (('as is', padded), ('mirrored', padded.flip(2)))
+        for top in range(9)
+        for left in range(9)
+    }
+    torch.manual_seed(0)
+    drawn = set()
+    for _ in range(60):
+        view = train(image) * std + mean
+        found = [key for key, window in windows.items() if torch.allclose(window, view, atol=1e-5)]
+        assert len(found) == 1
+        drawn.add(found[0])
+    assert {side for side, _, _ in drawn} == {'as is', 'mirrored'}
+    assert {top for _, top, _ in drawn} == {left for _, _, left in drawn} == set(range(9))
+    assert train(Image.new('RGB', (50, 40))).shape == (3, 32, 32)
+
+
+def test_transforms_of_large_and_grey_images() -> None:
+    model, train, evaluate = ltzoo.create_model_and_transforms('timm/test_resnet', num_classes=3)
+    size = model.pretrained_cfg['input_size']
+    assert train(Image.new('RGB', (300, 200))).shape == size
+    assert evaluate(Image.new('RGB', (300, 200))).shape == size
+    assert model.num_classes == 3
+    _, train, evaluate = ltzoo.create_model_and_transforms('resnet20_cifar', in_chans=1)
+    assert train(Image.new('L', (32, 32))).shape == evaluate(Image.new('L', (32, 32))).shape == (1, 32, 32)
+    *_, evaluate = ltzoo.create_model_and_transforms('resnet50_inat18_bcl')
+    assert evaluate(Image.new('RGB', (300, 400))).shape == (3, 224, 224)

@@ -1,0 +1,101 @@
+"""The profile tool as users run it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'profile_data.py'
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The tool's main function; imported once more for every test, without starting Python anew."""
+    spec = importlib.util.spec_from_file_location('profile_data', TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, 'argv', [str(TOOL), *arguments])
+        try:
+            return module.main()
+        except SystemExit as error:
+            return int(str(error.code))
+
+    return run
+
+
+def test_digits(tmp_path: Path) -> None:
+    pytest.importorskip('matplotlib')
+    files = ['--json', str(tmp_path / 'p.json'), '--plot', str(tmp_path / 'tail.png')]
+    environment = {**os.environ, 'PYTHONPATH': str(TOOL.parents[1])}
+    result = subprocess.run(
+        [sys.executable, str(TOOL), 'digits_lt', *files], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ['Many', '>', '100', '1', '134', '36.1%'] in lines
+    assert ['9', '9', '2', '40'] in lines
+    assert 'no warnings' in result.stdout
+    written = json.loads((tmp_path / 'p.json').read_text())
+    assert [row['train_count'] for row in written['per_class']][:3] == [134, 86, 56]
+    with Image.open(tmp_path / 'tail.png') as image:
+        assert image.width > 500
+    assert sorted(os.listdir(tmp_path)) == ['p.json', 'tail.png']
+
+
+def test_thresholds_and_a_shot_without_classes(main: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main('digits_lt_r2', '--few-below', '5', '--many-above', '200', '--skip-images') == 0
+    output = capsys.readouterr().out
+    rows = [line.split() for line in output.splitlines()]
+    assert ['Many', '>', '200', 'none'] in rows
+    assert ['Few', '<', '5', 'none'] in rows
+    assert 'the images were not looked at' in output
+
+
+def test_large_sets_show_both_ends(
+    main: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    lines = ['path,label,split'] + [f'{c}_{i},{c},train' for c in range(30) for i in range(40 - c)] + ['x,0,test']
+    (tmp_path / 'list.csv').write_text('\n'.join(lines))
+    assert main(f'csv:{tmp_path / "list.csv"}', '--skip-images') == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = [int(row[0]) for row in rows if len(row) == 4 and row[0] == row[1]]
+    assert shown == [0, 1, 2, 3, 4, 25, 26, 27, 28, 29]
+    assert ['...', '20', 'classes', 'between', 'them'] in rows
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['digitz'], 'did you mean digits?'),
+        (['folder:{tmp}/empty'], 'one folder of images for each class'),
+        (['imagenet_lt', '--data-dir', '{tmp}'], 'ImageNet_LT_train.txt is missing'),
+        (['digits_lt', '--plot', '{tmp}/tail.xyz'], "Format 'xyz' is not supported"),
+        (['digits_lt', '--json', '{tmp}/no/p.json'], 'there is no folder'),
+        (['digits_lt', '--many-above', '10'], '--few-below 20 must be at most'),
+        ([], 'required: SOURCE'),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    main: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    (tmp_path / 'empty').mkdir()
+    assert main(*(argument.format(tmp=tmp_path) for argument in arguments)) == 2
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert last_line.startswith('profile_data.py: ')
+    assert message in last_line
+    assert os.listdir(tmp_path) == ['empty']

@@ -1,0 +1,225 @@
+"""Whole runs: resumed, killed, on two processes, diverging, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ltzoo
+from ltzoo.training import fit as fit_module
+from ltzoo.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ltzoo.training.fit import fit
+from ltzoo.training.loop import DivergedError
+from ltzoo.training.recipe import Recipe, RecipeError
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = ROOT / 'recipes' / 'train.py'
+MakeRecipe = Callable[..., Recipe]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / 'model' / 'model.safetensors')
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    left, right = weights(one), weights(other)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[key], right[key]) for key in left)
+    assert json.loads((one / 'results.json').read_text())['top1'] == pytest.approx(
+        json.loads((other / 'results.json').read_text())['top1']
+    )
+
+
+class Pulled(BaseException):
+    """The plug."""
+
+
+def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the run end right after the checkpoint of that many epochs."""
+    whole = fit_module._save
+
+    def save_and_stop(*args: object) -> None:
+        whole(*args)  # type: ignore[arg-type]
+        if epochs in args:
+            raise Pulled
+
+    monkeypatch.setattr(fit_module, '_save', save_and_stop)
+
+
+@pytest.mark.parametrize('options', [(), ('ema_decay=0.9', 'accumulation=2', 'optimizer.name=adamw')])
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    fit(make_recipe(*options), tmp_path / 'whole', progress=False)
+    with monkeypatch.context() as patch, pytest.raises(Pulled):
+        stop_after(2, patch)
+        fit(make_recipe(*options), tmp_path / 'cut', progress=False)
+    assert not (tmp_path / 'cut' / 'results.json').exists()
+    fit(make_recipe(*options, 'resume=auto'), tmp_path / 'cut', progress=False)
+    assert_equal_runs(tmp_path / 'whole', tmp_path / 'cut')
+    logs = [[json.loads(line) for line in (tmp_path / run / 'log.jsonl').open()] for run in ('whole', 'cut')]
+    assert [line['epoch'] for line in logs[1]] == [0, 1, 2, 3]
+    assert [line['loss'] for line in logs[0]] == [line['loss'] for line in logs[1]]
+
+
+def test_bcl_with_batchnorm_resumes_too(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = ROOT / 'recipes' / 'digits_lt' / 'bcl.yaml'
+    options = ('epochs=2', 'batch_size=180')
+    from ltzoo.training.recipe import load_recipe
+
+    fit(load_recipe(recipe, options), tmp_path / 'whole', progress=False)
+    with monkeypatch.context() as patch, pytest.raises(Pulled):
+        stop_after(1, patch)
+        fit(load_recipe(recipe, options), tmp_path / 'cut', progress=False)
+    fit(load_recipe(recipe, [*options, 'resume=auto']), tmp_path / 'cut', progress=False)
+    assert_equal_runs(tmp_path / 'whole', tmp_path / 'cut')
+
+
+def test_a_killed_run_continues(small_recipe: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    command = [sys.executable, str(TRAIN), str(small_recipe), 'epochs=40', f'output={tmp_path / "killed"}']
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / 'killed' / 'checkpoint.pt'
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 1 <= load_checkpoint(checkpoint)['epoch'] < 40
+    fit(make_recipe('epochs=40', 'resume=auto'), tmp_path / 'killed', progress=False)
+    fit(make_recipe('epochs=40'), tmp_path / 'whole', progress=False)
+    assert_equal_runs(tmp_path / 'whole', tmp_path / 'killed')
+
+
+def test_two_processes_give_the_model_of_one(small_recipe: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    # Without dropout: its masks come from each process's own generator.
+    overrides = ['model.proj_drop_rate=0', 'accumulation=2', 'optimizer.clip_grad_norm=1']
+    fit(make_recipe(*overrides), tmp_path / 'one', progress=False)
+    launch = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '0']
+    done = subprocess.run(
+        [*launch, str(TRAIN), str(small_recipe), *overrides, f'output={tmp_path / "two"}'],
+        env={**os.environ, 'ACCELERATE_USE_CPU': '1', 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / 'two' / 'environment.json').read_text())['processes'] == 2
+    one, two = weights(tmp_path / 'one'), weights(tmp_path / 'two')
+    torch.manual_seed(0)
+    start = ltzoo.create_model(
+        'timm/vit_tiny_patch16_224', num_classes=10, img_size=8, patch_size=4, embed_dim=24, depth=2, num_heads=2
+    ).state_dict()
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5)
+    assert max((one[key] - start[key]).abs().max() for key in one) > 1e-2
+    scores = [json.loads((tmp_path / run / 'results.json').read_text()) for run in ('one', 'two')]
+    assert scores[0]['samples'] == scores[1]['samples'] == 400
+    assert scores[0]['top1'] == pytest.approx(scores[1]['top1'], abs=0.5)
+
+
+def test_pieces_of_a_batch_give_the_step_of_the_whole(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    options = ('model.proj_drop_rate=0', 'epochs=2')
+    fit(make_recipe(*options), tmp_path / 'whole', progress=False)
+    fit(make_recipe(*options, 'accumulation=4'), tmp_path / 'pieces', progress=False)
+    one, other = weights(tmp_path / 'whole'), weights(tmp_path / 'pieces')
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    fit(make_recipe('epochs=1'), tmp_path / 'good', progress=False)
+    with pytest.raises(DivergedError, match=r'not finite since step \d+ of epoch \d+ .* try a lower optimizer\.lr'):
+        fit(make_recipe('optimizer.lr=1e30', 'epochs=50', 'schedule.warmup_epochs=40'), tmp_path / 'bad')
+    state = tmp_path / 'bad' / 'checkpoint.pt'
+    if state.exists():
+        assert all(value.isfinite().all() for value in load_checkpoint(state)['learner'].values())
+    assert not (tmp_path / 'bad' / 'results.json').exists()
+
+
+def test_what_a_run_leaves_behind(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    results = fit(make_recipe(), tmp_path / 'run', progress=False)
+    names = {path.name for path in (tmp_path / 'run').iterdir()}
+    assert names == {
+        'recipe.yaml', 'environment.json', 'log.jsonl', 'checkpoint.pt', 'results.json', 'model', 'curves.png',
+        'accuracy.png',
+    }  # fmt: skip
+    assert results == json.loads((tmp_path / 'run' / 'results.json').read_text())
+    assert results['samples'] == 400
+    assert len(results['per_class']) == 10
+    # Asked again with resume=auto, a finished run is shown, not trained.
+    assert fit(make_recipe('resume=auto'), tmp_path / 'run', progress=False) == results
+
+
+def test_the_hold_out_is_measured_during_training(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    overrides = ('evaluation.split=holdout', 'evaluation.every_epochs=2', 'batch_size=100')
+    results = fit(make_recipe(*overrides), tmp_path / 'run', progress=False)
+    lines = [json.loads(line) for line in (tmp_path / 'run' / 'log.jsonl').open()]
+    assert [line['epoch'] for line in lines if 'holdout' in line] == [1, 3]
+    assert results['split'] == 'holdout'
+    assert lines[-1]['holdout']['top1'] == results['top1']
+
+
+def test_folders_that_cannot_be_used(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run = tmp_path / 'run'
+    fit(make_recipe('epochs=1'), run, progress=False)
+    with pytest.raises(CheckpointError, match='holds a run already'):
+        fit(make_recipe('epochs=1'), run)
+    with pytest.raises(CheckpointError, match=r'another recipe: optimizer\.lr was 0\.05, is 0\.1'):
+        fit(make_recipe('epochs=1', 'resume=auto', 'optimizer.lr=0.1'), run)
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other' / 'thesis.txt').write_text('mine')
+    with pytest.raises(CheckpointError, match='is not empty and holds no run'):
+        fit(make_recipe(), tmp_path / 'other')
+    with pytest.raises(CheckpointError, match='is a file'):
+        fit(make_recipe(), tmp_path / 'other' / 'thesis.txt')
+    assert (tmp_path / 'other' / 'thesis.txt').read_text() == 'mine'
+
+
+def test_a_checkpoint_of_another_model_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run = tmp_path / 'run'
+    fit(make_recipe('epochs=1'), run, progress=False)
+    state = load_checkpoint(run / 'checkpoint.pt')
+    state['learner'] = {'model.conv1.weight': torch.zeros(1)}
+    save_checkpoint(run / 'checkpoint.pt', state)
+    (run / 'results.json').unlink()
+    with pytest.raises(CheckpointError, match='is not of this model and optimiser'):
+        fit(make_recipe('epochs=1', 'resume=auto'), run)
+
+
+@pytest.mark.parametrize(
+    ('override', 'message'),
+    [
+        ('views=digits_bcl', 'takes 1 view'),
+        ('batch_size=121', 'batch_size 121 cannot be cut into'),
+        ('precision=fp16', 'needs a GPU'),
+        ('sync_batchnorm=true', 'needs GPUs'),
+        ('optimizer.name=sgdd', 'optimizer.name'),
+    ],
+)
+def test_recipes_that_cannot_run_here(make_recipe: MakeRecipe, tmp_path: Path, override: str, message: str) -> None:
+    if torch.cuda.is_available() and 'GPU' in message:
+        pytest.skip('this machine has the GPU that the refusal is about')
+    with pytest.raises(RecipeError, match=message):
+        fit(make_recipe(override, 'accumulation=2'), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_tracker_gets_the_numbers(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    fit(make_recipe('trackers=[tensorboard]', 'epochs=2'), tmp_path / 'run', progress=False)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = (tmp_path / 'run').rglob('events.out.*')
+    accumulator = EventAccumulator(str(events.parent))
+    accumulator.Reload()
+    assert [event.step for event in accumulator.Scalars('loss')] == [0, 1]

@@ -1,0 +1,40 @@
+"""The learning rate by epoch, and which parameters decay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ltzoo.training.learner import Learner, create_optimizer, learning_rate_factor
+from ltzoo.training.recipe import OptimizerPart, SchedulePart
+
+
+def test_multistep_is_ldams_schedule() -> None:
+    part = SchedulePart(name='multistep', warmup_epochs=5, milestones=(160, 180), gamma=0.1)
+    factors = [learning_rate_factor(part, epoch, 200) for epoch in range(200)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert set(factors[5:160]) == {1.0}
+    assert factors[160:180] == pytest.approx([0.1] * 20)
+    assert factors[180:] == pytest.approx([0.01] * 20)
+
+
+def test_cosine_is_torchs() -> None:
+    part = SchedulePart(name='cosine')
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    oracle = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=90)
+    for epoch in range(90):
+        assert learning_rate_factor(part, epoch, 90) == pytest.approx(optimizer.param_groups[0]['lr'], abs=1e-12)
+        optimizer.step()
+        oracle.step()
+
+
+@pytest.mark.parametrize('everything', [True, False])
+def test_weight_decay_reaches_what_the_recipe_says(everything: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    part = OptimizerPart(lr=0.1, weight_decay=0.01, decay_norm_and_bias=everything)
+    optimizer = create_optimizer(Learner(model, nn.Identity()), part)
+    decayed = {id(p) for group in optimizer.param_groups if group['weight_decay'] > 0 for p in group['params']}
+    expected = list(model.parameters()) if everything else [model[0].weight]
+    assert decayed == {id(p) for p in expected}
+    assert sum(len(group['params']) for group in optimizer.param_groups) == 4

@@ -1,0 +1,100 @@
+"""Recipes: the files that ship, the paper's settings in them, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ltzoo.training.recipe import Recipe, RecipeError, load_recipe
+
+RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
+BCL = RECIPES / 'cifar100_lt_r100' / 'bcl.yaml'
+
+
+@pytest.mark.parametrize('path', sorted(RECIPES.rglob('*.yaml')), ids=lambda path: f'{path.parent.name}/{path.stem}')
+def test_every_recipe_is_valid_and_names_its_folder(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.data.name == path.parent.name
+    assert recipe.seed == 0
+
+
+# The paper, section 7.1: epochs, batch, learning rate, weight decay, schedule.
+@pytest.mark.parametrize(
+    ('folder', 'name', 'epochs', 'lr', 'weight_decay', 'schedule'),
+    [
+        ('cifar100_lt_r100', 'bcl', 200, 0.15, 5e-4, ('multistep', 5, (160, 180), 0.1)),
+        ('cifar10_lt_r10', 'ce', 200, 0.15, 5e-4, ('multistep', 5, (160, 180), 0.1)),
+        ('imagenet_lt', 'bcl_resnext50', 90, 0.1, 5e-4, ('cosine', 0, (), 0.1)),
+        ('inat18', 'bcl_resnet50', 100, 0.2, 1e-4, ('cosine', 0, (), 0.1)),
+    ],
+)
+def test_recipes_hold_the_papers_settings(
+    folder: str, name: str, epochs: int, lr: float, weight_decay: float, schedule: tuple[object, ...]
+) -> None:
+    recipe = load_recipe(RECIPES / folder / f'{name}.yaml')
+    part = recipe.schedule
+    assert (recipe.epochs, recipe.batch_size) == (epochs, 256)
+    assert (recipe.optimizer.name, recipe.optimizer.momentum) == ('sgd', 0.9)
+    assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (lr, weight_decay)
+    assert (part.name, part.warmup_epochs, part.milestones, part.gamma) == schedule
+
+
+def test_overrides_win_and_keep_the_rest() -> None:
+    recipe = load_recipe(BCL, ['optimizer.lr=0.3', 'precision=bf16', 'views=cifar_plain', 'trackers=[tensorboard]'])
+    assert recipe.optimizer.lr == 0.3
+    assert recipe.optimizer.weight_decay == 5e-4
+    assert recipe.precision == 'bf16'
+    assert recipe.trackers == ('tensorboard',)
+
+
+def test_a_recipe_written_out_reads_back_the_same(tmp_path: Path) -> None:
+    recipe = load_recipe(BCL, ['output=somewhere'])
+    (tmp_path / 'again.yaml').write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / 'again.yaml') == recipe
+
+
+@pytest.mark.parametrize(
+    ('override', 'message'),
+    [
+        ('optimzer.lr=1', 'no key optimzer; did you mean optimizer?'),
+        ('optimizer.weight_deacy=1', 'no key optimizer.weight_deacy; did you mean weight_decay?'),
+        ('optimizer.lr=fast', "optimizer.lr: 'fast' input should be a valid number"),
+        ('optimizer.lr=-1', 'optimizer.lr: -1 input should be greater than 0'),
+        ('epochs=2.5', 'epochs: 2.5 input should be a valid integer'),
+        ('epochs', 'not of the form key=value'),
+        ('schedule.name=stepwise', "'multistep', 'cosine' or 'constant'"),
+        ('evaluation.every_epochs=1', 'test set is touched once'),
+        ('data=cifar10', 'data: '),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_would_be_right(override: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(BCL, [override])
+    assert message in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r'did you mean .*bcl\.yaml\?'):
+        load_recipe(BCL.with_name('bcll.yaml'))
+    (tmp_path / 'list.yaml').write_text('- a\n')
+    with pytest.raises(RecipeError, match='holds a list'):
+        load_recipe(tmp_path / 'list.yaml')
+    (tmp_path / 'broken.yaml').write_text('a: [')
+    with pytest.raises(RecipeError, match='is not a YAML file'):
+        load_recipe(tmp_path / 'broken.yaml')
+    (tmp_path / 'loop.yaml').write_text('base: loop.yaml')
+    with pytest.raises(RecipeError, match='its own base'):
+        load_recipe(tmp_path / 'loop.yaml')
+    (tmp_path / 'empty.yaml').write_text('{}')
+    with pytest.raises(RecipeError, match='the key data is missing'):
+        load_recipe(tmp_path / 'empty.yaml')
+
+
+def test_where_a_run_is_stored_does_not_decide_its_result() -> None:
+    here = load_recipe(BCL, ['output=a', 'workers=1', 'data.data_dir=x'])
+    there = load_recipe(BCL, ['output=b', 'workers=3', 'resume=auto'])
+    assert here.decides_result() == there.decides_result()
+    assert load_recipe(BCL, ['seed=1']).decides_result() != there.decides_result()
+    assert isinstance(here, Recipe)

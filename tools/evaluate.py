@@ -1,0 +1,121 @@
+"""Evaluate a model on long-tailed data.
+
+python tools/evaluate.py MODEL --data cifar100_lt_r100 [--data-dir DIR] [--json FILE] [--csv FILE] [--plot FILE]
+
+MODEL is a zoo name, timm/NAME, hf-hub:ORG/NAME[@REVISION], local-dir:PATH, or the folder of a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ltzoo.errors import LtzooError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('model', metavar='MODEL')
+    parser.add_argument('--data', required=True, help='name of the data set, such as cifar100_lt_r100')
+    parser.add_argument('--data-dir', help='where its files are (default: $LTZOO_DATA, else data)')
+    parser.add_argument('--json', type=Path, help='write all scores to this file')
+    parser.add_argument('--csv', type=Path, help='write the table of classes to this file')
+    parser.add_argument('--plot', type=Path, help='draw accuracy against class count to this file')
+    parser.add_argument('--shifted', action='store_true', help='also score long-tailed test distributions')
+    parser.add_argument('--many-above', type=int, default=100, help='Many-shot: more training images than this')
+    parser.add_argument('--few-below', type=int, default=20, help='Few-shot: fewer training images than this')
+    parser.add_argument('--batch-size', type=int, default=256)
+    parser.add_argument('--workers', type=int, default=2, help='processes that read image files')
+    parser.add_argument('--device', help='cpu, cuda, mps (default: the best there is)')
+    args = parser.parse_args()
+    try:
+        results = evaluate(args)
+        write(args, results)
+    except LtzooError as error:
+        print(f'evaluate.py: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    from timm.data import resolve_input_data_config
+
+    import ltzoo
+    from ltzoo.data import load_data
+    from ltzoo.evaluation import predict, score, shifted_accuracy
+
+    if args.batch_size < 1:
+        raise LtzooError(f'--batch-size must be 1 or more, not {args.batch_size}')
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise LtzooError(f'--device {device} cannot be used: {str(error).splitlines()[0]}') from error
+    model = ltzoo.create_model(resolve_model(args.model), pretrained=True).to(device)
+    dataset = load_data(args.data, args.data_dir)
+    if model.num_classes != dataset.num_classes:
+        raise LtzooError(f'{args.model} has {model.num_classes} classes, {args.data} has {dataset.num_classes}')
+    config = resolve_input_data_config(model)
+    predictions = predict(
+        model,
+        dataset.test,
+        config['mean'],
+        config['std'],
+        config['input_size'][-1],
+        crop_pct=config['crop_pct'],
+        batch_size=args.batch_size,
+        device=device,
+        workers=args.workers,
+    )
+    scores = score(
+        predictions.labels,
+        predictions.predictions,
+        predictions.confidences,
+        dataset.class_counts,
+        dataset.class_names,
+        many_above=args.many_above,
+        few_below=args.few_below,
+    )
+    results = {'model': args.model, 'data': args.data, **scores.to_json_dict()}
+    if args.shifted:
+        results['shifted'] = shifted_accuracy(scores)
+    return results
+
+
+def resolve_model(name: str) -> str:
+    """Return the name that `create_model` takes; a run's folder stands for the model exported from it."""
+    run = Path(name)
+    if ':' in name or not (run / 'recipe.yaml').exists():
+        if run.is_dir() and ':' not in name:
+            raise LtzooError(
+                f'{name} holds no run (recipe.yaml is missing); for an exported model write local-dir:{name}'
+            )
+        return name
+    if not (run / 'model').is_dir():
+        raise LtzooError(f'the run {name} is not finished: continue it with resume=auto')
+    return f'local-dir:{run / "model"}'
+
+
+def write(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    from ltzoo.evaluation import format_scores, per_class_csv, plot_accuracy
+    from ltzoo.files import write_atomically
+
+    print(format_scores(results))
+    path = None
+    try:
+        if path := args.json:
+            write_atomically(path, json.dumps(results, indent=2) + '\n')
+        if path := args.csv:
+            write_atomically(path, per_class_csv(results))
+        if path := args.plot:
+            plot_accuracy(results, path, args.many_above, args.few_below)
+    except (OSError, ValueError, ImportError) as error:
+        raise LtzooError(f'{path} cannot be written: {error}') from error
+
+
+if __name__ == '__main__':
+    sys.exit(main())
