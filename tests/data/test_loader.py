@@ -15,7 +15,7 @@ from ltzoo.data import ArrayImages, DataError, FileImages, Split, UnreadableImag
 from ltzoo.data.loader import Batch, TrainLoader, train_loader
 from ltzoo.data.views import parse_views
 
-VIEWS = parse_views([[{'random_crop': {'padding': 1}}, 'horizontal_flip'], ['horizontal_flip']])
+VIEWS = parse_views([[{'random_crop': {'padding': 1, 'size': 8}}, 'horizontal_flip'], ['horizontal_flip']])
 Make = Callable[..., TrainLoader]
 
 

@@ -101,9 +101,16 @@ def apply_where(mask: Tensor, images: Tensor, change: Callable[[Tensor, Params],
     On a CPU only those are computed; elsewhere all are and the others thrown away, because to count them the host
     would have to wait for the device.
     """
-    if images.device.type != 'cpu':
+    if not _only_chosen(images):
         return torch.where(mask.view(-1, 1, 1, 1), change(images, params), images)
     rows = mask.nonzero().squeeze(1)
     if len(rows) == 0:
         return images
-    return images.index_copy(0, rows, change(images[rows], take_rows(params, rows)))
+    changed = change(images.index_select(0, rows), take_rows(params, rows))
+    # Selecting whole images from old and new together copies them in one piece each; writing into rows does not.
+    source = torch.arange(len(images)).index_copy_(0, rows, torch.arange(len(rows)) + len(images))
+    return torch.cat([images, changed]).index_select(0, source)
+
+
+def _only_chosen(images: Tensor) -> bool:
+    return images.device.type == 'cpu'

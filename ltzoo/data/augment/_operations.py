@@ -1,0 +1,62 @@
+"""The operations of AutoAugment and RandAugment by torchvision's names, and their magnitudes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltzoo.data.augment import _affine, _pixels
+from ltzoo.data.augment.op import apply_where
+
+__all__ = ['OPERATIONS', 'apply_operations', 'magnitude_table']
+
+# Each takes images (n, 3, H, W) and magnitudes (n,) on torchvision's scale.
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    'Identity': lambda images, _: images,
+    'ShearX': _affine.shear_x,
+    'ShearY': _affine.shear_y,
+    'TranslateX': _affine.translate_x,
+    'TranslateY': _affine.translate_y,
+    'Rotate': _affine.rotate,
+    'Brightness': lambda images, magnitude: _pixels.adjust_brightness(images, 1 + magnitude),
+    'Color': lambda images, magnitude: _pixels.adjust_saturation(images, 1 + magnitude),
+    'Contrast': lambda images, magnitude: _pixels.adjust_contrast(images, 1 + magnitude),
+    'Sharpness': lambda images, magnitude: _pixels.adjust_sharpness(images, 1 + magnitude),
+    'Posterize': _pixels.posterize,
+    'Solarize': lambda images, magnitude: _pixels.solarize(images, 255 * magnitude),
+    'AutoContrast': lambda images, _: _pixels.autocontrast(images),
+    'Equalize': lambda images, _: _pixels.equalize(images),
+    'Invert': lambda images, _: _pixels.invert(images),
+}
+NAMES = tuple(OPERATIONS)
+IDENTITY = NAMES.index('Identity')
+
+
+def magnitude_table(
+    space: Mapping[str, tuple[Callable[[int, int, int], Any], bool]], bins: int, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """Return magnitudes (operations, bins) and which operations draw a sign (operations,), from torchvision's space."""
+    magnitudes = torch.zeros(len(NAMES), bins)
+    signed = torch.zeros(len(NAMES), dtype=torch.bool)
+    for name, (values, has_sign) in space.items():
+        row = values(bins, height, width)
+        if row is not None:
+            magnitudes[NAMES.index(name)] = row
+        signed[NAMES.index(name)] = has_sign
+    return magnitudes, signed
+
+
+def apply_operations(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
+    """Apply to every image the operation (int64, (n,), an index into `NAMES`) at its magnitude (n,)."""
+    for index, change in enumerate(OPERATIONS.values()):
+        if index != IDENTITY:
+            images = apply_where(
+                operation == index,
+                images,
+                lambda some, params, change=change: change(some, params['magnitude']),
+                {'magnitude': magnitude},
+            )
+    return images

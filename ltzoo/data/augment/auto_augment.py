@@ -1,0 +1,59 @@
+"""AutoAugment with the policy learnt on CIFAR-10.
+
+Source: Cubuk et al., AutoAugment: Learning Augmentation Strategies from Data, CVPR 2019; the policy is torchvision's.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.transforms import AutoAugmentPolicy, v2
+
+from ltzoo.data.augment._operations import IDENTITY, NAMES, apply_operations, magnitude_table
+from ltzoo.data.augment.op import Op, Params, register_op
+
+__all__ = ['AutoAugment']
+
+# torchvision's own number of magnitude levels.
+BINS = 10
+
+
+@register_op('auto_augment')
+@dataclass(frozen=True)
+class AutoAugment(Op):
+    """One of 25 pairs of operations, each done with its own probability."""
+
+    def sample(self, n: int, height: int, width: int, generator: torch.Generator) -> Params:
+        device = generator.device
+        operation, probability, magnitude, signed = _policy(height, width, device)
+        pair = torch.randint(0, len(operation), (n,), generator=generator, device=device)
+        done = torch.rand(n, 2, generator=generator, device=device) <= probability[pair]
+        negative = torch.rand(n, 2, generator=generator, device=device) <= 0.5
+        return {
+            'operation': torch.where(done, operation[pair], IDENTITY),
+            'magnitude': torch.where(negative & signed[pair], -magnitude[pair], magnitude[pair]),
+        }
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        for slot in range(2):
+            images = apply_operations(images, params['operation'][:, slot], params['magnitude'][:, slot])
+        return images
+
+    def torchvision(self) -> v2.Transform:
+        return v2.AutoAugment(AutoAugmentPolicy.CIFAR10)
+
+
+@functools.cache
+def _policy(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return operation, probability, magnitude and whether it has a sign, of every pair: each (25, 2)."""
+    transform = v2.AutoAugment(AutoAugmentPolicy.CIFAR10)
+    magnitudes, signed = magnitude_table(transform._AUGMENTATION_SPACE, BINS, height, width)
+    pairs = transform._policies
+    operation = torch.tensor([[NAMES.index(name) for name, _, _ in pair] for pair in pairs])
+    probability = torch.tensor([[p for _, p, _ in pair] for pair in pairs])
+    level = torch.tensor([[level or 0 for _, _, level in pair] for pair in pairs])
+    tables = (operation, probability, magnitudes[operation, level], signed[operation])
+    return tuple(table.to(device) for table in tables)  # type: ignore[return-value]

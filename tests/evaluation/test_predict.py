@@ -1,0 +1,77 @@
+"""Predictions: in order, whole, from arrays and files alike, and from two processes as from one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from ltzoo.data import ArrayImages, FileImages, Split, UnreadableImageError
+from ltzoo.evaluation import Predictions, predict
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def make_split() -> Split:
+    images = np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), dtype=np.uint8)
+    return Split(ArrayImages(images), np.arange(23) % 3)
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 3), nn.Dropout(0.9))
+
+
+def test_equals_one_image_at_a_time() -> None:
+    split, model = make_split(), make_model()
+    seen = predict(model, split, MEAN, STD, 8, batch_size=10)
+    for i in range(len(split)):
+        pixels = torch.from_numpy(split.images.array[i]).double().permute(2, 0, 1) / 255  # type: ignore[attr-defined]
+        normal = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+        share = model[1](normal.float().flatten()).softmax(0)  # type: ignore[index]
+        assert seen.predictions[i] == share.argmax()
+        assert seen.confidences[i] == pytest.approx(share.max().item(), abs=1e-5)
+    assert np.array_equal(seen.labels, split.labels)
+    assert model.training
+
+
+def test_files_give_what_arrays_give(tmp_path: Path) -> None:
+    split = make_split()
+    for i in range(len(split)):
+        split.images[i].save(tmp_path / f'{i}.png')
+    files = Split(FileImages(tmp_path, [f'{i}.png' for i in range(len(split))]), split.labels)
+    one = predict(make_model(), split, MEAN, STD, 8)
+    other = predict(make_model(), files, MEAN, STD, 8, crop_pct=1.0, batch_size=10, workers=1)
+    assert np.array_equal(one.predictions, other.predictions)
+    np.testing.assert_allclose(one.confidences, other.confidences, atol=1e-5)
+    (tmp_path / '3.png').write_bytes(b'')
+    with pytest.raises(UnreadableImageError, match=r'3\.png'):
+        predict(make_model(), files, MEAN, STD, 8)
+
+
+def _share(rank: int, file: str, results: mp.Queue[Predictions]) -> None:
+    dist.init_process_group('gloo', init_method=f'file://{file}', rank=rank, world_size=2)
+    seen = predict(make_model(), make_split(), MEAN, STD, 8, batch_size=5)
+    results.put((rank, seen.predictions.tolist(), seen.confidences.tolist()))  # type: ignore[arg-type]
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_see_every_image_once(tmp_path: Path) -> None:
+    context = mp.get_context('spawn')
+    results = context.Queue()
+    workers = [context.Process(target=_share, args=(rank, str(tmp_path / 'store'), results)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    shares = [results.get(timeout=120) for _ in workers]
+    for worker in workers:
+        worker.join()
+    whole = predict(make_model(), make_split(), MEAN, STD, 8)
+    for _, predictions, confidences in shares:
+        assert predictions == whole.predictions.tolist()
+        assert confidences == pytest.approx(whole.confidences.tolist(), abs=1e-6)

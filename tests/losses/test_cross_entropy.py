@@ -1,0 +1,64 @@
+"""Cross-entropy and its adjustment to the prior, against the formula written out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ltzoo.losses import ObjectiveError, create_objective, list_objectives, log_prior
+
+COUNTS = torch.tensor([90, 9, 1])
+
+
+class Logits(nn.Module):
+    """A model whose logits are its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def by_hand(logits: list[float], label: int, tau: float) -> float:
+    prior = [0.9, 0.09, 0.01]
+    shares = [math.exp(z) * p**tau for z, p in zip(logits, prior, strict=True)]
+    return -math.log(shares[label] / sum(shares))
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'tau'), [('ce', {}, 0), ('logit_adjusted', {}, 1), ('logit_adjusted', {'tau': 0.5}, 0.5)]
+)
+def test_equals_the_formula(name: str, options: dict[str, float], tau: float) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        logits = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)) * 3
+        labels = torch.tensor([0, 1, 2, 2, 1, 0, 0])
+        losses = create_objective(name, Logits(), COUNTS, **options)(Logits(), (logits,), labels)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    expected = [by_hand(row.tolist(), int(y), tau) for row, y in zip(logits, labels, strict=True)]
+    torch.testing.assert_close(losses, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-10)
+
+
+def test_extreme_logits_and_half_precision_stay_finite() -> None:
+    logits = torch.tensor([[1e4, -1e4, 0.0]]).to(torch.bfloat16)
+    losses = create_objective('logit_adjusted', Logits(), COUNTS)(Logits(), (logits,), torch.tensor([1]))
+    assert losses.dtype == torch.float32
+    assert losses.isfinite().all()
+
+
+def test_a_class_without_images_counts_as_one_image() -> None:
+    torch.testing.assert_close(log_prior(torch.tensor([3, 1, 0])), torch.tensor([0.6, 0.2, 0.2]).log())
+    with pytest.raises(ObjectiveError, match='all 0'):
+        log_prior(torch.zeros(3, dtype=torch.int64))
+
+
+def test_unknown_names_get_the_nearest() -> None:
+    assert list_objectives() == ['bcl', 'ce', 'logit_adjusted']
+    with pytest.raises(ObjectiveError, match='did you mean logit_adjusted'):
+        create_objective('logit_adjustment', Logits(), COUNTS)
+    with pytest.raises(ObjectiveError, match="no option 'taus'; did you mean tau"):
+        create_objective('logit_adjusted', Logits(), COUNTS, taus=1)
+    with pytest.raises(ObjectiveError, match="ce has no option 'tau'; it takes none"):
+        create_objective('ce', Logits(), COUNTS, tau=1)

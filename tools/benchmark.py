@@ -1,0 +1,190 @@
+"""Measure what the docs claim of speed.
+
+python tools/benchmark.py views [--data cifar100_lt_r100] [--data-dir DIR] [--json FILE]
+python tools/benchmark.py step  [--recipe recipes/cifar100_lt_r100/bcl.yaml] [--json FILE]
+
+`views`: samples per CPU-second of a recipe's views, batched tensors against torchvision on PIL images.
+`step`:  seconds of one optimiser step, plain, channels-last and compiled, in turn in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ltzoo.errors import LtzooError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+    views = commands.add_parser('views', help='data augmentation')
+    views.add_argument('--data', default='digits_lt', help='a data set held in memory')
+    views.add_argument('--views', default='cifar_bcl', help='a preset of ltzoo.data.views')
+    step = commands.add_parser('step', help='training step')
+    step.add_argument('--recipe', type=Path, default=Path('recipes/cifar100_lt_r100/bcl.yaml'))
+    step.add_argument('--data', help="data set, if not the recipe's")
+    for command in (views, step):
+        command.add_argument('--data-dir', help='where the files of the data set are')
+        command.add_argument('--rounds', type=int, default=7, help='measurements of each, taken in turn')
+        command.add_argument('--threads', type=int, help="CPU threads (default: views 1, step PyTorch's)")
+        command.add_argument('--json', type=Path, help='write all figures to this file')
+    args = parser.parse_args()
+    try:
+        if args.rounds < 1:
+            raise LtzooError(f'--rounds must be 1 or more, not {args.rounds}')
+        results = {'views': bench_views, 'step': bench_step}[args.command](args)
+        if args.json:
+            write_json(args.json, results)
+    except LtzooError as error:
+        print(f'benchmark.py: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+def bench_views(args: argparse.Namespace) -> dict[str, Any]:
+    """Time a batch of 256 as tensors, and its images one at a time as pictures, in one thread."""
+    import torch
+
+    from ltzoo.data import ArrayImages, load_data
+    from ltzoo.data.views import FileViews, TensorViews, parse_views
+
+    torch.set_num_threads(args.threads or 1)
+    dataset = load_data(args.data, args.data_dir)
+    if not isinstance(dataset.train.images, ArrayImages):
+        raise LtzooError(f'{args.data} is read from files; this measures data held in memory')
+    batch = 256
+    chosen = dataset.train.images.select(torch.randperm(len(dataset.train))[:batch].numpy())
+    views = parse_views(args.views)
+    tensor_views, file_views = (kind(views, dataset.mean, dataset.std) for kind in (TensorViews, FileViews))
+    images = torch.from_numpy(chosen.array).permute(0, 3, 1, 2).contiguous()
+    pictures = [chosen[i] for i in range(len(chosen))]
+    generator = torch.Generator().manual_seed(0)
+
+    def batched() -> None:
+        for _ in range(4):
+            params = tensor_views.sample(len(images), *images.shape[2:], generator)
+            tensor_views(images, params)
+
+    def one_by_one() -> None:
+        for picture in pictures:
+            file_views(picture)
+
+    rates = {
+        name: [count / seconds for seconds in times]
+        for (name, times), count in zip(
+            in_turn(
+                {'batched tensors': batched, 'torchvision, PIL': one_by_one}, args.rounds, time.process_time
+            ).items(),
+            (4 * len(images), len(pictures)),
+            strict=True,
+        )
+    }
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    ratio = medians['batched tensors'] / medians['torchvision, PIL']
+    print(f'{args.views} on {args.data}, {torch.get_num_threads()} thread, median of {args.rounds} rounds')
+    for name, value in medians.items():
+        print(f'  {name:<18}{value:>8.0f} samples of {len(views)} views per CPU-second')
+    print(f'  ratio             {ratio:>8.1f}')
+    return {**environment(), 'bench': 'views', 'data': args.data, 'views': args.views, 'rates': rates, 'ratio': ratio}
+
+
+def bench_step(args: argparse.Namespace) -> dict[str, Any]:
+    """Time forward, backward and update on one batch that lies ready, so that the views do not count."""
+    import torch
+
+    from ltzoo.training.fit import create_accelerator, create_learner, create_loader, prepare_data
+    from ltzoo.training.learner import create_optimizer
+    from ltzoo.training.loop import train_step
+    from ltzoo.training.recipe import load_recipe
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    overrides = [f'data.name={args.data}'] if args.data else []
+    overrides += [f'data.data_dir={args.data_dir}'] if args.data_dir else []
+    recipe = load_recipe(args.recipe, overrides)
+    accelerator = create_accelerator(recipe)
+    dataset = prepare_data(recipe)
+    forms: dict[str, Callable[[], None]] = {}
+    for name, channels_last, compiled in (
+        ('plain', False, False),
+        ('channels-last', True, False),
+        ('compiled', False, True),
+        ('channels-last, compiled', True, True),
+    ):
+        learner = create_learner(recipe, dataset).to(accelerator.device)
+        batch = next(create_loader(recipe, dataset, learner, accelerator).epoch(0))
+        if channels_last:
+            learner.to(memory_format=torch.channels_last)
+        if compiled:
+            learner.compile()
+        optimizer = create_optimizer(learner, recipe.optimizer)
+
+        def run(learner: Any = learner, optimizer: Any = optimizer, batch: Any = batch) -> None:
+            train_step(learner, optimizer, batch, accelerator)
+            if accelerator.device.type == 'cuda':
+                torch.cuda.synchronize()
+
+        forms[name] = run
+    times = in_turn(forms, args.rounds, time.perf_counter)
+    print(
+        f'{args.recipe}: batch {recipe.batch_size}, {learner.objective.num_views} views, {accelerator.device}, '
+        f'{torch.get_num_threads()} threads, {args.rounds} rounds'
+    )
+    print(f'  {"":<26}{"median s":>10}{"least s":>10}{"samples/s":>12}')
+    for name, values in times.items():
+        median = statistics.median(values)
+        print(f'  {name:<26}{median:>10.3f}{min(values):>10.3f}{recipe.batch_size / median:>12.1f}')
+    return {
+        **environment(),
+        'bench': 'step',
+        'recipe': str(args.recipe),
+        'batch_size': recipe.batch_size,
+        'device': str(accelerator.device),
+        'seconds': times,
+    }
+
+
+def in_turn(runs: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Time each run once a round, after two that do not count: what slows the machine down then meets all alike."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 2):
+        for name, run in runs.items():
+            started = clock()
+            run()
+            if number >= 2:
+                times[name].append(clock() - started)
+    return times
+
+
+def environment() -> dict[str, Any]:
+    import torch
+    import torchvision
+
+    return {
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'torchvision': torchvision.__version__,
+        'threads': torch.get_num_threads(),
+        'cpu': torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    from ltzoo.files import write_atomically
+
+    try:
+        write_atomically(path, json.dumps(results, indent=2) + '\n')
+    except OSError as error:
+        raise LtzooError(f'{path} cannot be written: {error.strerror}') from error
+
+
+if __name__ == '__main__':
+    sys.exit(main())
