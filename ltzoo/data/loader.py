@@ -148,6 +148,8 @@ class FileLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == 'cuda',
+            # Every pass draws a seed for the workers; without a generator of its own it takes it from the global one.
+            generator=torch.Generator(),
         )
 
     def epoch(self, epoch: int) -> Iterator[Batch]:

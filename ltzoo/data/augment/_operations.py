@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ltzoo.data.augment import _affine, _pixels
-from ltzoo.data.augment.op import apply_where
+from ltzoo.data.augment.op import Params, apply_where
 
 __all__ = ['OPERATIONS', 'apply_operations', 'magnitude_table']
 
@@ -56,7 +57,11 @@ def apply_operations(images: Tensor, operation: Tensor, magnitude: Tensor) -> Te
             images = apply_where(
                 operation == index,
                 images,
-                lambda some, params, change=change: change(some, params['magnitude']),
+                partial(_change, change),
                 {'magnitude': magnitude},
             )
     return images
+
+
+def _change(change: Callable[[Tensor, Tensor], Tensor], images: Tensor, params: Params) -> Tensor:
+    return change(images, params['magnitude'])

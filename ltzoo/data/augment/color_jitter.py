@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ class ColorJitter(Op):
                 images = apply_where(
                     params['chosen'] & (params['order'][:, place] == i),
                     images,
-                    lambda some, amount, change=CHANGES[i]: change(some, amount['amount']),
+                    partial(_change, i),
                     {'amount': params['amount'][:, i]},
                 )
         return images
@@ -66,3 +67,7 @@ class ColorJitter(Op):
     def torchvision(self) -> v2.Transform:
         jitter = v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)
         return jitter if self.p == 1 else v2.RandomApply([jitter], self.p)
+
+
+def _change(index: int, images: Tensor, params: Params) -> Tensor:
+    return CHANGES[index](images, params['amount'])
