@@ -31,9 +31,7 @@ def main() -> int:
             print(f'train.py: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            '\nstopped; the last whole epoch is saved: continue with the same command and resume=auto', file=sys.stderr
-        )
+        print('\nstopped: continue from the last checkpoint with the same command and resume=auto', file=sys.stderr)
         return 130
 
 
@@ -48,10 +46,19 @@ def run(args: argparse.Namespace) -> int:
     check_processes()
     if args.dry_run:
         print(recipe.to_yaml())
-        print(describe_batch(recipe))
+        # Trackers write files.
+        print(describe_batch(recipe.model_copy(update={'trackers': ()})))
         return 0
     output = recipe.output or Path('runs', args.recipe.resolve().parent.name, f'{args.recipe.stem}_seed{recipe.seed}')
-    results = fit(recipe, output, progress=not args.no_progress)
+    try:
+        results = fit(recipe, output, progress=not args.no_progress)
+    except OSError as error:
+        if isinstance(error, LtzooError):
+            raise
+        reason = ' '.join(str(error).split())
+        raise LtzooError(
+            f'the run {output} stopped: {reason}; once that is put right, continue with resume=auto'
+        ) from error
     if PartialState().is_main_process:
         print(format_scores(results))
         print(f'\nrun folder: {output}')

@@ -26,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
     views = commands.add_parser('views', help='data augmentation')
-    views.add_argument('--data', default='digits_lt', help='a data set held in memory')
+    views.add_argument('--data', default='cifar100_lt_r100', help='a data set held in memory')
     views.add_argument('--views', default='cifar_bcl', help='a preset of ltzoo.data.views')
     step = commands.add_parser('step', help='training step')
     step.add_argument('--recipe', type=Path, default=Path('recipes/cifar100_lt_r100/bcl.yaml'))
@@ -40,6 +40,10 @@ def main() -> int:
     try:
         if args.rounds < 1:
             raise LtzooError(f'--rounds must be 1 or more, not {args.rounds}')
+        if args.threads is not None and args.threads < 1:
+            raise LtzooError(f'--threads must be 1 or more, not {args.threads}')
+        if args.json and not args.json.parent.is_dir():
+            raise LtzooError(f'{args.json} cannot be written: there is no folder {args.json.parent}')
         results = {'views': bench_views, 'step': bench_step}[args.command](args)
         if args.json:
             write_json(args.json, results)

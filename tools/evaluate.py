@@ -32,12 +32,30 @@ def main() -> int:
     parser.add_argument('--device', help='cpu, cuda, mps (default: the best there is)')
     args = parser.parse_args()
     try:
+        check_options(args)
         results = evaluate(args)
         write(args, results)
     except LtzooError as error:
         print(f'evaluate.py: {error}', file=sys.stderr)
         return 2
     return 0
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse, before anything is computed, what could only fail afterwards."""
+    if args.batch_size < 1:
+        raise LtzooError(f'--batch-size must be 1 or more, not {args.batch_size}')
+    if args.workers < 0:
+        raise LtzooError(f'--workers must be 0 or more, not {args.workers}')
+    if args.few_below > args.many_above + 1:
+        raise LtzooError(
+            f'--few-below {args.few_below} must be at most --many-above + 1, which is {args.many_above + 1}'
+        )
+    for path in filter(None, (args.json, args.csv, args.plot)):
+        if not path.parent.is_dir():
+            raise LtzooError(f'{path} cannot be written: there is no folder {path.parent}')
+        if path.is_dir():
+            raise LtzooError(f'{path} cannot be written: it is a folder')
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
@@ -48,8 +66,6 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from ltzoo.data import load_data
     from ltzoo.evaluation import predict, score, shifted_accuracy
 
-    if args.batch_size < 1:
-        raise LtzooError(f'--batch-size must be 1 or more, not {args.batch_size}')
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     try:
         torch.empty(0, device=device)
@@ -107,12 +123,13 @@ def write(args: argparse.Namespace, results: dict[str, Any]) -> None:
     print(format_scores(results))
     path = None
     try:
+        # The plot comes first: it is what an unknown file ending or a missing matplotlib still refuses.
+        if path := args.plot:
+            plot_accuracy(results, path, args.many_above, args.few_below)
         if path := args.json:
             write_atomically(path, json.dumps(results, indent=2) + '\n')
         if path := args.csv:
             write_atomically(path, per_class_csv(results))
-        if path := args.plot:
-            plot_accuracy(results, path, args.many_above, args.few_below)
     except (OSError, ValueError, ImportError) as error:
         raise LtzooError(f'{path} cannot be written: {error}') from error
 

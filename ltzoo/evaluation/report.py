@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ltzoo.files import write_atomically
+
 __all__ = ['format_scores', 'per_class_csv', 'plot_accuracy']
 
 
@@ -43,8 +45,12 @@ def plot_accuracy(results: Mapping[str, Any], path: Path, many_above: int = 100,
 
     Args:
         results: with the keys of `tools/evaluate.py --json`.
-        path: a PNG, PDF or SVG file to write.
+        path: a PNG, PDF or SVG file to write, whole or not at all.
         many_above, few_below: the shots' thresholds.
+
+    Raises:
+        OSError: if it cannot be written.
+        ValueError: if the ending of `path` is of no image format.
     """
     from matplotlib.figure import Figure
 
@@ -78,4 +84,6 @@ def plot_accuracy(results: Mapping[str, Any], path: Path, many_above: int = 100,
     axes.set_title(f'{results["model"]} on {results["data"]}: top-1 {results["top1"]:.1f}', fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    image = io.BytesIO()
+    figure.savefig(image, format=path.suffix.removeprefix('.') or 'png', dpi=120)
+    write_atomically(path, image.getvalue())

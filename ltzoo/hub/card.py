@@ -24,7 +24,8 @@ def model_card(lt: Mapping[str, Any], pretrained_cfg: Mapping[str, Any]) -> str:
     """Return the card as Markdown with front matter that the Hub reads, one seed's scores in it.
 
     Args:
-        lt: data, class_counts, recipe, seed, split and scores of the training, as `export_model` takes them.
+        lt: data, class_counts, many_above, few_below, recipe, seed, split and scores of the training, as
+            `export_model` takes them.
         pretrained_cfg: timm's, for architecture, licence and paper.
     """
     scores, recipe = lt['scores'], lt['recipe']

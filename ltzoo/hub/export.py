@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from timm.models import save_for_hf
 
 from ltzoo.errors import LtzooError
@@ -41,8 +42,8 @@ def export_model(
     Args:
         model: made by `ltzoo.create_model`, not wrapped for training.
         folder: where to; it appears whole or not at all.
-        lt: what is known of the training, JSON-able: data, class_counts, class_names, recipe, seed, scores. It becomes
-            the block `lt` of config.json, which timm ignores.
+        lt: what is known of the training, JSON-able: data, class_counts, class_names, many_above, few_below, recipe,
+            seed, split, scores. It becomes the block `lt` of config.json, which timm ignores.
         input_size: channels, height, width that the model was trained for.
         mean, std: per channel, of images scaled to 0..1.
         crop_pct: share of the resized image's side that the test crop covers.
@@ -67,8 +68,8 @@ def export_model(
                 plain, str(made), model_config={'lt': dict(lt)}, safe_serialization=True, data_config=data_config
             )
             (made / 'README.md').write_text(model_card(lt, plain.pretrained_cfg), encoding='utf-8')
-    except OSError as error:
-        raise ExportError(f'{folder} cannot be written: {error.strerror or error}') from error
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f'{folder} cannot be written: {getattr(error, "strerror", None) or error}') from error
 
 
 def copy_export(source: Path, folder: Path, *, force: bool = False) -> None:

@@ -103,19 +103,22 @@ class BCL(nn.Module):
         self.register_buffer('log_prior', log_prior(class_counts), persistent=False)
 
     def forward(self, model: Any, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
-        # One pass for all views, so that batch-norm sees their joint statistics.
-        features = model.forward_head(model.forward_features(torch.cat(views)), pre_logits=True)
-        first, others = features[: len(labels)], features[len(labels) :]
-        logits = widen(model.get_classifier()(first)) + self.log_prior
+        """Return the losses of three views; of a first view alone, its cross-entropy term."""
+        # One pass for all views, so that batch-norm sees their joint statistics; a sample's views lie side by side.
+        images = torch.stack(views, 1).flatten(0, 1)
+        features = model.forward_head(model.forward_features(images), pre_logits=True)
+        features = features.unflatten(0, (len(labels), len(views)))
+        logits = widen(model.get_classifier()(features[:, 0])) + self.log_prior
+        loss = self.ce_weight * F.cross_entropy(logits, labels, reduction='none')
+        if len(views) == 1:
+            return loss
         contrastive = balanced_contrastive_loss(
-            F.normalize(widen(self.feature_head(others)), dim=1),
-            labels.repeat(2),
+            F.normalize(widen(self.feature_head(features[:, 1:].flatten(0, 1))), dim=1),
+            labels.repeat_interleave(2),
             F.normalize(widen(self.prototype_head(class_vectors(model))), dim=1),
             self.temperature,
         )
-        return self.ce_weight * F.cross_entropy(
-            logits, labels, reduction='none'
-        ) + self.contrastive_weight * contrastive.view(2, -1).mean(0)
+        return loss + self.contrastive_weight * contrastive.unflatten(0, (len(labels), 2)).mean(1)
 
 
 def class_vectors(model: Any) -> Tensor:

@@ -1,0 +1,1 @@
+"""GKP/GSA: grouped knowledge preservation and grouped sharpness-aware minimisation."""

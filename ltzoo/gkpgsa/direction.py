@@ -1,0 +1,77 @@
+"""Direction and radius of a group's perturbation: Eq. 8 and 12 to 14."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ltzoo.errors import LtzooError
+
+__all__ = ['Direction', 'SharpnessError', 'group_direction', 'group_radius']
+
+Direction = Literal['residual', 'projection', 'full', 'subtract']
+
+# A residual shorter than this share of its gradient is what rounding leaves of zero; it has no direction.
+ROUNDING = 1e-5
+
+
+class SharpnessError(LtzooError, ValueError):
+    """A setting of sharpness-aware training that does not exist or does not suit the model."""
+
+
+def group_direction(
+    group_grad: Tensor, global_grad: Tensor, mode: Direction = 'residual', strength: float = 1.0
+) -> Tensor:
+    """Return the direction in which groups are perturbed, not normalised.
+
+    Args:
+        group_grad: gradients of the groups' mean losses, shape (..., d).
+        global_grad: gradient of the whole loss, shape (d,); zero is a valid one.
+        mode: `residual`, the group's gradient less its projection on the global one (Eq. 12); `projection`, the part
+            that Eq. 12 takes away (Table 5); `full`, the group's gradient itself; `subtract`, the group's gradient
+            less `strength` times the global one (Friendly-SAM, Li et al., CVPR 2024, and the authors' code).
+        strength: only of `subtract`.
+
+    Returns:
+        Shape (..., d). Where rounding is all that is left of a group's gradient the direction is exactly zero.
+
+    Raises:
+        SharpnessError: if the mode does not exist.
+    """
+    if mode == 'full':
+        return group_grad
+    if mode == 'subtract':
+        direction = group_grad - strength * global_grad
+    elif mode in ('residual', 'projection'):
+        # Eq. 12 divides by <m, m>; where that is zero there is nothing to project on.
+        square = global_grad @ global_grad
+        share = (group_grad @ global_grad) / torch.where(square > 0, square, 1)
+        projection = share.unsqueeze(-1) * global_grad
+        direction = projection if mode == 'projection' else group_grad - projection
+    else:
+        raise SharpnessError(f'direction {mode!r} does not exist; known: residual, projection, full, subtract')
+    left = direction.norm(dim=-1, keepdim=True) > ROUNDING * group_grad.norm(dim=-1, keepdim=True)
+    return torch.where(left, direction, 0)
+
+
+def group_radius(theta_norm: Tensor, grad_norm: Tensor, dim: int, samples: Tensor, scale: float | Tensor) -> Tensor:
+    """Return the radius rho*_g of Eq. 13 times `scale` (the paper's Z); the perturbation is sqrt(dim) as long.
+
+    Eq. 37 has dim^(-1/2) where Eq. 8 and 13 have dim^(-1/4); minimising the bound gives the latter.
+
+    Args:
+        theta_norm: norm of the weights, a scalar.
+        grad_norm: norm of each group's direction, shape (...).
+        dim: number of weights.
+        samples: training samples of each group, shape (...); fewer than 2 count as 2.
+        scale: Z.
+
+    Returns:
+        Shape (...); zero for a group without direction.
+    """
+    known = grad_norm > 0
+    ratio = theta_norm / (2 * torch.where(known, grad_norm, 1))
+    radius = scale * ratio.sqrt() * dim**-0.25 * (samples.clamp(min=2) - 1).to(ratio.dtype) ** -0.25
+    return torch.where(known, radius, 0)

@@ -1,0 +1,368 @@
+"""One forward and backward pass in which every group of samples has weights of its own.
+
+A batch is sorted by group. Wherever a network brings weights and activations together, each group's rows meet that
+group's weights; batch-norm still sees the joint statistics. The gradient of the loss with respect to a group's weights
+is then that group's share of the gradient, and the shares add up to the gradient of the whole: a pass costs what an
+ordinary one costs, however many groups there are. With the same weights for all (the first pass of GSA, Eq. 11) only
+the gradient of the weights is cut up.
+
+It works on any network made of torch functions: functions are caught as they are called, so that no module has to be
+written for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ltzoo.gkpgsa.direction import SharpnessError
+from ltzoo.gkpgsa.rows import ClassRows, Rows, SampleRows
+
+__all__ = ['GroupedWeights']
+
+
+class GroupedWeights(TorchFunctionMode):
+    """Context in which parameters stand for one tensor per slot.
+
+    Slots are the groups and, last, one for classes whose group is not in the batch. A parameter that is used as data,
+    such as class vectors that become prototypes, is read class by class from the slot of the class's group.
+
+    Args:
+        weights: for every parameter, its tensors by slot; leaves that require grad.
+        sizes: samples of every slot in a batch, in which the samples lie in this order.
+        class_slots: slot of every class, int64, shape (C,).
+        shared: promise that all slots hold the same values; functions then run once for all rows.
+    """
+
+    def __init__(
+        self, weights: Mapping[Tensor, Sequence[Tensor]], sizes: Sequence[int], class_slots: Tensor, *, shared: bool
+    ) -> None:
+        super().__init__()
+        self.slots = len(sizes)
+        self.shared = shared
+        self.samples = SampleRows(tuple(sizes))
+        self.classes = ClassRows(class_slots, len(sizes))
+        # What was expanded from a parameter to as many rows as there are, such as a class token.
+        self.expanded: set[int] = set()
+        # By identity; the key itself is held so that its identity cannot be taken over by another tensor.
+        self.grouped: dict[int, tuple[Tensor, Sequence[Tensor]]] = {id(p): (p, ws) for p, ws in weights.items()}
+
+    def mark(self, x: Tensor) -> Tensor:
+        """Return the same data, known as rows of the batch: for what goes into the network."""
+        return _tag(x.view_as(x), self.samples)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensors = list(_tensors((*args, *kwargs.values())))
+        if any(id(t) in self.grouped for t in tensors):
+            return self.call_grouped(func, args, kwargs, tensors)
+        result = func(*args, **kwargs)
+        if any(hasattr(t, '_rows') for t in tensors):
+            self.pass_on(func, tensors, result)
+        return result
+
+    def pass_on(self, func: Callable[..., Any], tensors: list[Tensor], result: Any) -> None:
+        """Note the rows of what was made of rows."""
+        largest = max((t for t in tensors if hasattr(t, '_rows')), key=Tensor.numel)
+        for out in _tensors((result,)):
+            if not hasattr(out, '_rows'):
+                rows: Rows = largest._rows  # type: ignore[attr-defined]
+                _tag(out, rows if func in _MOVES else rows.resized(largest, out))
+
+    def call_grouped(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
+    ) -> Any:
+        if func is F.linear and isinstance(args[0], nn.Parameter) and id(args[0]) in self.grouped:
+            args = (self.read_by_class(args[0]), *args[1:])
+            tensors = list(_tensors((*args, *kwargs.values())))
+        rows = next((t._rows for t in tensors if hasattr(t, '_rows') and t._rows.fits(t)), None)  # type: ignore[attr-defined]
+        if rows is None:
+            return self.derive(func, args, kwargs)
+        special = _SPECIAL.get(func)
+        result = None if special is None else special(self, rows, *args, **kwargs)
+        if result is None:
+            result = self.call_by_slot(func, args, kwargs, rows)
+        for out in _tensors((result,)):
+            _tag(out, rows)
+        return result
+
+    def weights_of(self, x: Tensor | None) -> Sequence[Tensor] | None:
+        """Return a tensor by slot; what is not grouped is the same in every slot."""
+        if x is None:
+            return None
+        found = self.grouped.get(id(x))
+        return found[1] if found is not None else (x,) * self.slots
+
+    def read_by_class(self, parameter: Tensor) -> Tensor:
+        """Return a parameter with one row per class, each from its class's slot."""
+        if not self.classes.fits(parameter):
+            raise SharpnessError(
+                f'a parameter of shape {tuple(parameter.shape)} is used as data; groups can only tell apart '
+                f'parameters with one row for each of the {len(self.classes.slots)} classes'
+            )
+        weights = self.grouped[id(parameter)][1]
+        parts = [weights[s][self.classes.slots == s] for s, n in enumerate(self.classes.sizes) if n]
+        return _tag(self.classes.join(parts), self.classes)
+
+    def derive(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Compute something of parameters and constants once for every slot, such as a normalised weight."""
+        results = [func(*self.replace(args, 0), **self.replace(kwargs, 0))]
+        if not _is_tensors(results[0]):
+            return results[0]
+        results += [func(*self.replace(args, slot), **self.replace(kwargs, slot)) for slot in range(1, self.slots)]
+        expands = func in _EXPANDS or any(id(x) in self.expanded for x in _tensors((*args, *kwargs.values())))
+        for same in zip(*(_tensors((result,)) for result in results), strict=True):
+            self.grouped[id(same[0])] = (same[0], same)
+            if expands:
+                self.expanded.add(id(same[0]))
+        return results[0]
+
+    def replace(self, tree: Any, slot: int) -> Any:
+        def one(x: Tensor) -> Tensor:
+            found = self.grouped.get(id(x))
+            return x if found is None else found[1][slot]
+
+        return _map(tree, one)
+
+    def call_by_slot(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows) -> Any:
+        """Call a function of single rows with every slot's rows and weights."""
+        length = next(len(t) for t in _tensors((*args, *kwargs.values())) if getattr(t, '_rows', None) is rows)
+
+        def cut(x: Tensor) -> list[Tensor] | None:
+            """Return the parts of whatever has these rows, also of something expanded from a grouped parameter."""
+            found = self.grouped.get(id(x))
+            if found is not None:
+                if id(x) not in self.expanded or x.ndim == 0 or len(x) != length:
+                    return None
+                parts = [rows.split(w) for w in found[1]]
+                return [parts[slot][i][1] for i, (slot, _) in enumerate(parts[0])]
+            known = getattr(x, '_rows', None)
+            return [part for _, part in rows.split(x)] if known is not None and rows.fits(x) else None
+
+        cuts = {id(x): parts for x in _tensors((*args, *kwargs.values())) if (parts := cut(x)) is not None}
+        example = next(t for t in _tensors((*args, *kwargs.values())) if getattr(t, '_rows', None) is rows)
+        results = []
+        for i, (slot, _) in enumerate(rows.split(example)):
+
+            def one(x: Tensor, i: int = i, slot: int = slot) -> Tensor:
+                if id(x) in cuts:
+                    return cuts[id(x)][i]
+                found = self.grouped.get(id(x))
+                return x if found is None else found[1][slot]
+
+            results.append(func(*_map(args, one), **_map(kwargs, one)))
+        if isinstance(results[0], Tensor):
+            return rows.join(results)
+        return type(results[0])(rows.join(parts) for parts in zip(*results, strict=True))
+
+
+def _conv2d(
+    mode: GroupedWeights, rows: Rows, input: Tensor, weight: Tensor, bias: Tensor | None = None,
+    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
+) -> Tensor | None:  # fmt: skip
+    if isinstance(padding, str) or not rows.fits(input) or id(weight) not in mode.grouped:
+        return None
+    pairs = [(v, v) if isinstance(v, int) else tuple(v) for v in (stride, padding, dilation)]
+    x, weights, biases = _cast(input, mode.weights_of(weight), mode.weights_of(bias))
+    return _Conv2d.apply(x, rows, mode.shared, (*pairs, groups), len(weights), *weights, *biases)
+
+
+def _linear(
+    mode: GroupedWeights, rows: Rows, input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor | None:
+    if not rows.fits(input) or id(weight) not in mode.grouped:
+        return None
+    x, weights, biases = _cast(input, mode.weights_of(weight), mode.weights_of(bias))
+    return _Linear.apply(x, rows, mode.shared, len(weights), *weights, *biases)
+
+
+def _batch_norm(
+    mode: GroupedWeights, rows: Rows, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+    weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False, momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:  # fmt: skip
+    weights, biases = mode.weights_of(weight), mode.weights_of(bias)
+    if not training or not rows.fits(input) or weights is None or biases is None:
+        return None
+    conf = (running_mean, running_var, momentum, eps)
+    return _BatchNorm.apply(input, rows, mode.shared, conf, len(weights), *weights, *biases)
+
+
+# What is faster, or joint over the rows, and so cannot be called slot by slot.
+_SPECIAL: dict[Any, Callable[..., Tensor | None]] = {
+    torch.conv2d: _conv2d,
+    F.conv2d: _conv2d,
+    F.linear: _linear,
+    F.batch_norm: _batch_norm,
+}
+
+_EXPANDS = (Tensor.expand, Tensor.expand_as, Tensor.repeat, torch.broadcast_to)
+
+# They carry the rows to another dimension, from which they come back unchanged.
+_MOVES = (Tensor.permute, torch.permute, Tensor.transpose, torch.transpose, Tensor.movedim, torch.movedim, Tensor.T)
+
+
+class _Conv2d(torch.autograd.Function):
+    """Convolution; with shared weights in one piece but for the gradient of the weights."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, rows: Rows, shared: bool, conf: tuple[Any, ...], count: int, *tensors: Tensor
+    ) -> Tensor:
+        weights, biases = tensors[:count], tensors[count:]
+        ctx.save_for_backward(x, *weights)
+        ctx.rows, ctx.shared, ctx.conf, ctx.biased = rows, shared, conf, len(biases) > 0
+        if shared:
+            return torch.conv2d(x, weights[0], biases[0] if biases else None, *conf)
+        return rows.join(
+            [torch.conv2d(part, weights[s], biases[s] if biases else None, *conf) for s, part in rows.split(x)]
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, *weights = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.conf
+        needs_x = ctx.needs_input_grad[0]
+
+        def backward(g: Tensor, part: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
+            sizes = [len(weight)] if ctx.biased else None
+            return torch.ops.aten.convolution_backward(
+                g, part, weight, sizes, stride, padding, dilation, False, [0, 0], groups, mask
+            )
+
+        grad_x = backward(grad, x, weights[0], [True, False, False])[0] if ctx.shared and needs_x else None
+        sums: dict[int, tuple[Tensor, Tensor | None]] = {}
+        parts_x = []
+        mask = [needs_x and not ctx.shared, True, ctx.biased]
+        for (slot, part), (_, g) in zip(ctx.rows.split(x), ctx.rows.split(grad), strict=True):
+            gx, gw, gb = backward(g, part, weights[slot], mask)
+            parts_x.append(gx)
+            before = sums.get(slot)
+            sums[slot] = (gw, gb) if before is None else (before[0] + gw, None if gb is None else before[1] + gb)
+        if needs_x and not ctx.shared:
+            grad_x = ctx.rows.join(parts_x)
+        return (grad_x, None, None, None, None, *_by_slot(sums, len(weights), ctx.biased))
+
+
+class _Linear(torch.autograd.Function):
+    """Matrix product with every slot's weight; with shared weights in one piece but for their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Rows, shared: bool, count: int, *tensors: Tensor) -> Tensor:
+        weights, biases = tensors[:count], tensors[count:]
+        ctx.save_for_backward(x, *weights)
+        ctx.rows, ctx.shared, ctx.biased = rows, shared, len(biases) > 0
+        if shared:
+            return F.linear(x, weights[0], biases[0] if biases else None)
+        return rows.join([F.linear(part, weights[s], biases[s] if biases else None) for s, part in rows.split(x)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, *weights = ctx.saved_tensors
+        needs_x = ctx.needs_input_grad[0]
+        grad_x = grad @ weights[0] if ctx.shared and needs_x else None
+        sums: dict[int, tuple[Tensor, Tensor | None]] = {}
+        parts_x = []
+        for (slot, part), (_, g) in zip(ctx.rows.split(x), ctx.rows.split(grad), strict=True):
+            flat = g.reshape(-1, g.shape[-1])
+            gw = flat.T @ part.reshape(-1, part.shape[-1])
+            gb = flat.sum(0) if ctx.biased else None
+            if needs_x and not ctx.shared:
+                parts_x.append(g @ weights[slot])
+            before = sums.get(slot)
+            sums[slot] = (gw, gb) if before is None else (before[0] + gw, None if gb is None else before[1] + gb)
+        if needs_x and not ctx.shared:
+            grad_x = ctx.rows.join(parts_x)
+        return (grad_x, None, None, None, *_by_slot(sums, len(weights), ctx.biased))
+
+
+class _BatchNorm(torch.autograd.Function):
+    """Batch-norm in training: joint statistics, every slot's own scale and shift."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, rows: Rows, shared: bool, conf: tuple[Any, ...], count: int, *tensors: Tensor
+    ) -> Tensor:
+        running_mean, running_var, momentum, eps = conf
+        weights, biases = tensors[:count], tensors[count:]
+        y, mean, rstd = torch.ops.aten.native_batch_norm(
+            x, weights[0] if shared else None, biases[0] if shared else None, running_mean, running_var, True,
+            momentum, eps,
+        )  # fmt: skip
+        spread = None
+        if not shared:
+            shape = (-1, x.shape[1], *[1] * (x.ndim - 2))
+            spread = rows.spread(torch.stack(weights)).view(shape).to(x.dtype)
+            y = y.mul_(spread).add_(rows.spread(torch.stack(biases)).view(shape).to(x.dtype))
+        ctx.save_for_backward(x, mean, rstd, weights[0] if shared else spread)
+        ctx.rows, ctx.shared, ctx.eps, ctx.count = rows, shared, eps, count
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, mean, rstd, scale = ctx.saved_tensors
+        places = list(range(2, x.ndim))
+        wide = torch.promote_types(x.dtype, torch.float32)
+        grad_sum = grad.sum(places, dtype=wide) if places else grad.to(wide)
+        product = grad * x
+        product_sum = product.sum(places, dtype=wide) if places else product.to(wide)
+        grad_bias = ctx.rows.gather(grad_sum)
+        grad_weight = (ctx.rows.gather(product_sum) - mean * grad_bias) * rstd
+        grad_x = torch.ops.aten.native_batch_norm_backward(
+            grad if ctx.shared else grad * scale, x, scale if ctx.shared else None, None, None, mean, rstd, True,
+            ctx.eps, [True, False, False],
+        )[0]  # fmt: skip
+        return (grad_x, None, None, None, None, *grad_weight.to(mean.dtype), *grad_bias.to(mean.dtype))
+
+
+def _by_slot(sums: Mapping[int, tuple[Tensor, Tensor | None]], slots: int, biased: bool) -> list[Tensor | None]:
+    weights = [sums[s][0] if s in sums else None for s in range(slots)]
+    biases = [sums[s][1] if s in sums else None for s in range(slots)] if biased else []
+    return [*weights, *biases]
+
+
+def _cast(
+    x: Tensor, weights: Sequence[Tensor] | None, biases: Sequence[Tensor] | None
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+    """Do what autocast does to a convolution or a matrix product: it does not look into our functions."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+        x, weights, biases = (
+            x.to(dtype), [w.to(dtype) for w in weights or ()], [b.to(dtype) for b in biases or ()]
+        )  # fmt: skip
+    return x, weights or (), biases or ()
+
+
+def _tag(x: Tensor, rows: Rows) -> Tensor:
+    x._rows = rows  # type: ignore[attr-defined]
+    return x
+
+
+def _tensors(tree: Any) -> Iterable[Tensor]:
+    for x in tree:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, (list, tuple)):
+            yield from _tensors(x)
+
+
+def _is_tensors(x: Any) -> bool:
+    return isinstance(x, Tensor) or (isinstance(x, (list, tuple)) and len(x) > 0 and all(map(_is_tensors, x)))
+
+
+def _map(tree: Any, one: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(tree, Tensor):
+        return one(tree)
+    if isinstance(tree, (list, tuple)) and not hasattr(tree, '_fields') and not isinstance(tree, torch.Size):
+        return type(tree)(_map(x, one) for x in tree)
+    if isinstance(tree, dict):
+        return {key: _map(x, one) for key, x in tree.items()}
+    return tree

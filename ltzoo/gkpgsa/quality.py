@@ -1,0 +1,124 @@
+"""Feature quality of every class, from statistics that stream.
+
+Source: Reframing Long-Tailed Learning via Loss Landscape Geometry (arXiv:2603.21217), Eq. 17-19. It is measured on
+training samples only.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ['FeatureQuality', 'feature_quality']
+
+_VARIANCE_FLOOR = 1e-12
+# Entries of the block of distances in memory at a time: 64 MiB.
+_BLOCK = 2**23
+
+
+def feature_quality(features: Tensor, labels: Tensor, num_classes: int, beta: float = 0.5) -> Tensor:
+    """Return the quality of every class, Eq. 19, from features held in memory.
+
+    Args:
+        features: encoder features a of training samples, shape (N, dim), any floating type.
+        labels: int64, shape (N,).
+        num_classes: C.
+        beta: weight of the log variance.
+
+    Returns:
+        Shape (C,), float64, on the features' device; what it means for rare classes stands at `FeatureQuality.compute`.
+    """
+    quality = FeatureQuality(num_classes, features.shape[1], beta, features.device)
+    quality.update(features, labels)
+    return quality.compute()
+
+
+class FeatureQuality:
+    """Accumulates class counts, sums of features and sums of squared norms, in float64: O(C x dim) memory.
+
+    Args:
+        num_classes: C.
+        dim: of the features.
+        beta: weight of the log variance in Eq. 19; the paper's is 0.5.
+        device: where the sums are kept; where the features are, an update never waits for the device.
+    """
+
+    def __init__(self, num_classes: int, dim: int, beta: float = 0.5, device: torch.device | str | None = None) -> None:
+        self.beta = beta
+        self.counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
+        self.squares = torch.zeros(num_classes, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Add a batch: features of shape (N, dim), labels int64 of shape (N,), between 0 and C - 1.
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        if features.ndim != 2 or features.shape[1] != self.sums.shape[1] or labels.shape != features.shape[:1]:
+            raise ValueError(
+                f'features must have shape (N, {self.sums.shape[1]}) and labels (N,), not {tuple(features.shape)} '
+                f'and {tuple(labels.shape)}'
+            )
+        features, labels = features.to(self.sums), labels.to(self.sums.device)
+        self.counts.index_add_(0, labels, torch.ones_like(features[:, 0]))
+        self.sums.index_add_(0, labels, features)
+        self.squares.index_add_(0, labels, features.square().sum(1))
+
+    def all_reduce(self) -> None:
+        """Add up what all processes saw, once, before `compute`; with one process nothing happens.
+
+        The sums must be where the process group's backend can reduce them: with NCCL, on a GPU.
+        """
+        if dist.is_available() and dist.is_initialized():
+            for sums in (self.counts, self.sums, self.squares):
+                dist.all_reduce(sums)
+
+    def reset(self) -> None:
+        """Forget every sample."""
+        for sums in (self.counts, self.sums, self.squares):
+            sums.zero_()
+
+    @torch.no_grad()
+    def compute(self) -> Tensor:
+        """Return Q(c) = Dis(c) - beta log Var(c) of every class: shape (C,), float64.
+
+        Dis(c) is the distance to the nearest centroid of another class that was seen (Eq. 17), Var(c) the mean squared
+        distance to the own centroid (Eq. 18). Var is at least 1e-12 for a class of one sample, whose Var is 0, and at
+        least 1e-12 (1 + mean |a|^2) for any other, below which it would be rounding; the floor does no harm, as a class
+        is only ever compared with itself.
+
+        The quality is nan, and the class nobody's neighbour, where a class was never seen or has a feature that is not
+        finite. If only one class is left, Dis is not defined and its quality is nan too.
+        """
+        quality = torch.full_like(self.counts, torch.nan)
+        seen = ((self.counts > 0) & self.squares.isfinite() & self.sums.isfinite().all(1)).nonzero()[:, 0]
+        if len(seen) < 2:
+            return quality
+        counts = self.counts[seen]
+        centroids = self.sums[seen].div_(counts[:, None])
+        mean_squares = self.squares[seen] / counts
+        several = counts > 1
+        variance = torch.where(several, mean_squares - centroids.square().sum(1), 0)
+        variance = variance.maximum(_VARIANCE_FLOOR * (1 + torch.where(several, mean_squares, 0)))
+        quality[seen] = _nearest(centroids) - self.beta * variance.log()
+        return quality
+
+
+def _nearest(centroids: Tensor) -> Tensor:
+    """Return the distance of every centroid (P, dim) to the nearest other one; changes `centroids`."""
+    centroids -= centroids.mean(0)
+    squares = centroids.square().sum(1)
+    nearest = torch.empty_like(squares, dtype=torch.int64)
+    rows = max(1, _BLOCK // len(centroids))
+    for first in range(0, len(centroids), rows):
+        block = torch.addmm(squares, centroids[first : first + rows], centroids.T, alpha=-2)
+        block.diagonal(first).fill_(torch.inf)
+        nearest[first : first + rows] = block.argmin(1)
+    # The product finds the neighbour; the distance itself, free of its cancellation, is taken anew.
+    distances = torch.empty_like(squares)
+    for own, other, out in zip(centroids.split(rows), nearest.split(rows), distances.split(rows), strict=True):
+        torch.linalg.vector_norm(own - centroids[other], dim=1, out=out)
+    return distances

@@ -1,0 +1,475 @@
+"""Grouped sharpness-aware training, GSA: Eq. 10 to 15; and with other settings SAM and its descendants.
+
+A step asks for the gradient of the loss at perturbed weights. Nothing of a perturbation stays behind: weights are
+restored from a copy, never by subtraction, and the networks's buffers are those of one ordinary pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ltzoo.gkpgsa.direction import Direction, SharpnessError, group_direction, group_radius
+from ltzoo.gkpgsa.grouped_weights import GroupedWeights
+
+__all__ = ['GroupedSharpness', 'SharpnessSettings', 'StepReport']
+
+Views = tuple[Tensor, ...]
+# Takes views and labels of samples; returns their losses, shape (B,).
+Losses = Callable[[Views, Tensor], Tensor]
+# Sums a tensor over all processes, in place.
+Reduce = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class SharpnessSettings:
+    """What decides a perturbation.
+
+    Args:
+        mode: `per_group`, every group's samples see their own perturbed weights (Eq. 14 to 16); `combined`, all see the
+            mean of the groups' perturbations, weighted by their share of the batch (the authors' code).
+        direction: see `group_direction`.
+        subtract_strength: of direction `subtract`.
+        global_gradient: what Eq. 12 projects on: the gradient of the batch, or an exponential moving average of it
+            (Friendly-SAM). With one group only the average leaves anything, and it is taken.
+        ema_decay: of the averages.
+        scale: Z, the radius as a share of Eq. 13.
+        radius: a fixed length of the perturbation in place of Eq. 13, as in SAM.
+        radius_by_group: what each group's length is multiplied by, shape (G,); ImbSAM has 0 for head classes.
+        clamp: least and greatest length of a perturbation.
+        adaptive: power of |theta| that every weight's share is scaled by: 0, or 1 for ASAM (Kwon et al., ICML 2021).
+        ascent_views: `first` takes the direction from the first view only, at a third of the cost for BCL.
+        ascent: `fresh`, a pass at the weights themselves in every step; a number k, only in every k-th, the
+            perturbation being kept in between; `ema`, never: the direction comes from an average of earlier steps.
+        regulariser: coefficient of the second term of Eq. 15.
+        synchronised: all processes perturb along the gradient of the whole batch.
+
+    Raises:
+        SharpnessError: if a setting does not exist or is out of range.
+    """
+
+    mode: Literal['per_group', 'combined'] = 'per_group'
+    direction: Direction = 'residual'
+    subtract_strength: float = 1.0
+    global_gradient: Literal['batch', 'ema'] = 'batch'
+    ema_decay: float = 0.9
+    scale: float = 1e-2
+    radius: float | None = None
+    radius_by_group: tuple[float, ...] | None = None
+    clamp: tuple[float, float] | None = None
+    adaptive: float = 0.0
+    ascent_views: Literal['all', 'first'] = 'all'
+    ascent: Literal['fresh', 'ema'] | int = 'fresh'
+    regulariser: float = 0.0
+    synchronised: bool = True
+
+    def __post_init__(self) -> None:
+        for name, valid in (
+            ('mode', ('per_group', 'combined')),
+            ('direction', ('residual', 'projection', 'full', 'subtract')),
+            ('global_gradient', ('batch', 'ema')),
+            ('ascent_views', ('all', 'first')),
+        ):
+            if getattr(self, name) not in valid:
+                raise SharpnessError(f'{name}: {getattr(self, name)!r} does not exist; known: {", ".join(valid)}')
+        if self.ascent not in ('fresh', 'ema') and not (isinstance(self.ascent, int) and self.ascent >= 1):
+            raise SharpnessError(f"ascent: 'fresh', 'ema' or a number of steps, not {self.ascent!r}")
+        for name in ('scale', 'radius', 'regulariser', 'adaptive'):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float('inf'):
+                raise SharpnessError(f'{name} must be 0 or more, not {value}')
+        if not 0 <= self.ema_decay < 1:
+            raise SharpnessError(f'ema_decay must be 0 or more and below 1, not {self.ema_decay}')
+        if self.clamp is not None and not 0 <= self.clamp[0] <= self.clamp[1]:
+            raise SharpnessError(f'clamp must be (least, greatest), not {self.clamp}')
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step leaves to be logged, on the device.
+
+    Attributes:
+        loss: mean loss of this process's samples in the pass at the weights themselves; where there is none, or not
+            of all views, in the perturbed pass.
+        perturbed_loss: their mean loss at the perturbed weights.
+        length: of each group's perturbation, shape (G,).
+        grad_norm: norm of the gradient that the optimiser gets.
+        regulariser: value of the second term of Eq. 15, summed over groups (without its coefficient).
+    """
+
+    loss: Tensor
+    perturbed_loss: Tensor
+    length: Tensor
+    grad_norm: Tensor
+    regulariser: Tensor
+
+
+@dataclass
+class _Layout:
+    """The trainable parameters as one flat vector."""
+
+    parameters: list[nn.Parameter]
+    sizes: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sizes = [p.numel() for p in self.parameters]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.promote_types(self.parameters[0].dtype, torch.float32)
+
+    def flatten(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """Return (d,) of one tensor per parameter; None counts as zero."""
+        return torch.cat(
+            [
+                (torch.zeros_like(p) if t is None else t).reshape(-1).to(torch.promote_types(p.dtype, torch.float32))
+                for t, p in zip(tensors, self.parameters, strict=True)
+            ]
+        )
+
+    def unflatten(self, vector: Tensor) -> list[Tensor]:
+        return [
+            piece.view(p.shape).to(p.dtype) for piece, p in zip(vector.split(self.sizes), self.parameters, strict=True)
+        ]
+
+
+class GroupedSharpness:
+    """The gradient at weights perturbed group by group.
+
+    Args:
+        module: whose trainable parameters are perturbed and get the gradient.
+        class_groups: group of every class, int64, shape (C,).
+        group_samples: training samples of every group, |G_g|, shape (G,).
+        settings: see `SharpnessSettings`.
+        reduce: sums a tensor over all processes, in place; None with one process.
+        processes: how many there are.
+
+    Raises:
+        SharpnessError: if the settings do not suit the groups.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        class_groups: Tensor,
+        group_samples: Tensor,
+        settings: SharpnessSettings | None = None,
+        *,
+        reduce: Reduce | None = None,
+        processes: int = 1,
+    ) -> None:
+        self.module = module
+        self.settings = settings or SharpnessSettings()
+        self.layout = _Layout([p for p in module.parameters() if p.requires_grad])
+        self.reduce = reduce
+        self.processes = processes
+        self.steps = 0
+        self.global_average: Tensor | None = None
+        self.group_averages: Tensor | None = None
+        self.kept: Tensor | None = None
+        self.set_groups(class_groups, group_samples)
+
+    def set_groups(self, class_groups: Tensor, group_samples: Tensor) -> None:
+        """Change the groups; what was kept of the former groups' directions is dropped.
+
+        Raises:
+            SharpnessError: if there is no group, or `radius_by_group` has another number of them.
+        """
+        device = self.layout.parameters[0].device
+        self.class_groups = class_groups.to(device)
+        self.group_samples = group_samples.to(device)
+        self.groups = len(group_samples)
+        factors = self.settings.radius_by_group
+        if self.groups < 1 or (factors is not None and len(factors) != self.groups):
+            raise SharpnessError(f'radius_by_group has {len(factors or ())} entries, there are {self.groups} groups')
+        self.factors = torch.ones(self.groups, device=device) if factors is None else torch.tensor(factors).to(device)
+        self.group_averages = None
+        self.kept = None
+
+    def step(
+        self,
+        losses: Losses,
+        pieces: Sequence[tuple[Views, Tensor]],
+        *,
+        ascent_losses: Losses | None = None,
+        loss_scale: Tensor | float = 1.0,
+        autocast: Callable[[], Any] | None = None,
+    ) -> StepReport:
+        """Put the gradient of Eq. 14 to 16 into the parameters' `grad`, as an ordinary backward pass would.
+
+        Args:
+            losses: the objective; its forward pass runs on `module`.
+            pieces: views and labels of this process's samples, cut up if the batch does not fit at once.
+            ascent_losses: what `ascent_views='first'` calls with the first view; `losses` if None.
+            loss_scale: what the loss is multiplied by for fp16; the gradient keeps it.
+            autocast: makes the context of the forward passes.
+        """
+        first_only = self.settings.ascent_views == 'first'
+        total = sum(len(labels) for _, labels in pieces)
+        pieces = [self._sorted(views, labels) for views, labels in pieces]
+        run = _Run(self, autocast, loss_scale, total)
+        shares = run.shares([labels for _, labels in pieces])
+        theta = self.layout.flatten([p.detach() for p in self.layout.parameters])
+
+        fresh = self.settings.ascent == 'fresh' or (
+            isinstance(self.settings.ascent, int) and (self.kept is None or self.steps % self.settings.ascent == 0)
+        )
+        loss = None
+        if fresh:
+            ascent = (ascent_losses or losses) if first_only else losses
+            used = [((views[0],), labels) if first_only else (views, labels) for views, labels in pieces]
+            with _buffers_kept(self.module) if first_only else _as_is():
+                loss, by_group, rest = run.shared(ascent, used, None)
+            if first_only:
+                loss = None
+            perturbation, report = self._perturbation(theta, by_group / loss_scale, rest / loss_scale, shares)
+            self.kept = perturbation if isinstance(self.settings.ascent, int) else None
+        elif self.settings.ascent == 'ema':
+            perturbation, report = self._from_averages(theta, shares)
+        else:
+            assert self.kept is not None
+            perturbation, report = self.kept, self._lengths(self.kept)
+        present = shares > 0
+        perturbation = torch.where(present[:, None], perturbation, 0)
+
+        with _buffers_kept(self.module) if loss is not None else _as_is():
+            if self.settings.mode == 'per_group':
+                perturbed_loss, by_group, rest = run.per_group(losses, pieces, theta, perturbation)
+            else:
+                combined = shares @ perturbation
+                if self.settings.ascent == 'ema':
+                    perturbed_loss, by_group, rest = run.shared(losses, pieces, theta + combined)
+                else:
+                    perturbed_loss, gradient = run.whole(losses, pieces, theta + combined)
+                    by_group, rest = gradient[None], torch.zeros_like(gradient)
+        if self.settings.ascent == 'ema':
+            self._average(by_group / loss_scale, rest / loss_scale, shares)
+        gradient = by_group.sum(0) + rest
+        lengths, regulariser = report
+        if self.settings.regulariser:
+            gradient = gradient + self.settings.regulariser * regulariser * loss_scale * theta / theta.square().sum()
+        for p, g in zip(self.layout.parameters, self.layout.unflatten(gradient), strict=True):
+            p.grad = g.clone() if p.grad is None else p.grad + g
+        self.steps += 1
+        loss = perturbed_loss if loss is None else loss
+        return StepReport(loss, perturbed_loss, lengths, gradient.norm() / loss_scale, regulariser)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            'steps': self.steps,
+            'global_average': self.global_average,
+            'group_averages': self.group_averages,
+            'kept': self.kept,
+            'class_groups': self.class_groups,
+            'group_samples': self.group_samples,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.set_groups(state['class_groups'], state['group_samples'])
+        device = self.class_groups.device
+        self.steps = state['steps']
+        for name in ('global_average', 'group_averages', 'kept'):
+            setattr(self, name, None if state[name] is None else state[name].to(device))
+
+    def _sorted(self, views: Views, labels: Tensor) -> tuple[Views, Tensor]:
+        order = self.class_groups[labels].argsort(stable=True)
+        return tuple(view[order] for view in views), labels[order]
+
+    def _perturbation(
+        self, theta: Tensor, by_group: Tensor, rest: Tensor, shares: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return (G, d), and what is reported, of the groups' shares of the gradient."""
+        batch_gradient = by_group.sum(0) + rest
+        reference = self._global_gradient(batch_gradient)
+        means = by_group / torch.where(shares > 0, shares, 1)[:, None] + rest
+        return self._bounded(theta, means, reference, shares)
+
+    def _from_averages(self, theta: Tensor, shares: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        if self.group_averages is None or self.global_average is None:
+            nothing = torch.zeros(self.groups, len(theta), device=theta.device, dtype=theta.dtype)
+            return nothing, self._lengths(nothing)
+        return self._bounded(theta, self.group_averages, self.global_average, shares)
+
+    def _bounded(
+        self, theta: Tensor, means: Tensor, reference: Tensor, shares: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        settings = self.settings
+        direction = group_direction(means, reference, settings.direction, settings.subtract_strength)
+        direction = torch.where((shares > 0)[:, None], direction, 0)
+        norm = direction.norm(dim=1)
+        theta_norm = theta.norm()
+        if settings.radius is not None:
+            length = torch.where(norm > 0, settings.radius, 0.0).to(norm.dtype)
+        else:
+            radius = group_radius(theta_norm, norm, len(theta), self.group_samples, settings.scale)
+            length = len(theta) ** 0.5 * radius
+        if settings.clamp is not None:
+            length = torch.where(norm > 0, length.clamp(*settings.clamp), 0)
+        length = length * self.factors
+        # Eq. 15; a group without a perturbation has no radius to divide by.
+        rho = length / len(theta) ** 0.5
+        by_group = theta_norm / (2 * (self.group_samples.clamp(min=2) - 1).sqrt() * torch.where(rho > 0, rho, 1))
+        regulariser = torch.where(rho > 0, by_group, 0).sum()
+        if settings.adaptive:
+            # ASAM: the perturbation is rho T^2 v / |T v| with T = |theta|.
+            direction = direction * theta.abs() ** settings.adaptive
+            norm = direction.norm(dim=1)
+            direction = direction * theta.abs() ** settings.adaptive
+        perturbation = direction * (length / torch.where(norm > 0, norm, 1))[:, None]
+        # An overflow in half precision must not reach the weights; the loss scaler skips the step.
+        perturbation = torch.where(perturbation.isfinite().all(1, keepdim=True), perturbation, 0)
+        return perturbation, (perturbation.norm(dim=1), regulariser)
+
+    def _lengths(self, perturbation: Tensor) -> tuple[Tensor, Tensor]:
+        return perturbation.norm(dim=1), torch.zeros((), device=perturbation.device)
+
+    def _global_gradient(self, batch_gradient: Tensor) -> Tensor:
+        if self.settings.global_gradient == 'batch' and self.groups > 1:
+            return batch_gradient
+        before = torch.zeros_like(batch_gradient) if self.global_average is None else self.global_average
+        finite = batch_gradient.isfinite().all()
+        decay = self.settings.ema_decay
+        self.global_average = torch.where(finite, decay * before + (1 - decay) * batch_gradient, before)
+        return self.global_average
+
+    def _average(self, by_group: Tensor, rest: Tensor, shares: Tensor) -> None:
+        """Update the averages of a run without first passes; a group that is not in the batch keeps its own."""
+        whole, decay = by_group.sum(0) + rest, self.settings.ema_decay
+        means = by_group / torch.where(shares > 0, shares, 1)[:, None] + rest
+        if self.group_averages is None or self.global_average is None:
+            self.group_averages, self.global_average = torch.zeros_like(means), torch.zeros_like(whole)
+        good = (shares > 0)[:, None] & means.isfinite().all(1, keepdim=True)
+        self.group_averages = torch.where(good, decay * self.group_averages + (1 - decay) * means, self.group_averages)
+        self.global_average = torch.where(
+            whole.isfinite().all(), decay * self.global_average + (1 - decay) * whole, self.global_average
+        )
+
+
+@dataclass
+class _Run:
+    """The passes of one step; every one returns the mean loss and its gradient, summed over processes."""
+
+    of: GroupedSharpness
+    autocast: Callable[[], Any] | None
+    loss_scale: Tensor | float
+    total: int
+
+    def shares(self, labels: list[Tensor]) -> Tensor:
+        """Return each group's share of the batch over all processes, shape (G,)."""
+        groups = torch.cat([self.of.class_groups[part] for part in labels])
+        counts = torch.zeros(self.of.groups, device=groups.device, dtype=self.of.layout.dtype)
+        counts.index_add_(0, groups, torch.ones(len(groups), device=groups.device, dtype=counts.dtype))
+        return self.reduced(counts / self.total)
+
+    def shared(
+        self, losses: Losses, pieces: Sequence[tuple[Views, Tensor]], theta: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Same weights for all (those of the module if `theta` is None): gradient by group (G, d), and the rest."""
+        layout = self.of.layout
+        values = [p.detach() for p in layout.parameters] if theta is None else layout.unflatten(theta)
+        slots = self.of.groups + 1
+        weights = [[v.detach().requires_grad_() for _ in range(slots)] for v in values]
+        return self._grouped(losses, pieces, weights, shared=True)
+
+    def per_group(
+        self, losses: Losses, pieces: Sequence[tuple[Views, Tensor]], theta: Tensor, perturbation: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Every group at its own weights: gradient by group (G, d), and the rest."""
+        layout = self.of.layout
+        own = [layout.unflatten(theta + epsilon) for epsilon in perturbation]
+        rest = [p.detach() for p in layout.parameters]
+        weights = [
+            [by_group[i].detach().requires_grad_() for by_group in own] + [rest[i].detach().requires_grad_()]
+            for i in range(len(rest))
+        ]
+        return self._grouped(losses, pieces, weights, shared=False)
+
+    def whole(self, losses: Losses, pieces: Sequence[tuple[Views, Tensor]], theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Everything at the weights `theta`: the gradient (d,)."""
+        layout = self.of.layout
+        mean = torch.zeros((), device=theta.device)
+        gradient = torch.zeros_like(theta)
+        with _weights(layout, theta):
+            for views, labels in pieces:
+                with self.context():
+                    loss = losses(views, labels).sum() / self.total
+                grads = torch.autograd.grad(loss * self.loss_scale, layout.parameters, allow_unused=True)
+                gradient += layout.flatten(grads)
+                mean += loss.detach()
+        return mean, self.reduced(gradient)
+
+    def _grouped(
+        self,
+        losses: Losses,
+        pieces: Sequence[tuple[Views, Tensor]],
+        weights: list[list[Tensor]],
+        shared: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        of, layout = self.of, self.of.layout
+        slots = of.groups + 1
+        mean = torch.zeros((), device=of.class_groups.device)
+        gradient: Tensor | None = None
+        for views, labels in pieces:
+            sizes = [*torch.bincount(of.class_groups[labels], minlength=of.groups).tolist(), 0]
+            absent = torch.tensor([n == 0 for n in sizes], device=labels.device)
+            class_slots = torch.where(absent[of.class_groups], of.groups, of.class_groups)
+            by_parameter = dict(zip(layout.parameters, weights, strict=True))
+            with self.context(), GroupedWeights(by_parameter, sizes, class_slots, shared=shared) as mode:
+                values = losses(tuple(mode.mark(view) for view in views), labels)
+                loss = values.sum() / self.total
+            leaves = [leaf for leaf_list in weights for leaf in leaf_list]
+            grads = torch.autograd.grad(loss * self.loss_scale, leaves, allow_unused=True)
+            rows = torch.stack([layout.flatten(grads[slot::slots]) for slot in range(slots)])
+            gradient = rows if gradient is None else gradient + rows
+            mean += loss.detach()
+        assert gradient is not None
+        gradient = self.reduced(gradient)
+        return mean, gradient[:-1], gradient[-1]
+
+    def reduced(self, x: Tensor) -> Tensor:
+        """Return the mean over processes, as DistributedDataParallel gives it."""
+        if self.of.reduce is not None:
+            self.of.reduce(x)
+            x /= self.of.processes
+        return x
+
+    def context(self) -> Any:
+        return _as_is() if self.autocast is None else self.autocast()
+
+
+@contextmanager
+def _as_is() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Run a pass that leaves running statistics as they are."""
+    buffers = list(module.buffers())
+    copies = [b.clone() for b in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, copy in zip(buffers, copies, strict=True):
+                buffer.copy_(copy)
+
+
+@contextmanager
+def _weights(layout: _Layout, theta: Tensor) -> Iterator[None]:
+    """Run a pass at other weights; the module's own come back from a copy."""
+    copies = [p.detach().clone() for p in layout.parameters]
+    with torch.no_grad():
+        for p, value in zip(layout.parameters, layout.unflatten(theta), strict=True):
+            p.copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, copy in zip(layout.parameters, copies, strict=True):
+                p.copy_(copy)

@@ -1,0 +1,325 @@
+"""The Fisher diagonal against a plain loop of one-sample gradients in float64, and against closed forms."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ltzoo
+from ltzoo.errors import LtzooError
+from ltzoo.gkpgsa.fisher import FisherError, FisherKind, diagonal_fisher, group_sample_indices
+
+Setting = tuple[nn.Module, dict[str, Tensor], Tensor, Tensor]
+CLASSES = 4
+
+
+def convnet() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 3, bias=False),
+        nn.BatchNorm2d(5),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(5, 4, 2, stride=2),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(16, CLASSES),
+    )
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(108, 7), nn.Tanh(), nn.LayerNorm(7), nn.Linear(7, CLASSES))
+
+
+def encoder_anchor(model: nn.Module, classifier: str) -> dict[str, Tensor]:
+    """Return encoder parameters other than the model's own, as a bank would hold them."""
+    return {
+        name: value.detach() + 0.1 * torch.randn(value.shape, dtype=value.dtype)
+        for name, value in model.named_parameters()
+        if not name.startswith(classifier)
+    }
+
+
+@pytest.fixture(params=[convnet, mlp])
+def setting(request: pytest.FixtureRequest) -> Iterator[Setting]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = request.param().double()
+        for module in model:
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+        inputs = torch.randn(11, 3, 6, 6, dtype=torch.float64)
+        labels = torch.randint(CLASSES, (11,))
+        yield model.train(), encoder_anchor(model, f'{len(model) - 1}.'), inputs, labels
+
+
+def literal(
+    model: nn.Module, anchor: Mapping[str, Tensor], groups_of_samples: list[tuple[Tensor, Tensor]], prior: Tensor | None
+) -> dict[str, Tensor]:
+    """Square the gradient of every given group's mean loss, one backward pass each, and average."""
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for name, value in anchor.items():
+            model.get_parameter(name).copy_(value)
+    mean = {name: torch.zeros_like(value) for name, value in anchor.items()}
+    for inputs, labels in groups_of_samples:
+        model.zero_grad()
+        logits = model(inputs)
+        F.cross_entropy(logits if prior is None else logits + prior, labels).backward()
+        for name, value in mean.items():
+            gradient = model.get_parameter(name).grad
+            assert gradient is not None
+            value += gradient**2 / len(groups_of_samples)
+    return mean
+
+
+def assert_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor], rtol: float = 1e-10) -> None:
+    assert list(one) == list(other)
+    for name in one:
+        scale = other[name].abs().max().item()
+        torch.testing.assert_close(one[name], other[name], rtol=rtol, atol=rtol * scale)
+
+
+@pytest.mark.parametrize('with_prior', [False, True])
+def test_empirical_equals_one_backward_pass_a_sample(setting: Setting, with_prior: bool) -> None:
+    model, anchor, inputs, labels = setting
+    prior = torch.tensor([0.7, 0.2, 0.08, 0.02], dtype=torch.float64).log() if with_prior else None
+    singles = [(inputs[i : i + 1], labels[i : i + 1]) for i in range(11)]
+    slow = literal(model, anchor, singles, prior)
+    assert_same(diagonal_fisher(model, anchor, [(inputs, labels)], chunk_size=4, log_prior=prior), slow)
+
+
+def test_neither_chunks_nor_batches_matter(setting: Setting) -> None:
+    model, anchor, inputs, labels = setting
+    whole = diagonal_fisher(model, anchor, [(inputs, labels)], chunk_size=100)
+    for chunk_size, batch in [(1, 11), (3, 11), (4, 5), (16, 1)]:
+        batches = list(zip(inputs.split(batch), labels.split(batch), strict=True))
+        assert_same(diagonal_fisher(model, anchor, iter(batches), chunk_size=chunk_size), whole)
+
+
+def test_batch_squares_batch_means(setting: Setting) -> None:
+    model, anchor, inputs, labels = setting
+    batches = list(zip(inputs.split(4), labels.split(4), strict=True))
+    assert [len(y) for _, y in batches] == [4, 4, 3]
+    assert_same(diagonal_fisher(model, anchor, batches, 'batch', chunk_size=2), literal(model, anchor, batches, None))
+
+
+def test_sampled_squares_the_gradient_at_the_labels_it_drew(setting: Setting) -> None:
+    model, anchor, inputs, labels = setting
+    # A prior that leaves one class possible makes the draw certain, whatever the true labels are.
+    prior = torch.full((CLASSES,), -80.0, dtype=torch.float64)
+    prior[2] = 0
+    weak = torch.tensor([0.0, 0.0, -1.0, 0.0], dtype=torch.float64)
+    certain = diagonal_fisher(model, anchor, [(inputs, labels)], 'sampled', log_prior=prior)
+    assert_same(certain, diagonal_fisher(model, anchor, [(inputs, labels * 0 + 2)], log_prior=prior))
+    draws = [
+        diagonal_fisher(
+            model,
+            anchor,
+            [(inputs, labels * 0 + wrong)],
+            'sampled',
+            chunk_size=chunk_size,
+            log_prior=weak,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for seed, chunk_size, wrong in [(0, 2, 0), (0, 11, 3), (1, 2, 0)]
+    ]
+    assert_same(draws[0], draws[1])
+    name = next(iter(anchor))
+    assert not torch.allclose(draws[0][name], draws[2][name], rtol=1e-3)
+
+
+@pytest.mark.parametrize('with_prior', [False, True])
+def test_sampled_is_the_exact_fisher_in_expectation(with_prior: bool) -> None:
+    """For softmax regression, entry (c, i) is the mean over samples of p_c (1 - p_c) x_i^2."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Linear(3, 4, dtype=torch.float64)
+    point = {
+        'weight': torch.randn(4, 3, dtype=torch.float64, generator=generator),
+        'bias': torch.randn(4, dtype=torch.float64, generator=generator),
+    }
+    inputs = torch.randn(5, 3, dtype=torch.float64, generator=generator)
+    prior = torch.tensor([0.6, 0.3, 0.08, 0.02], dtype=torch.float64).log() if with_prior else None
+    logits = inputs @ point['weight'].T + point['bias']
+    p = (logits if prior is None else logits + prior).softmax(1)
+    variance = p * (1 - p)
+    exact = {'weight': variance.T @ inputs**2 / 5, 'bias': variance.mean(0)}
+
+    enumerated = {name: torch.zeros_like(value) for name, value in point.items()}
+    for i in range(5):
+        for c in range(4):
+            one = diagonal_fisher(model, point, [(inputs[i : i + 1], torch.tensor([c]))], log_prior=prior)
+            for name in one:
+                enumerated[name] += p[i, c] * one[name] / 5
+    assert_same(enumerated, exact)
+
+    repeats = 20_000
+    many = [(inputs.repeat(repeats, 1), torch.zeros(5 * repeats, dtype=torch.int64))]
+    drawn = diagonal_fisher(
+        model, point, many, 'sampled', chunk_size=50_000, log_prior=prior, generator=torch.Generator().manual_seed(1)
+    )
+    # The squared gradient of a draw is at most x_i^2, so a mean over all draws has at most this standard deviation.
+    for name, bound in (('weight', inputs**2), ('bias', torch.ones(5, 1, dtype=torch.float64))):
+        deviation = (variance.T @ bound**2 / 5 / (5 * repeats)).sqrt()
+        assert ((drawn[name] - exact[name].view_as(drawn[name])).abs() < 5 * deviation.view_as(drawn[name])).all()
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    return {
+        'tensors': {name: value.clone() for name, value in model.state_dict().items()},
+        'flags': [module.training for module in model.modules()],
+        'requires_grad': [parameter.requires_grad for parameter in model.parameters()],
+        'identity': [id(value) for value in [*model.parameters(), *model.buffers()]],
+        'gradients': [parameter.grad for parameter in model.parameters()],
+        'grad_mode': torch.is_grad_enabled(),
+    }
+
+
+@pytest.mark.parametrize('kind', ['empirical', 'sampled', 'batch'])
+def test_the_model_is_left_as_it_was(setting: Setting, kind: FisherKind) -> None:
+    model, anchor, inputs, labels = setting
+    model.get_submodule('1').eval()
+    next(model.parameters()).requires_grad_(False)
+    before, anchor_before = snapshot(model), {name: value.clone() for name, value in anchor.items()}
+
+    def broken() -> Iterator[tuple[Tensor, Tensor]]:
+        yield inputs, labels
+        raise OSError('unreadable image')
+
+    fisher = diagonal_fisher(model, anchor, [(inputs, labels)], kind)
+    assert not any(value.requires_grad for value in fisher.values())
+    with pytest.raises(OSError, match='unreadable'):
+        diagonal_fisher(model, anchor, broken(), kind)
+    after = snapshot(model)
+    torch.testing.assert_close(after.pop('tensors'), before.pop('tensors'), rtol=0, atol=0)
+    assert after == before
+    torch.testing.assert_close(anchor, anchor_before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'side', 'classifier'),
+    [
+        ('resnet32_cifar_ce', {}, 32, 'fc.'),
+        ('resnet20_cifar', {'head': 'cosine'}, 16, 'fc.'),
+        (
+            'timm/vit_tiny_patch16_224',
+            {'img_size': 8, 'patch_size': 4, 'embed_dim': 24, 'depth': 2, 'num_heads': 2, 'proj_drop_rate': 0.1},
+            8,
+            'head.',
+        ),
+    ],
+    ids=['resnet', 'cosine', 'vit'],
+)
+@pytest.mark.filterwarnings('error')
+def test_models_of_the_zoo(name: str, options: dict[str, Any], side: int, classifier: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ltzoo.create_model(name, num_classes=10, **options).double()
+        anchor = encoder_anchor(model, classifier)
+        inputs, labels = torch.randn(3, 3, side, side, dtype=torch.float64), torch.tensor([3, 0, 9])
+    singles = [(inputs[i : i + 1], labels[i : i + 1]) for i in range(3)]
+    slow = literal(model, anchor, singles, None)
+    assert_same(diagonal_fisher(model, anchor, [(inputs, labels)], chunk_size=2), slow)
+    single = diagonal_fisher(model.float(), anchor, [(inputs.float(), labels)])
+    assert_same({name: value.double() for name, value in single.items()}, slow, rtol=1e-3)
+
+
+def test_results_are_float32_in_the_layout_of_the_model() -> None:
+    convolution = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    model = nn.Sequential(convolution, nn.Flatten(), nn.Linear(16, 2))
+    stored = {'0.weight': convolution.weight.detach().bfloat16().contiguous()}
+    inputs, labels = torch.randn(4, 3, 4, 4), torch.tensor([0, 1, 1, 0])
+    fisher = diagonal_fisher(model, stored, [(inputs, labels)])
+    assert fisher['0.weight'].dtype == torch.float32
+    assert fisher['0.weight'].stride() == convolution.weight.stride() != stored['0.weight'].stride()
+    rounded = {'0.weight': stored['0.weight'].float()}
+    assert_same(fisher, diagonal_fisher(model, rounded, [(inputs, labels)]), rtol=1e-6)
+
+
+X, Y = torch.zeros(2, 3), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'kind': 'exact'}, 'kind must be one of empirical, sampled, batch'),
+        ({'chunk_size': 0}, 'chunk_size must be at least 1, not 0'),
+        ({'parameters': {}}, 'at least one parameter'),
+        ({'parameters': {'other': torch.zeros(2, 3)}}, 'Linear has no parameter other'),
+        ({'parameters': {'weight': torch.zeros(3)}}, r'weight must have shape \(2, 3\), not \(3,\)'),
+        ({'batches': []}, 'no sample'),
+        ({'batches': [(X[:0], Y[:0])]}, 'no sample'),
+        ({'batches': [(X, Y[:1])]}, r'labels must have shape \(2,\)'),
+        ({'batches': [(X, Y + 1)]}, 'between 0 and 1, they go from 1 to 2'),
+        ({'batches': [(X, Y - 100)]}, 'between 0 and 1, they go from -100 to -99'),
+        ({'log_prior': torch.zeros(3)}, r'log_prior must have shape \(2,\), not \(3,\)'),
+        (
+            {'model': nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False))},
+            '1 keeps no running statistics',
+        ),
+    ],
+)
+def test_bad_input_is_named(changes: dict[str, Any], message: str) -> None:
+    good: dict[str, Any] = {
+        'model': nn.Linear(3, 2),
+        'parameters': {'weight': torch.zeros(2, 3)},
+        'batches': [(X, Y)],
+    }
+    with pytest.raises(FisherError, match=message) as caught:
+        diagonal_fisher(**{**good, **changes})
+    assert isinstance(caught.value, LtzooError) and isinstance(caught.value, ValueError)
+
+
+def test_samples_of_a_group_are_drawn_within_the_budget() -> None:
+    labels = np.random.RandomState(0).randint(6, size=300)
+    class_groups = [1, 0, 1, 3, 0, 3]
+    everything = group_sample_indices(labels, class_groups)
+    some = group_sample_indices(torch.from_numpy(labels), torch.tensor(class_groups), budget=20, seed=5)
+    assert [len(indices) for indices in some] == [20, 20, 0, 20]
+    for group in range(4):
+        members = [i for i in range(300) if class_groups[labels[i]] == group]
+        assert sorted(everything[group]) == members
+        assert len(set(some[group])) == len(some[group]) and set(some[group]) <= set(members)
+    assert list(everything[0]) != sorted(everything[0])
+
+
+def test_a_draw_depends_on_seed_and_group_alone() -> None:
+    labels = np.arange(200) % 4
+    first = group_sample_indices(labels, [0, 0, 1, 1], budget=10, seed=1)
+    np.random.seed(9)
+    torch.manual_seed(9)
+    again = group_sample_indices(labels, [0, 0, 1, 1], budget=10, seed=1)
+    assert all((one == other).all() for one, other in zip(first, again, strict=True))
+    assert set(group_sample_indices(labels, [0, 0, 1, 1], budget=10, seed=2)[0]) != set(first[0])
+    # Another group's classes may change without a change to this one's samples.
+    assert (group_sample_indices(labels, [0, 0, 1, 2], budget=10, seed=1)[0] == first[0]).all()
+    # Uniform over the group: in 2000 draws of 10 out of 100 every sample comes up 200 times, give or take.
+    counts = np.zeros(200)
+    for seed in range(2000):
+        counts[group_sample_indices(labels, [0, 0, 1, 1], budget=10, seed=seed)[1]] += 1
+    drawable = labels >= 2
+    assert (counts[~drawable] == 0).all() and (abs(counts[drawable] - 200) < 5 * 180**0.5).all()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (([0, 1], [0, 1], 0), 'budget must be at least 1'),
+        (([0, 2], [0, 1]), 'class_groups has 2 classes, but labels go from 0 to 2'),
+        (([-1, 1], [0, 1]), 'labels go from -1 to 1'),
+        (([0, 1], [0, -1]), 'class_groups must hold'),
+        (([0, 1], []), 'class_groups must hold'),
+    ],
+)
+def test_bad_groups_are_named(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(FisherError, match=message):
+        group_sample_indices(*arguments)

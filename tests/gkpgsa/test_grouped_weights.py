@@ -1,0 +1,203 @@
+"""Group gradients and perturbed passes against plain autograd on subsets, one group at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import ltzoo
+from ltzoo.gkpgsa.direction import SharpnessError
+from ltzoo.gkpgsa.grouped_weights import GroupedWeights
+
+CLASSES = 6
+SIZES = [3, 1, 4]
+CLASS_GROUPS = torch.tensor([0, 0, 1, 2, 2, 2])
+LABELS = torch.tensor([0, 1, 0, 2, 3, 4, 5, 3])
+
+
+def vit() -> nn.Module:
+    return ltzoo.create_model(
+        'timm/vit_tiny_patch16_224', num_classes=CLASSES, img_size=8, patch_size=4, embed_dim=24, depth=2, num_heads=2,
+        init_values=0.1,
+    )  # fmt: skip
+
+
+def swin() -> nn.Module:
+    return ltzoo.create_model(
+        'timm/swin_tiny_patch4_window7_224', num_classes=CLASSES, img_size=16, patch_size=2, window_size=2,
+        embed_dim=12, depths=(2, 1), num_heads=(2, 3), drop_path_rate=0.0,
+    )  # fmt: skip
+
+
+def convnext() -> nn.Module:
+    return ltzoo.create_model(
+        'timm/convnext_atto',
+        num_classes=CLASSES,
+        depths=(1, 1, 1, 1),
+        dims=(8, 8, 12, 12),
+        patch_size=2,
+        ls_init_value=0.5,
+    )
+
+
+def cosine_groupnorm() -> nn.Module:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1, groups=1)
+            self.norm = nn.GroupNorm(2, 8)
+            self.depthwise = nn.Conv2d(8, 8, 3, groups=8, padding='same', bias=False)
+            self.weight = nn.Parameter(torch.randn(CLASSES, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.depthwise(self.norm(self.conv(x)).relu()).mean((2, 3))
+            return 3 * F.normalize(x) @ F.normalize(self.weight).T
+
+    return Net()
+
+
+def input_of(make: Callable[[], nn.Module]) -> Tensor:
+    side = {swin: 16, convnext: 32}.get(make, 8)
+    return torch.randn(len(LABELS), 3, side, side)
+
+
+@pytest.fixture(autouse=True)
+def _double() -> Any:
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def leaves(model: nn.Module, moved: bool, slots: int = len(SIZES) + 1) -> dict[Tensor, list[Tensor]]:
+    """Return weights by slot: the model's own, or those with a different shift in every group."""
+    return {
+        p: [(p.detach() + moved * 0.1 * torch.randn_like(p)).requires_grad_() for _ in range(slots)]
+        for p in model.parameters()
+    }
+
+
+def in_one_pass(model: nn.Module, x: Tensor, weights: dict[Tensor, list[Tensor]], shared: bool) -> list[list[Tensor]]:
+    """Return the gradient of the summed loss by slot and parameter."""
+    with GroupedWeights(weights, [*SIZES, 0], CLASS_GROUPS, shared=shared) as mode:
+        loss = F.cross_entropy(model(mode.mark(x)), LABELS, reduction='sum')
+    grads = torch.autograd.grad(loss, [w for ws in weights.values() for w in ws], allow_unused=True)
+    slots = len(SIZES) + 1
+    return [
+        [torch.zeros_like(p) if g is None else g for g, p in zip(grads[s::slots], weights, strict=True)]
+        for s in range(slots)
+    ]
+
+
+@pytest.mark.parametrize('make', [vit, swin, convnext, cosine_groupnorm])
+@pytest.mark.parametrize('moved', [False, True])
+def test_without_batchnorm_each_group_is_plain_autograd_on_its_subset(
+    make: Callable[[], nn.Module], moved: bool
+) -> None:
+    model = make().double().train()
+    x = input_of(make)
+    weights = leaves(model, moved)
+    found = in_one_pass(model, x, weights, shared=not moved)
+    start = 0
+    for slot, size in enumerate(SIZES):
+        rows = slice(start, start + size)
+        start += size
+        own = {name: weights[p][slot] for name, p in model.named_parameters()}
+        loss = F.cross_entropy(functional_call(model, own, x[rows]), LABELS[rows], reduction='sum')
+        for g, expected in zip(found[slot], torch.autograd.grad(loss, list(own.values())), strict=True):
+            torch.testing.assert_close(g, expected, rtol=1e-9, atol=1e-11)
+    assert not any(g.any() for g in found[-1])
+
+
+class WithBatchNorm(nn.Module):
+    """Small enough to be written out a second time below."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)
+        self.norm = nn.BatchNorm2d(5)
+        self.fc = nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+def written_out(w: list[dict[str, Tensor]], x: Tensor) -> Tensor:
+    """WithBatchNorm with each group's own weights: joint batch statistics, everything else a group at a time."""
+    rows = x.split(SIZES)
+    y = torch.cat([F.conv2d(part, w[g]['conv.weight'], w[g]['conv.bias']) for g, part in enumerate(rows)])
+    y = (y - y.mean((0, 2, 3), keepdim=True)) / (y.var((0, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+    logits = []
+    for g, part in enumerate(y.split(SIZES)):
+        part = part * w[g]['norm.weight'][:, None, None] + w[g]['norm.bias'][:, None, None]
+        logits.append(part.relu().mean((2, 3)) @ w[g]['fc.weight'].T + w[g]['fc.bias'])
+    return torch.cat(logits)
+
+
+@pytest.mark.parametrize('moved', [False, True])
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_batchnorm_sees_the_joint_statistics(moved: bool, channels_last: bool) -> None:
+    model = WithBatchNorm().double().train()
+    plain = copy.deepcopy(model)
+    x = torch.randn(len(LABELS), 3, 6, 6)
+    if channels_last:
+        model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    weights = leaves(model, moved)
+    found = in_one_pass(model, x, weights, shared=not moved)
+    own = [{name: weights[p][g] for name, p in model.named_parameters()} for g in range(len(SIZES))]
+    loss = F.cross_entropy(written_out(own, x), LABELS, reduction='sum')
+    expected = torch.autograd.grad(loss, [w for by_group in own for w in by_group.values()])
+    for g, e in zip([g for slot in found[:-1] for g in slot], expected, strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-9, atol=1e-11)
+    if not moved:
+        F.cross_entropy(plain(x), LABELS, reduction='sum').backward()
+        for i, p in enumerate(plain.parameters()):
+            torch.testing.assert_close(sum(slot[i] for slot in found), p.grad, rtol=1e-9, atol=1e-11)
+        for buffer, expected_buffer in zip(model.buffers(), plain.buffers(), strict=True):
+            torch.testing.assert_close(buffer, expected_buffer)
+
+
+def test_class_vectors_used_as_data_belong_to_their_classes_groups() -> None:
+    class Prototypes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, CLASSES, bias=False)
+            self.head = nn.Linear(4, 7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x) @ self.head(self.fc.weight).T + self.fc(x)
+
+    model = Prototypes()
+    x = torch.randn(len(LABELS), 4)
+    weights = leaves(model, moved=True)
+    found = in_one_pass(model, x, weights, shared=False)
+    fc, head, bias = (weights[p] for p in (model.fc.weight, model.head.weight, model.head.bias))
+    vectors = torch.stack([fc[g][c] @ head[g].T + bias[g] for c, g in enumerate(CLASS_GROUPS.tolist())])
+    logits = torch.cat([(p @ head[g].T + bias[g]) @ vectors.T + p @ fc[g].T for g, p in enumerate(x.split(SIZES))])
+    loss = F.cross_entropy(logits, LABELS, reduction='sum')
+    expected = torch.autograd.grad(loss, [w for ws in weights.values() for w in ws], allow_unused=True)
+    for slot in range(len(SIZES)):
+        for g, e in zip(found[slot], expected[slot :: len(SIZES) + 1], strict=True):
+            torch.testing.assert_close(g, e)
+
+
+def test_a_parameter_that_no_class_owns_is_refused_as_data() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.codes = nn.Parameter(torch.randn(CLASSES + 1, 4))
+            self.head = nn.Linear(4, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x) + self.head(self.codes).sum()
+
+    model = Odd()
+    with pytest.raises(SharpnessError, match=r'shape \(7, 4\) is used as data; .* each of the 6 classes'):
+        in_one_pass(model, torch.randn(len(LABELS), 4), leaves(model, False), shared=True)

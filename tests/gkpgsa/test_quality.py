@@ -1,0 +1,178 @@
+"""Feature quality against a plain loop over classes, alone and on two processes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from ltzoo.gkpgsa import quality as module
+from ltzoo.gkpgsa.quality import FeatureQuality, feature_quality
+
+
+def reference(features: Tensor, labels: Tensor, num_classes: int, beta: float) -> np.ndarray:
+    """Eq. 17-19, written out with two passes over the data."""
+    samples, classes = features.double().numpy(), labels.numpy()
+    groups = {c: samples[classes == c] for c in range(num_classes) if (classes == c).any()}
+    centroids = {c: group.mean(0) for c, group in groups.items()}
+    quality = np.full(num_classes, np.nan)
+    for c, group in groups.items():
+        others = [math.dist(centroids[c], centroids[other]) for other in groups if other != c]
+        if others:
+            variance = np.mean([math.dist(a, centroids[c]) ** 2 for a in group])
+            quality[c] = min(others) - beta * math.log(max(variance, 1e-12))
+    return quality
+
+
+def long_tailed(num_classes: int, dim: int, seed: int = 0, offset: float = 0.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.cat([torch.full((max(1, 40 // (c + 1)),), c) for c in range(num_classes)])
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    means = torch.randn(num_classes, dim, generator=generator)
+    return means[labels] + 0.3 * torch.randn(len(labels), dim, generator=generator) + offset, labels
+
+
+@pytest.mark.parametrize('beta', [0.5, 0.0, 2.0])
+def test_equals_a_loop_over_classes(beta: float) -> None:
+    features, labels = long_tailed(60, 8)
+    expected = reference(features, labels, 60, beta)
+    got = feature_quality(features, labels, 60, beta)
+    assert got.dtype == torch.float64
+    np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-9)
+
+
+def test_streaming_equals_the_whole() -> None:
+    features, labels = long_tailed(30, 8)
+    whole = feature_quality(features, labels, 30)
+    stream = FeatureQuality(30, 8)
+    stream.update(features + 1, labels)
+    stream.reset()
+    for batch in torch.randperm(len(labels)).split(7):
+        stream.update(features[batch], labels[batch])
+    torch.testing.assert_close(stream.compute(), whole, rtol=0, atol=1e-10)
+    # Looking does not disturb the sums.
+    torch.testing.assert_close(stream.compute(), whole, rtol=0, atol=1e-10)
+
+
+def test_blocks_of_distances_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = long_tailed(53, 4)
+    whole = feature_quality(features, labels, 53)
+    for entries in (1, 53 * 7, 53 * 52):
+        monkeypatch.setattr(module, '_BLOCK', entries)
+        assert feature_quality(features, labels, 53).equal(whole)
+
+
+def test_far_from_the_origin() -> None:
+    """|a|^2 is about 1e8 times the variance here: float32 sums would be noise."""
+    features, labels = long_tailed(20, 6)
+    features = features.double() + 1e4
+    np.testing.assert_allclose(
+        feature_quality(features, labels, 20).numpy(), reference(features, labels, 20, 0.5), rtol=0, atol=1e-6
+    )
+
+
+def test_centroids_that_nearly_coincide_are_told_apart() -> None:
+    """Their squared distance, 1e-14, drowns in the rounding of inner products of size 1e8."""
+    features = torch.full((6, 16), 2.5e3, dtype=torch.float64)
+    features[2:4, 0] += 1e-7
+    features[4:, 1] += 1.0
+    features[1::2, 2] += 1.0
+    quality = feature_quality(features, torch.tensor([0, 0, 1, 1, 2, 2]), 3, beta=0.0)
+    np.testing.assert_allclose(quality[:2], 1e-7, rtol=1e-4)
+    np.testing.assert_allclose(quality[2], 1.0, rtol=1e-6)
+
+
+def test_half_precision_features_are_summed_in_float64() -> None:
+    features, labels = long_tailed(5, 6)
+    half = features.bfloat16()
+    assert feature_quality(half, labels, 5).equal(feature_quality(half.double(), labels, 5))
+
+
+def test_unseen_classes_are_nan_and_nobodys_neighbour() -> None:
+    # Class 1 and 3 would lie at the origin, nearer than anything else.
+    features = torch.tensor([[5.0, 0.0], [5.0, 2.0], [5.0, 5.0], [6.0, 5.0]])
+    quality = feature_quality(features, torch.tensor([0, 0, 2, 2]), 4)
+    distance = math.dist((5, 1), (5.5, 5))
+    assert quality[0].item() == pytest.approx(distance - 0.5 * math.log(1.0))
+    assert quality[2].item() == pytest.approx(distance - 0.5 * math.log(0.25))
+    assert quality[[1, 3]].isnan().all()
+
+
+def test_a_single_sample_has_a_finite_quality_that_follows_the_distance() -> None:
+    labels = torch.tensor([0, 0, 1])
+    rest = torch.tensor([[0.0, 0.0], [0.0, 2.0]])
+    qualities = [
+        feature_quality(torch.cat([rest, torch.tensor([[x, 1.0]])]), labels, 2)[1].item() for x in (3.1, 300.7, 4e4)
+    ]
+    expected = [x - 0.5 * math.log(1e-12) for x in (3.1, 300.7, 4e4)]
+    assert qualities == pytest.approx(expected, rel=1e-6)
+
+
+def test_equal_samples_do_not_take_the_logarithm_of_rounding() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(2, 64).repeat_interleave(7, 0) * 1000
+    quality = feature_quality(features, torch.arange(2).repeat_interleave(7), 2)
+    distance = (features[0].double() - features[7].double()).norm()
+    floor = 1e-12 * (1 + features[[0, 7]].double().square().sum(1))
+    torch.testing.assert_close(quality, distance - 0.5 * floor.log(), rtol=0, atol=1e-9)
+
+
+def test_features_that_are_not_finite_spoil_their_class_alone() -> None:
+    features, labels = long_tailed(6, 4)
+    without = feature_quality(features[labels != 2], labels[labels != 2], 6)
+    for value in (torch.nan, torch.inf):
+        spoilt = features.clone()
+        spoilt[(labels == 2).nonzero()[0], 0] = value
+        quality = feature_quality(spoilt, labels, 6)
+        assert quality[2].isnan()
+        torch.testing.assert_close(quality, without, rtol=0, atol=1e-12, equal_nan=True)
+
+
+def test_one_seen_class_has_no_neighbour() -> None:
+    assert feature_quality(torch.randn(4, 3), torch.full((4,), 1), 3).isnan().all()
+    assert FeatureQuality(3, 3).compute().isnan().all()
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    stream = FeatureQuality(3, 4)
+    for features, labels in ((torch.ones(2, 5), 2), (torch.ones(2, 4), 3), (torch.ones(4), 4)):
+        with pytest.raises(ValueError, match=r'must have shape \(N, 4\)'):
+            stream.update(features, torch.zeros(labels, dtype=torch.int64))
+
+
+def _share(rank: int, file: str) -> Tensor:
+    dist.init_process_group('gloo', init_method=f'file://{file}', rank=rank, world_size=2)
+    features, labels = long_tailed(12, 5)
+    stream = FeatureQuality(12, 5)
+    # Unequal shares, and classes that only one process sees.
+    mine = labels < 4 if rank == 0 else labels >= 4
+    stream.update(features[mine], labels[mine])
+    try:
+        stream.all_reduce()
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+    return stream.compute()
+
+
+def _other(file: str, results: mp.Queue[list[float]]) -> None:
+    results.put(_share(1, file).tolist())
+
+
+def test_two_processes_have_the_quality_of_one(tmp_path: Path) -> None:
+    context = mp.get_context('spawn')
+    results = context.Queue()
+    worker = context.Process(target=_other, args=(str(tmp_path / 'store'), results))
+    worker.start()
+    own = _share(0, str(tmp_path / 'store'))
+    other = torch.tensor(results.get(timeout=120), dtype=torch.float64)
+    worker.join()
+    expected = feature_quality(*long_tailed(12, 5), 12)
+    for one in (own, other):
+        torch.testing.assert_close(one, expected, rtol=0, atol=1e-10)

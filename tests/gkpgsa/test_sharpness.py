@@ -1,0 +1,338 @@
+"""Steps of GSA and its relatives against their definitions, written out with autograd on a small network."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ltzoo
+from ltzoo.gkpgsa.direction import SharpnessError
+from ltzoo.gkpgsa.sharpness import GroupedSharpness, SharpnessSettings, StepReport
+from ltzoo.losses import create_objective
+from ltzoo.training.learner import Learner
+
+CLASSES = 6
+CLASS_GROUPS = torch.tensor([0, 0, 1, 1, 2, 2])
+COUNTS = torch.tensor([90, 60, 30, 20, 6, 2])
+SAMPLES = torch.tensor([150, 50, 8])
+LABELS = torch.tensor([4, 0, 2, 1, 0, 3, 0, 1, 5, 0])
+
+
+@pytest.fixture(autouse=True)
+def _double() -> Iterator[None]:
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Setting:
+    """A network without batch-norm, a batch, and one step of an engine on it."""
+
+    def __init__(self, groups: Tensor = CLASS_GROUPS, samples: Tensor = SAMPLES, **settings: Any) -> None:
+        torch.manual_seed(1)
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, CLASSES))
+        self.x = torch.randn(len(LABELS), 3, 2, 2)
+        self.labels = LABELS
+        self.start = copy.deepcopy(self.net)
+        self.engine = GroupedSharpness(self.net, groups, samples, SharpnessSettings(**settings))
+
+    def losses(self, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.net(views[0]), labels, reduction='none')
+
+    def step(self, pieces: int = 1, **options: Any) -> StepReport:
+        self.net.zero_grad(set_to_none=True)
+        parts = [((x,), y) for x, y in zip(self.x.chunk(pieces), self.labels.chunk(pieces), strict=True)]
+        return self.engine.step(self.losses, parts, **options)
+
+    @property
+    def gradient(self) -> Tensor:
+        return torch.cat([p.grad.reshape(-1) for p in self.net.parameters()])  # type: ignore[union-attr]
+
+    @property
+    def theta(self) -> Tensor:
+        return torch.cat([p.detach().reshape(-1) for p in self.net.parameters()])
+
+    def gradient_at(self, theta: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Return the gradient of the mean loss of the kept samples at other weights."""
+        net = copy.deepcopy(self.net)
+        nn.utils.vector_to_parameters(theta, net.parameters())
+        keep = torch.ones(len(self.labels), dtype=torch.bool) if keep is None else keep
+        loss = F.cross_entropy(net(self.x[keep]), self.labels[keep])
+        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(net.parameters()))])
+
+    def of_group(self, g: int) -> Tensor:
+        return self.engine.class_groups[self.labels] == g
+
+
+def literal_gsa(s: Setting, scale: float, groups: int = 3) -> tuple[Tensor, list[Tensor]]:
+    """Eq. 11 to 16 without lambda: the gradient, and the perturbation of every group."""
+    theta, whole = s.theta, s.gradient_at(s.theta)
+    total, perturbations = torch.zeros_like(theta), []
+    for g in range(groups):
+        keep = s.of_group(g)
+        if not keep.any():
+            continue
+        own = s.gradient_at(theta, keep)
+        v = own - (own @ whole) / (whole @ whole) * whole
+        n = max(int(s.engine.group_samples[g]), 2)
+        rho = scale * math.sqrt(theta.norm() / (2 * v.norm())) * len(theta) ** -0.25 * (n - 1) ** -0.25
+        perturbations.append(math.sqrt(len(theta)) * rho * v / v.norm())
+        total += keep.double().mean() * s.gradient_at(theta + perturbations[-1], keep)
+    return total, perturbations
+
+
+def test_per_group_is_the_method_as_written() -> None:
+    s = Setting(scale=0.05)
+    expected, perturbations = literal_gsa(s, 0.05)
+    report = s.step()
+    torch.testing.assert_close(s.gradient, expected)
+    torch.testing.assert_close(report.length, torch.stack([e.norm() for e in perturbations]))
+    assert report.length.min() > 0.01
+    assert (s.gradient - s.gradient_at(s.theta)).norm() > 1e-3
+
+
+def test_combined_perturbs_all_by_the_weighted_mean() -> None:
+    s = Setting(scale=0.05, mode='combined')
+    _, perturbations = literal_gsa(s, 0.05)
+    epsilon = sum(s.of_group(g).double().mean() * e for g, e in enumerate(perturbations))
+    expected = s.gradient_at(s.theta + epsilon)
+    s.step()
+    torch.testing.assert_close(s.gradient, expected)
+
+
+@pytest.mark.parametrize('mode', ['per_group', 'combined'])
+@pytest.mark.parametrize('ascent', ['fresh', 'ema', 2])
+def test_without_a_radius_the_step_is_the_ordinary_one(mode: str, ascent: Any) -> None:
+    s = Setting(scale=0.0, mode=mode, ascent=ascent)
+    for _ in range(3):
+        s.step()
+        torch.testing.assert_close(s.gradient, s.gradient_at(s.theta), rtol=1e-10, atol=1e-12)
+
+
+def test_sam_asam_and_friendly_sam_are_settings() -> None:
+    one, samples = torch.zeros(CLASSES, dtype=torch.int64), torch.tensor([208])
+    sam = {'mode': 'combined', 'direction': 'full', 'radius': 0.3}
+    s = Setting(one, samples, **sam)
+    g = s.gradient_at(s.theta)
+    s.step()
+    torch.testing.assert_close(s.gradient, s.gradient_at(s.theta + 0.3 * g / g.norm()))
+
+    s = Setting(one, samples, **sam, adaptive=1)
+    t = s.theta.abs()
+    s.step()
+    torch.testing.assert_close(s.gradient, s.gradient_at(s.theta + 0.3 * t * t * g / (t * g).norm()))
+
+    s = Setting(one, samples, **{**sam, 'direction': 'subtract'}, global_gradient='ema', ema_decay=0.6)
+    average = torch.zeros_like(g)
+    for _ in range(2):
+        average = 0.6 * average + 0.4 * g
+        d = g - average
+        s.step()
+        torch.testing.assert_close(s.gradient, s.gradient_at(s.theta + 0.3 * d / d.norm()))
+
+
+def test_imbsam_leaves_head_classes_alone() -> None:
+    s = Setting(direction='full', radius=0.3, radius_by_group=(0.0, 1.0, 1.0))
+    expected = torch.zeros_like(s.theta)
+    for g, factor in enumerate((0.0, 1.0, 1.0)):
+        own = s.gradient_at(s.theta, s.of_group(g))
+        share = s.of_group(g).double().mean()
+        expected += share * s.gradient_at(s.theta + factor * 0.3 * own / own.norm(), s.of_group(g))
+    s.step()
+    torch.testing.assert_close(s.gradient, expected)
+
+
+def test_one_group_falls_back_on_the_average() -> None:
+    s = Setting(torch.zeros(CLASSES, dtype=torch.int64), torch.tensor([208]), scale=0.05)
+    first = s.step()
+    # The average is parallel to the first gradient, so there is no residual yet.
+    assert first.length.item() == 0
+    s.x = torch.randn_like(s.x)
+    average = 0.9 * s.engine.global_average
+    g = s.gradient_at(s.theta)
+    average = average + 0.1 * g
+    v = g - (g @ average) / (average @ average) * average
+    report = s.step()
+    rho = 0.05 * (s.theta.norm() / (2 * v.norm())).sqrt() * len(g) ** -0.25 * 207**-0.25
+    torch.testing.assert_close(report.length[0], len(g) ** 0.5 * rho)
+    torch.testing.assert_close(s.gradient, s.gradient_at(s.theta + len(g) ** 0.5 * rho * v / v.norm()))
+
+
+@pytest.mark.parametrize('labels', [[0, 1, 0, 0, 1, 0, 1, 1, 2, 3], [0, 1, 0, 0, 1, 0, 1, 1, 1, 4]])
+def test_missing_groups_and_groups_of_one_sample(labels: list[int]) -> None:
+    s = Setting(scale=0.05)
+    s.labels = torch.tensor(labels)
+    expected, _ = literal_gsa(s, 0.05)
+    report = s.step()
+    torch.testing.assert_close(s.gradient, expected)
+    assert [length > 0 for length in report.length] == [bool(s.of_group(g).any()) for g in range(3)]
+
+
+def test_a_batch_of_one_group_is_not_perturbed() -> None:
+    s = Setting(scale=0.05)
+    s.labels = torch.zeros_like(LABELS)
+    assert not s.step().length.any()
+    torch.testing.assert_close(s.gradient, s.gradient_at(s.theta))
+
+
+def test_pieces_of_a_batch_give_the_step_of_the_whole() -> None:
+    whole, cut = Setting(scale=0.05), Setting(scale=0.05)
+    whole.step()
+    cut.step(pieces=5)
+    torch.testing.assert_close(whole.gradient, cut.gradient)
+
+
+@pytest.mark.parametrize('mode', ['per_group', 'combined'])
+def test_kept_perturbations_are_those_of_the_last_fresh_step(mode: str) -> None:
+    kept, fresh = Setting(scale=0.05, mode=mode, ascent=2), Setting(scale=0.05, mode=mode)
+    kept.step()
+    fresh.step()
+    torch.testing.assert_close(kept.gradient, fresh.gradient)
+    x = torch.randn_like(kept.x)
+    before = kept.engine.kept
+    kept.x = fresh.x = x
+    kept.step()
+    fresh.step()
+    assert not torch.allclose(kept.gradient, fresh.gradient)
+    assert kept.engine.kept is before
+    kept.step()
+    torch.testing.assert_close(kept.gradient, fresh.gradient)
+
+
+def test_directions_from_averages_need_no_first_pass() -> None:
+    s = Setting(scale=0.05, ascent='ema', ema_decay=0.5)
+    calls = []
+    losses = s.losses
+    s.losses = lambda *a: calls.append(1) or losses(*a)  # type: ignore[method-assign, func-returns-value]
+    own = [s.gradient_at(s.theta, s.of_group(g)) for g in range(3)]
+    s.step()
+    torch.testing.assert_close(s.engine.group_averages, 0.5 * torch.stack(own))
+    torch.testing.assert_close(s.gradient, s.gradient_at(s.theta))
+    expected, _ = literal_gsa(s, 0.05 * 0.5**-0.5)  # the averages are half as long, and the radius has |v|^(-1/2)
+    s.step()
+    torch.testing.assert_close(s.gradient, expected)
+    assert len(calls) == 2
+
+
+def test_regulariser_has_its_value_and_its_gradient() -> None:
+    s, without = Setting(scale=0.05, regulariser=0.1), Setting(scale=0.05)
+    report = s.step()
+    without.step()
+    rho = report.length / len(s.theta) ** 0.5
+    value = (s.theta.norm() / (2 * (SAMPLES - 1).sqrt() * rho)).sum()
+    torch.testing.assert_close(report.regulariser, value)
+    torch.testing.assert_close(s.gradient - without.gradient, 0.1 * value * s.theta / s.theta.square().sum())
+
+
+def test_clamp_bounds_the_length() -> None:
+    s = Setting(scale=0.05, clamp=(0.2, 0.21))
+    length = s.step().length
+    assert ((length >= 0.2 - 1e-9) & (length <= 0.21 + 1e-9)).all()
+
+
+def test_scaled_losses_leave_a_scaled_gradient_of_the_same_step() -> None:
+    plain, scaled = Setting(scale=0.05), Setting(scale=0.05)
+    plain.step()
+    scaled.step(loss_scale=torch.tensor(1024.0))
+    torch.testing.assert_close(scaled.gradient, 1024 * plain.gradient)
+
+
+def test_an_overflow_in_the_first_pass_perturbs_nothing() -> None:
+    s = Setting(scale=0.05)
+    report = s.step(ascent_losses=None, loss_scale=torch.tensor(math.inf))
+    assert not report.length.any()
+    assert not s.gradient.isfinite().all()
+    assert s.theta.isfinite().all()
+
+
+def bcl_learner(dtype: torch.dtype = torch.float64) -> tuple[Learner, tuple[Tensor, ...]]:
+    torch.manual_seed(0)
+    model = ltzoo.create_model('resnet32_cifar_bcl', num_classes=CLASSES)
+    learner = Learner(model, create_objective('bcl', model, COUNTS, hidden_dim=8, out_dim=4)).to(dtype).train()
+    return learner, tuple(torch.randn(len(LABELS), 3, 16, 16, dtype=dtype) for _ in range(3))
+
+
+@pytest.mark.parametrize('mode', ['per_group', 'combined'])
+@pytest.mark.parametrize('ascent_views', ['all', 'first'])
+@pytest.mark.parametrize('missing', [False, True])
+def test_with_batchnorm_and_prototypes_nothing_is_lost(mode: str, ascent_views: str, missing: bool) -> None:
+    learner, views = bcl_learner()
+    labels = LABELS % 4 if missing else LABELS
+    plain = copy.deepcopy(learner)
+    plain(views, labels).mean().backward()
+    expected = torch.cat([p.grad.reshape(-1) for p in plain.parameters()])
+    settings = SharpnessSettings(mode=mode, scale=0.0, ascent_views=ascent_views)  # type: ignore[arg-type]
+    engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, settings)
+    engine.step(learner.forward, [(views, labels)])
+    found = torch.cat([p.grad.reshape(-1) for p in learner.parameters()])  # type: ignore[union-attr]
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'mode': 'per_group'}, {'mode': 'combined', 'direction': 'full'}, {'ascent_views': 'first'},
+        {'mode': 'combined', 'ascent_views': 'first', 'global_gradient': 'ema'}, {'ascent': 'ema'},
+    ],
+)  # fmt: skip
+def test_nothing_of_a_perturbation_stays(settings: dict[str, Any]) -> None:
+    learner, views = bcl_learner()
+    plain = copy.deepcopy(learner)
+    plain(views, LABELS)
+    before = {name: p.detach().clone() for name, p in learner.named_parameters()}
+    engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, SharpnessSettings(scale=0.1, **settings))
+    engine.step(learner.forward, [(views, LABELS)])
+    assert all(torch.equal(p, before[name]) for name, p in learner.named_parameters())
+    # One update of the running statistics. Where no pass sees all views at the weights themselves, the perturbed one.
+    exact = settings.get('ascent_views') != 'first'
+    for (name, b), expected in zip(learner.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(b, expected, **({'rtol': 1e-9, 'atol': 1e-11} if exact else {'rtol': 0.5, 'atol': 0.1}), msg=name)  # fmt: skip
+
+
+def test_state_goes_on_where_it_was() -> None:
+    options: dict[str, Any] = {'scale': 0.05, 'global_gradient': 'ema', 'ascent': 3, 'mode': 'combined'}
+    one, other = Setting(**options), Setting(**options)
+    for s in (one, other):
+        s.step()
+        s.step()
+    fresh = Setting(**options)
+    fresh.engine.load_state_dict(copy.deepcopy(other.engine.state_dict()))
+    for _ in range(3):
+        one.step()
+        fresh.step()
+        assert torch.equal(one.gradient, fresh.gradient)
+
+
+def test_bf16_autocast_is_near_the_full_precision_step() -> None:
+    gradients = []
+    for autocast in (None, lambda: torch.autocast('cpu', torch.bfloat16)):
+        learner, views = bcl_learner(torch.float32)
+        engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, SharpnessSettings(scale=0.01))
+        engine.step(learner.forward, [(views, LABELS)], autocast=autocast)
+        gradients.append(torch.cat([p.grad.reshape(-1) for p in learner.parameters()]))  # type: ignore[union-attr]
+    assert F.cosine_similarity(*gradients, dim=0) > 0.95
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'mode': 'each'}, "mode: 'each' does not exist; known: per_group, combined"),
+        ({'ascent': 0}, "ascent: 'fresh', 'ema' or a number of steps, not 0"),
+        ({'scale': -1.0}, 'scale must be 0 or more, not -1'),
+        ({'clamp': (2.0, 1.0)}, r'clamp must be \(least, greatest\)'),
+        ({'radius_by_group': (1.0,)}, 'radius_by_group has 1 entries, there are 3 groups'),
+        ({'ema_decay': 1.0}, 'ema_decay must be 0 or more and below 1'),
+    ],
+)
+def test_settings_that_do_not_exist(settings: dict[str, Any], message: str) -> None:
+    make: Callable[[], Any] = lambda: Setting(**settings)  # noqa: E731
+    with pytest.raises(SharpnessError, match=message):
+        make()

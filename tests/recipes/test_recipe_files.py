@@ -1,0 +1,156 @@
+"""Every recipe file: it loads, it can run, and it says what the papers' tables say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import ltzoo
+from ltzoo.data.views import View, parse_views
+from ltzoo.losses import create_objective
+from ltzoo.losses.bcl import BCL
+from ltzoo.models import CosineLinear
+from ltzoo.models.lt_zoo import METHODS, ZOO
+from ltzoo.training.recipe import Recipe, load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / 'recipes').glob('*/*.yaml'))
+NAMES = [f'{path.parent.name}/{path.stem}' for path in FILES]
+
+CIFAR = {
+    'epochs': 200, 'batch_size': 256, 'lr': 0.15, 'weight_decay': 5e-4,
+    'schedule': 'multistep', 'warmup_epochs': 5, 'milestones': (160, 180), 'gamma': 0.1,
+}  # fmt: skip
+IMAGENET_LT = {
+    'epochs': 90, 'batch_size': 256, 'lr': 0.1, 'weight_decay': 5e-4,
+    'schedule': 'cosine', 'warmup_epochs': 0,
+}  # fmt: skip
+# Section 7.1 of the GKP/GSA paper (arXiv:2603.21217), which every method of a data set is compared under.
+PAPER: dict[str, dict[str, Any]] = {
+    'cifar10_lt_r10': CIFAR,
+    'cifar10_lt_r50': CIFAR,
+    'cifar10_lt_r100': CIFAR,
+    'cifar100_lt_r10': CIFAR,
+    'cifar100_lt_r50': CIFAR,
+    'cifar100_lt_r100': CIFAR,
+    'imagenet_lt': IMAGENET_LT,
+    'inat18': IMAGENET_LT | {'epochs': 100, 'lr': 0.2, 'weight_decay': 1e-4},
+}
+CLASSES = {'cifar10': 10, 'cifar100': 100, 'imagenet': 1000, 'inat18': 8142, 'digits': 10}
+# Weight of the cross-entropy, weight of the contrastive term, temperature, sizes of the projection head.
+BCL_SETTINGS = {'cifar': (2.0, 0.6, 0.1, 512, 128), 'large': (1.0, 0.35, 0.07, 2048, 1024)}
+CONTRASTIVE = ['RandomResizedCrop', 'HorizontalFlip', 'ColorJitter', 'RandomGrayscale']
+FIRST_VIEW = {
+    'cifar': ['RandomCrop', 'HorizontalFlip', 'AutoAugment', 'Cutout'],
+    'large': ['RandomResizedCrop', 'HorizontalFlip', 'ColorJitter', 'RandAugment'],
+}
+
+
+def scale_of(folder: str) -> str:
+    return 'cifar' if folder.startswith('cifar') else 'large'
+
+
+def objective_of(recipe: Recipe) -> Any:
+    model = ltzoo.create_model('resnet20_cifar', num_classes=2)
+    extra = recipe.objective.model_extra or {}
+    return create_objective(recipe.objective.name, model, torch.tensor([3, 1]), **extra)
+
+
+def output_size(view: View, side: int) -> tuple[int, int]:
+    size = (side, side)
+    for op in view.ops:
+        size = op.output_size(*size)
+    return size
+
+
+@pytest.fixture(params=FILES, ids=NAMES)
+def file(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def recipe(file: Path) -> Recipe:
+    return load_recipe(file)
+
+
+def test_the_model_is_one_for_this_data(file: Path, recipe: Recipe) -> None:
+    assert recipe.model.name.startswith('timm/') or recipe.model.name.split('.')[0] in ltzoo.list_models()
+    cfg = ltzoo.get_pretrained_cfg(recipe.model.name)
+    if file.parent.name in PAPER:
+        classes = CLASSES[recipe.data.name.partition('_')[0]]
+        assert cfg.num_classes == classes
+        assert recipe.data.name == file.parent.name
+    with torch.device('meta'):
+        model = ltzoo.create_model(recipe.model.name, num_classes=7, **(recipe.model.model_extra or {}))
+    assert model.num_classes == 7
+    if recipe.objective.name == 'bcl':
+        assert isinstance(model.get_classifier(), CosineLinear)
+
+
+def test_the_objective_takes_these_options_and_views(recipe: Recipe) -> None:
+    views = parse_views(recipe.views)
+    assert objective_of(recipe).num_views == len(views)
+    cfg = ltzoo.get_pretrained_cfg(recipe.model.name)
+    side = 8 if recipe.data.name.startswith('digits') else cfg.input_size[-1]
+    # Batched and tested together, views have one size; the zoo says which.
+    assert {output_size(view, side) for view in views} == {(side, side)}
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if name.split('/')[0] in PAPER])
+def test_optimisation_is_the_papers(name: str) -> None:
+    recipe = load_recipe(ROOT / 'recipes' / f'{name}.yaml')
+    optimizer, schedule = recipe.optimizer, recipe.schedule
+    said = {
+        'epochs': recipe.epochs,
+        'batch_size': recipe.batch_size,
+        'lr': optimizer.lr,
+        'weight_decay': optimizer.weight_decay,
+        'schedule': schedule.name,
+        'warmup_epochs': schedule.warmup_epochs,
+    }
+    if schedule.name == 'multistep':
+        said |= {'milestones': schedule.milestones, 'gamma': schedule.gamma}
+    assert said == PAPER[name.split('/')[0]]
+    assert (optimizer.name, optimizer.momentum, optimizer.decay_norm_and_bias) == ('sgd', 0.9, True)
+    assert (recipe.seed, recipe.data.split_seed, recipe.evaluation.split, recipe.ema_decay) == (0, 0, 'test', None)
+    assert (recipe.evaluation.many_above, recipe.evaluation.few_below) == (100, 20)
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if name.split('/')[0] in PAPER])
+def test_contrastive_recipes_are_those_of_bcl(name: str) -> None:
+    recipe = load_recipe(ROOT / 'recipes' / f'{name}.yaml')
+    objective = objective_of(recipe)
+    scale = scale_of(name)
+    ops = [[type(op).__name__ for op in view.ops] for view in parse_views(recipe.views)]
+    if isinstance(objective, BCL):
+        head = objective.feature_head
+        sizes = (head[0].out_features, head[-1].out_features)
+        weights = (objective.ce_weight, objective.contrastive_weight, objective.temperature)
+        assert (*weights, *sizes) == BCL_SETTINGS[scale]
+        assert ops == [FIRST_VIEW[scale], CONTRASTIVE, CONTRASTIVE]
+    else:
+        # What a method without contrastive views is compared under: its first view, without the strong operations.
+        assert ops == [FIRST_VIEW[scale][: 2 if scale == 'cifar' else 3]]
+
+
+def test_every_model_that_can_be_made_has_its_recipe() -> None:
+    made = {ZOO[name].recipe for name in ZOO if METHODS[ZOO[name].method].implemented}
+    there = {str(path.relative_to(ROOT)) for path in FILES if path.parent.name in PAPER}
+    assert made <= there
+    assert there <= {entry.recipe for entry in ZOO.values()}, 'a recipe that no model of the zoo is made by'
+    for entry in ZOO.values():
+        if entry.recipe in there:
+            cfg = ltzoo.get_pretrained_cfg(load_recipe(ROOT / entry.recipe).model.name)
+            assert (cfg.architecture, cfg.tag) in ((entry.name, entry.tag), (entry.name, ''))
+
+
+def test_every_file_begins_with_a_comment_or_its_base(file: Path) -> None:
+    text = file.read_text()
+    assert text.startswith(('# ', 'base: '))
+    # A mapping at top level, without keys given twice, which YAML would let pass.
+    keys = [line.partition(':')[0] for line in text.splitlines() if line and not line.startswith(('#', ' '))]
+    assert sorted(keys) == sorted(yaml.safe_load(text))

@@ -1,0 +1,327 @@
+"""The training script as users run it: what it prints and leaves, what it refuses, how it is stopped and continued."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import ltzoo
+from ltzoo.training.checkpoint import load_checkpoint
+from ltzoo.training.recipe import Recipe, load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = ROOT / 'recipes' / 'train.py'
+CE = ROOT / 'recipes' / 'digits_lt' / 'ce.yaml'
+BCL = ROOT / 'recipes' / 'digits_lt' / 'bcl.yaml'
+QUICK = ('model.name=resnet20_cifar', 'optimizer.lr=0.05', 'schedule.warmup_epochs=0')
+
+
+def train(*arguments: object) -> int:
+    """Run the script in this process, which spares it an import of torch, and return its exit code."""
+    spec = importlib.util.spec_from_file_location('train_script', TRAIN)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', [str(TRAIN), *map(str, arguments)])
+        try:
+            return module.main()
+        except SystemExit as error:
+            return int(str(error.code))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+@pytest.fixture
+def file_size_limit() -> Iterator[Callable[[int | None], None]]:
+    """Return a function that lets no file grow beyond so many bytes, or lifts that: a full disk, without filling one."""
+    resource = pytest.importorskip('resource')
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int | None) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before if size is None else (size, before[1]))
+
+    yield limit
+    limit(None)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder that a run was started from, without saying where its output goes, and what it printed."""
+    place = tmp_path_factory.mktemp('place')
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(place)
+        assert train(CE, *QUICK, 'epochs=1', 'batch_size=16', 'seed=3', '--no-progress') == 0
+    return place, printed.getvalue()
+
+
+def test_at_the_end_the_table_and_where_everything_is(
+    finished: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, printed = finished
+    monkeypatch.chdir(place)
+    run = Path('runs', 'digits_lt', 'ce_seed3')
+    results = json.loads((run / 'results.json').read_text())
+    assert (results['seed'], results['epochs'], results['data']) == (3, 1, 'digits_lt')
+    shown = {words[0]: words[1] for words in map(str.split, printed.splitlines()[1:7])}
+    keys = {'top-1': 'top1', 'Many': 'many', 'Medium': 'medium', 'Few': 'few', 'balanced': 'balanced_accuracy'}
+    assert shown == {name: f'{results[key]:.2f}' for name, key in (keys | {'ECE': 'ece'}).items()}
+    assert f'run folder: {run}' in printed
+    for path in (run / 'accuracy.png', run / 'curves.png'):
+        assert str(path) in printed
+        with Image.open(path) as image:
+            assert image.format == 'PNG'
+    (call,) = re.findall(r'ltzoo\.create_model\(.*?\)', printed)
+    model = eval(call, {'ltzoo': ltzoo})
+    trained = load_checkpoint(run / 'checkpoint.pt')['learner']
+    assert all(torch.equal(value, trained[f'model.{key}']) for key, value in model.state_dict().items())
+    assert os.listdir(place) == ['runs']
+
+
+def test_a_finished_run_is_shown_when_continued_and_refused_otherwise(
+    finished: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, printed = finished
+    monkeypatch.chdir(place)
+    before = contents(place)
+    options = [CE, *QUICK, 'epochs=1', 'batch_size=16', 'seed=3']
+    assert train(*options, 'resume=auto') == 0
+    assert capsys.readouterr().out == printed
+    assert train(*options) == 2
+    assert 'holds a run already: continue it with resume=auto' in capsys.readouterr().err
+    assert train(*options, 'resume=auto', 'optimizer.lr=0.04') == 2
+    assert 'optimizer.lr was 0.05, is 0.04' in capsys.readouterr().err
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize(('file', 'views', 'size'), [(CE, 1, 64), (BCL, 3, 96)])
+def test_a_dry_run_prints_recipe_and_shapes_and_writes_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    file: Path,
+    views: int,
+    size: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = [f'batch_size={size}', 'epochs=7', f'output={tmp_path / "run"}', 'trackers=[tensorboard]']
+    assert train(file, *overrides, '--dry-run') == 0
+    printed, shapes = re.split(r'^(?=data: .)', capsys.readouterr().out, flags=re.MULTILINE)
+    assert Recipe.model_validate(yaml.safe_load(printed)) == load_recipe(file, overrides)
+    head = 'linear' if views == 1 else 'cosine'
+    parameters = sum(p.numel() for p in ltzoo.create_model('resnet32_cifar', num_classes=10, head=head).parameters())
+    assert 'data: digits_lt, 371 training images in 10 classes, 400 to measure on (test)' in shapes
+    assert f'model: resnet32_cifar, {parameters:,} parameters' in shapes
+    steps = {64: 5, 96: 3}[size]
+    assert f'steps: {steps} an epoch, {7 * steps} in all' in shapes
+    shape = f'({size}, 3, 8, 8) torch.float32'
+    assert re.findall(r'^view (\d): (.*)$', shapes, re.MULTILINE) == [(str(v + 1), shape) for v in range(views)]
+    assert f'labels: ({size},); losses: ({size},)' in shapes
+    assert not os.listdir(tmp_path)
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Image folders that cannot be trained on."""
+    place = tmp_path_factory.mktemp('pictures')
+    (place / 'empty').mkdir()
+    (place / 'bare' / 'dog').mkdir(parents=True)
+    for path in ('one/cat', 'bare/cat'):
+        (place / path).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.full((40, 40, 3), 60 * number, np.uint8)
+            Image.fromarray(pixels).save(place / path / f'{number}.png')
+    (place / 'file').write_text('mine')
+    return place
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['epoch=3'], 'there is no key epoch; did you mean epochs?'),
+        (['optimizer.lrr=1'], 'there is no key optimizer.lrr; did you mean lr?'),
+        (['evaluation.splitt=test'], 'there is no key evaluation.splitt; did you mean split?'),
+        (['epochs=many'], "epochs: 'many' input should be a valid integer"),
+        (['optimizer.lr=-1'], 'optimizer.lr: -1 input should be greater than 0'),
+        (['data=digits_lt'], 'data'),
+        (['resume=always'], "resume: 'always' input should be 'auto' or 'never'"),
+        (['epochs'], "'epochs' is not of the form key=value"),
+        (['evaluation.every_epochs=1'], 'the test set is touched once'),
+        (['model.name=resnet32_cifr'], 'the nearest are resnet32_cifar'),
+        (['model.name=timm/resnet118'], 'the nearest are timm/resnet18'),
+        (['model.pretrained=true'], 'resnet32_cifar is an architecture without published weights'),
+        (['model.head=cosin'], "no head is called 'cosin'"),
+        (['data.name=digitz_lt'], "no data set is called 'digitz_lt'; did you mean digits?"),
+        (['views=digit_plain'], "no views are called 'digit_plain'; did you mean digits_plain?"),
+        (['views=digits_bcl'], 'takes 1 views, the recipe has 3'),
+        (['objective.name=bc'], "no objective is called 'bc'"),
+        (['objective.name=logit_adjusted', 'objective.ta=1'], "has no option 'ta'; did you mean tau?"),
+        (['optimizer.name=sgdd'], "timm has no 'sgdd'"),
+        (['data.name=folder:{pictures}/nowhere'], '{pictures}/nowhere is not a folder'),
+        (['data.name=folder:{pictures}/empty'], '{pictures}/empty has no folders'),
+        (['data.name=folder:{pictures}/bare'], 'class folder {pictures}/bare/dog has no images'),
+        (['data.name=folder:{pictures}/one'], 'has 1 class; a classifier needs at least 2'),
+        (['output={pictures}/file'], 'output={pictures}/file is a file, not a folder'),
+        (['output={pictures}/one'], 'output={pictures}/one is not empty and holds no run'),
+        (['output={pictures}/file/run'], 'the run {pictures}/file/run stopped: '),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pictures: Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = contents(pictures)
+    assert train(CE, *(argument.format(pictures=pictures) for argument in arguments), '--no-progress') == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith('train.py: ')
+    assert message.format(pictures=pictures) in line
+    assert not captured.out
+    assert not os.listdir(tmp_path)
+    assert contents(pictures) == before
+
+
+def test_a_misspelt_recipe_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(CE.with_name('cee.yaml')) == 2
+    assert f'there is no recipe file {CE.with_name("cee.yaml")}; did you mean {CE}?' in capsys.readouterr().err
+    (tmp_path / 'bad.yaml').write_text('epochs: [')
+    assert train(tmp_path / 'bad.yaml') == 2
+    assert f'{tmp_path / "bad.yaml"} is not a YAML file' in capsys.readouterr().err
+    assert train() == 2
+    assert 'required: recipe' in capsys.readouterr().err
+
+
+def test_more_processes_than_accelerate_starts_are_refused(tmp_path: Path) -> None:
+    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2']
+    done = subprocess.run(
+        [*launch, str(TRAIN), str(CE), 'epochs=1', f'output={tmp_path / "run"}'],
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith('train.py: '))
+    assert line.startswith('train.py: 2 processes were asked for, Accelerate runs 1: on a CPU start them with ')
+    assert 'ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/train.py' in line
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.fixture(scope='module')
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], subprocess.CompletedProcess[str]]:
+    """A run stopped by Ctrl-C in its second epoch or later: its folder, its overrides, what its process said."""
+    run = tmp_path_factory.mktemp('interrupted') / 'run'
+    overrides = [*QUICK, 'epochs=8', f'output={run}']
+    process = subprocess.Popen(
+        [sys.executable, str(TRAIN), str(CE), *overrides],
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, a shell has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 300
+    while not (run / 'checkpoint.pt').exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=300)
+    return run, overrides, subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def test_ctrl_c(interrupted: tuple[Path, list[str], subprocess.CompletedProcess[str]]) -> None:
+    run, _, process = interrupted
+    assert process.returncode == 130, process.stderr
+    assert process.stderr.splitlines()[-1] == (
+        'stopped: continue from the last checkpoint with the same command and resume=auto'
+    )
+    assert 'Traceback' not in process.stderr
+    assert not process.stdout
+    assert 1 <= load_checkpoint(run / 'checkpoint.pt')['epoch'] < 8
+    assert set(os.listdir(run)) == {'checkpoint.pt', 'environment.json', 'log.jsonl', 'recipe.yaml'}
+
+
+def test_a_full_disk_spares_the_last_checkpoint_and_the_run_goes_on_later(
+    interrupted: tuple[Path, list[str], subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    file_size_limit: Callable[[int | None], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = shutil.copytree(interrupted[0], tmp_path / 'run')
+    command: list[Any] = [CE, *interrupted[1], f'output={run}', 'resume=auto', '--no-progress']
+    checkpoint = run / 'checkpoint.pt'
+    before = checkpoint.read_bytes()
+    file_size_limit(len(before) // 2)
+    assert train(*command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'train.py: the checkpoint {checkpoint} (')
+    assert line.endswith('the one before it is intact: make room, then continue with resume=auto')
+    assert checkpoint.read_bytes() == before
+    assert set(os.listdir(run)) == set(os.listdir(interrupted[0]))
+
+    file_size_limit(None)
+    assert train(*command) == 0
+    epochs = [json.loads(text)['epoch'] for text in (run / 'log.jsonl').read_text().splitlines()]
+    assert epochs == list(range(8))
+    assert load_checkpoint(checkpoint)['epoch'] == 8
+    assert json.loads((run / 'results.json').read_text())['epochs'] == 8
+
+
+@pytest.mark.parametrize(
+    ('share', 'message'),
+    [
+        (0.5, 'model cannot be written: .*File too large'),
+        # Not even for the first file.
+        (0.0, 'the run .* stopped: .*File too large'),
+    ],
+)
+def test_a_full_disk_at_the_end_leaves_no_results_until_it_is_finished(
+    finished: tuple[Path, str],
+    tmp_path: Path,
+    file_size_limit: Callable[[int | None], None],
+    capsys: pytest.CaptureFixture[str],
+    share: float,
+    message: str,
+) -> None:
+    run = shutil.copytree(finished[0] / 'runs' / 'digits_lt' / 'ce_seed3', tmp_path / 'run')
+    results = json.loads((run / 'results.json').read_text())
+    weights = (run / 'model' / 'model.safetensors').stat().st_size
+    (run / 'results.json').unlink()
+    shutil.rmtree(run / 'model')
+    overrides = [*QUICK, 'epochs=1', 'batch_size=16', 'seed=3', f'output={run}', 'resume=auto', '--no-progress']
+    file_size_limit(int(share * weights))
+    assert train(CE, *overrides) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    assert not (run / 'results.json').exists()
+    assert not (run / 'model').exists()
+
+    file_size_limit(None)
+    assert train(CE, *overrides) == 0
+    again = json.loads((run / 'results.json').read_text())
+    assert again['per_class'] == results['per_class']

@@ -1,0 +1,43 @@
+"""One small trained run for all tools, and tools called in this process, which spares an import of torch for each."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Script = Callable[..., int]
+
+
+@pytest.fixture(scope='session')
+def script() -> Script:
+    """Return a function that runs a script of the checkout with arguments and returns its exit code."""
+
+    def run(path: str, *arguments: object) -> int:
+        spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, 'argv', [path, *map(str, arguments)])
+            try:
+                return module.main()
+            except SystemExit as error:
+                return int(str(error.code))
+
+    return run
+
+
+@pytest.fixture(scope='session')
+def digits_run(script: Script, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run that is better than chance and worse than perfect."""
+    run = tmp_path_factory.mktemp('runs') / 'digits'
+    recipe = ROOT / 'recipes' / 'digits_lt' / 'ce.yaml'
+    options = ['model.name=resnet20_cifar', 'batch_size=8', 'optimizer.lr=0.05', 'schedule.warmup_epochs=0']
+    assert script('recipes/train.py', recipe, *options, 'epochs=1', f'output={run}', '--no-progress') == 0
+    return run

@@ -1,0 +1,124 @@
+"""The benchmark tool: what it writes, with a clock that the test winds, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+Script = Callable[..., int]
+
+ENVIRONMENT = {'python', 'torch', 'torchvision', 'threads', 'cpu'}
+RECIPE: dict[str, Any] = {
+    'data': {'name': 'digits_lt'},
+    'model': {'name': 'resnet20_cifar'},
+    'objective': {'name': 'ce'},
+    'views': 'digits_plain',
+    'optimizer': {'lr': 0.1},
+    'epochs': 1,
+    'batch_size': 16,
+}
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Any:
+    """Undo what the tool sets for its own process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+class Clock:
+    """A clock that goes on by 2 seconds whenever it is read, so that every measurement takes just that long."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 2
+        return self.now
+
+
+def test_views(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(time, 'process_time', Clock())
+    options = ['--data', 'digits_lt', '--views', 'digits_bcl', '--rounds', 3, '--json', tmp_path / 'views.json']
+    assert script('tools/benchmark.py', 'views', *options) == 0
+    results = json.loads((tmp_path / 'views.json').read_text())
+    assert results.keys() == ENVIRONMENT | {'bench', 'data', 'views', 'rates', 'ratio'}
+    assert (results['bench'], results['data'], results['views']) == ('views', 'digits_lt', 'digits_bcl')
+    assert (results['torch'], results['threads']) == (torch.__version__, 1)
+    # In two seconds: four batches of 256, and 256 pictures. The rounds that warm up are not among them.
+    assert results['rates'] == {'batched tensors': [512.0] * 3, 'torchvision, PIL': [128.0] * 3}
+    assert results['ratio'] == 4.0
+    printed = capsys.readouterr().out
+    assert 'digits_bcl on digits_lt, 1 thread, median of 3 rounds' in printed
+    assert '512 samples of 3 views per CPU-second' in printed
+
+
+def test_step(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled: list[nn.Module] = []
+    # Compiling takes a minute, and what it does to the speed is not what is tested.
+    monkeypatch.setattr(nn.Module, 'compile', lambda module: compiled.append(module))
+    monkeypatch.setattr(time, 'perf_counter', Clock())
+    (tmp_path / 'small.yaml').write_text(yaml.safe_dump(RECIPE))
+    options = ['--recipe', tmp_path / 'small.yaml', '--rounds', 2, '--threads', 1, '--json', tmp_path / 'step.json']
+    assert script('tools/benchmark.py', 'step', *options) == 0
+    results = json.loads((tmp_path / 'step.json').read_text())
+    assert results.keys() == ENVIRONMENT | {'bench', 'recipe', 'batch_size', 'device', 'seconds'}
+    assert (results['bench'], results['batch_size']) == ('step', 16)
+    assert results['recipe'] == str(tmp_path / 'small.yaml')
+    forms = ['plain', 'channels-last', 'compiled', 'channels-last, compiled']
+    assert list(results['seconds']) == forms
+    assert all(len(values) == 2 for values in results['seconds'].values())
+    assert results['seconds']['plain'] == [2.0, 2.0]
+    lasting = [module.model.conv1.weight.is_contiguous(memory_format=torch.channels_last) for module in compiled]
+    assert lasting == [False, True]
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # 16 samples in 2 seconds.
+    assert ['plain', '2.000', '2.000', '8.0'] in rows
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['views', '--rounds', '0'], '--rounds must be 1 or more, not 0'),
+        (['views', '--threads', '0'], '--threads must be 1 or more, not 0'),
+        (['views', '--json', '{tmp}/no/v.json'], 'there is no folder {tmp}/no'),
+        (['views', '--data', 'digitz_lt'], 'did you mean digits?'),
+        (['views', '--data', 'digits_lt', '--views', 'cifr_bcl'], 'did you mean cifar_bcl?'),
+        (['views', '--data', 'digits_lt'], 'size 32 is larger than images of 8 x 8'),
+        (['step', '--recipe', '{tmp}/nothing.yaml'], 'there is no recipe file {tmp}/nothing.yaml'),
+        (['step', '--recipe', '{tmp}/bad.yaml'], 'the key data is missing'),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    (tmp_path / 'bad.yaml').write_text('epochs: 1')
+    output = [] if '--json' in arguments else ['--json', '{tmp}/out.json']
+    words = [word.format(tmp=tmp_path) for word in arguments + output]
+    assert script('tools/benchmark.py', *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('benchmark.py: ')
+    assert message.format(tmp=tmp_path) in line
+    assert os.listdir(tmp_path) == ['bad.yaml']
+
+
+def test_the_defaults_go_together(script: Script, cifar_dir: Path, tmp_path: Path) -> None:
+    options = ['--data-dir', cifar_dir, '--rounds', 1, '--json', tmp_path / 'views.json']
+    assert script('tools/benchmark.py', 'views', *options) == 0
+    results = json.loads((tmp_path / 'views.json').read_text())
+    assert (results['data'], results['views']) == ('cifar100_lt_r100', 'cifar_bcl')
+    assert results['rates'].keys() == {'batched tensors', 'torchvision, PIL'}

@@ -1,0 +1,227 @@
+"""The evaluation tool as users run it, against scores recomputed from the model's logits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ltzoo
+from ltzoo.data import load_data
+
+ROOT = Path(__file__).resolve().parents[2]
+Script = Callable[..., int]
+# Of digits_lt: its profile with an imbalance ratio of 50.
+COUNTS = [134, 86, 56, 36, 23, 15, 9, 6, 4, 2]
+
+
+@pytest.fixture(scope='module')
+def evaluated(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What the tool printed about the exported model, and the folder of the files it wrote."""
+    out = tmp_path_factory.mktemp('evaluated')
+    files = ['--json', out / 'scores.json', '--csv', out / 'classes.csv', '--plot', out / 'plot.png']
+    done = subprocess.run(
+        [sys.executable, 'tools/evaluate.py', f'local-dir:{digits_run / "model"}', '--data', 'digits_lt', *files],
+        cwd=ROOT,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, out
+
+
+@pytest.fixture(scope='module')
+def probabilities(digits_run: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Of every test image, from the model itself: probabilities in float64, shape (400, 10), and labels."""
+    test = load_data('digits_lt').test
+    config = json.loads((digits_run / 'model' / 'config.json').read_text())['pretrained_cfg']
+    images = np.stack([np.asarray(test.images[i]) for i in range(len(test))]) / 255.0
+    images = ((images - config['mean']) / config['std']).transpose(0, 3, 1, 2)
+    model = ltzoo.create_model(f'local-dir:{digits_run / "model"}', pretrained=True).eval().double()
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(images)).numpy()
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True), test.labels
+
+
+def scores_of(out: Path) -> dict[str, Any]:
+    return json.loads((out / 'scores.json').read_text())
+
+
+def test_the_scores_are_those_of_the_logits(
+    digits_run: Path, evaluated: tuple[str, Path], probabilities: tuple[np.ndarray, np.ndarray]
+) -> None:
+    results = scores_of(evaluated[1])
+    assert list(results) == [
+        'model', 'data', 'samples', 'top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece', 'per_class',
+    ]  # fmt: skip
+    assert (results['model'], results['data']) == (f'local-dir:{digits_run / "model"}', 'digits_lt')
+    probability, labels = probabilities
+    predicted, confidence = probability.argmax(1), probability.max(1)
+    correct = predicted == labels
+    accuracy = np.array([100 * correct[labels == c].mean() for c in range(10)])
+    assert 15 < 100 * correct.mean() < 95, 'too poor or too good a model to tell a wrong score'
+    assert results['samples'] == len(labels) == 400
+    assert results['top1'] == pytest.approx(100 * correct.mean())
+    assert results['many'] == pytest.approx(accuracy[0])
+    assert results['medium'] == pytest.approx(accuracy[1:5].mean())
+    assert results['few'] == pytest.approx(accuracy[5:].mean())
+    assert results['balanced_accuracy'] == pytest.approx(accuracy.mean())
+    gaps = [
+        abs((correct[inside] - confidence[inside]).sum())
+        for low in range(15)
+        if (inside := (confidence > low / 15) & (confidence <= (low + 1) / 15)).any()
+    ]
+    assert results['ece'] == pytest.approx(100 * sum(gaps) / 400, abs=1e-3)
+    assert results['per_class'] == [
+        {
+            'class': c,
+            'name': str(c),
+            'train_count': COUNTS[c],
+            'test_count': 40,
+            'accuracy': pytest.approx(accuracy[c]),
+        }
+        for c in range(10)
+    ]
+
+
+def test_table_csv_and_plot_say_what_the_json_says(evaluated: tuple[str, Path]) -> None:
+    printed, out = evaluated
+    results = scores_of(out)
+    shown = {line.split()[0]: line.split()[1] for line in printed.splitlines()[1:]}
+    keys = {'top-1': 'top1', 'Many': 'many', 'Medium': 'medium', 'Few': 'few', 'balanced': 'balanced_accuracy'}
+    assert shown == {name: f'{results[key]:.2f}' for name, key in (keys | {'ECE': 'ece'}).items()}
+    rows = list(csv.DictReader((out / 'classes.csv').open(newline='')))
+    assert rows == [{key: str(value) for key, value in row.items()} for row in results['per_class']]
+    with Image.open(out / 'plot.png') as image:
+        assert image.format == 'PNG'
+    assert sorted(os.listdir(out)) == ['classes.csv', 'plot.png', 'scores.json']
+
+
+def test_a_run_its_exported_model_and_its_results_agree(
+    script: Script, digits_run: Path, evaluated: tuple[str, Path], tmp_path: Path
+) -> None:
+    assert script('tools/evaluate.py', digits_run, '--data', 'digits_lt', '--json', tmp_path / 'scores.json') == 0
+    of_run, of_export = scores_of(tmp_path), scores_of(evaluated[1])
+    written = json.loads((digits_run / 'results.json').read_text())
+    assert (of_run.pop('model'), of_export.pop('model')) == (str(digits_run), f'local-dir:{digits_run / "model"}')
+    assert of_run == of_export
+    for key, value in of_run.items():
+        # A confidence may differ in its last bit with the size of the batches.
+        assert written[key] == (pytest.approx(value, abs=1e-4) if key == 'ece' else value)
+
+
+def test_thresholds_move_classes_and_an_empty_shot_is_none(
+    script: Script, digits_run: Path, evaluated: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ['--many-above', 500, '--few-below', 10, '--json', tmp_path / 'scores.json']
+    assert script('tools/evaluate.py', digits_run, '--data', 'digits_lt', *options) == 0
+    printed = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert ['Many', 'none'] in printed
+    results = scores_of(tmp_path)
+    accuracy = [row['accuracy'] for row in scores_of(evaluated[1])['per_class']]
+    assert results['many'] is None
+    assert results['medium'] == pytest.approx(np.mean(accuracy[:6]))
+    assert results['few'] == pytest.approx(np.mean(accuracy[6:]))
+
+
+def test_shifted_test_distributions(
+    script: Script, digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ['--shifted', '--batch-size', 7, '--json', tmp_path / 'scores.json']
+    assert script('tools/evaluate.py', digits_run, '--data', 'digits_lt', *options) == 0
+    results = scores_of(tmp_path)
+    shifted = results['shifted']
+    accuracy = np.array([row['accuracy'] for row in results['per_class']])
+    assert shifted['uniform'] == pytest.approx(accuracy.mean())
+    weights = np.array([50 ** (-c / 9) for c in range(10)])
+    assert shifted['forward50'] == pytest.approx((weights * accuracy).sum() / weights.sum())
+    assert shifted['backward50'] == pytest.approx((weights[::-1] * accuracy).sum() / weights.sum())
+    printed = capsys.readouterr().out
+    assert all(f'{name} ' in printed and f'{value:.2f}' in printed for name, value in shifted.items())
+
+
+@pytest.fixture
+def broken(digits_run: Path, tmp_path: Path) -> Path:
+    """Folders that hold no usable model."""
+    place = tmp_path / 'broken'
+    for name in ('truncated', 'overwritten', 'of_another', 'unfinished'):
+        shutil.copytree(digits_run, place / name)
+    for name, content in (('truncated', None), ('overwritten', b'\xff' * 1000)):
+        weights = place / name / 'model' / 'model.safetensors'
+        weights.write_bytes(weights.read_bytes()[:-1000] if content is None else content)
+    config = place / 'of_another' / 'model' / 'config.json'
+    config.write_text(config.read_text().replace('resnet20_cifar', 'resnet32_cifar'))
+    shutil.rmtree(place / 'unfinished' / 'model')
+    (place / 'no_model').mkdir()
+    return place
+
+
+@pytest.mark.parametrize(
+    ('model', 'options', 'message'),
+    [
+        ('{run}', ['--data', 'digitz_lt'], "no data set is called 'digitz_lt'; did you mean digits?"),
+        ('{run}', ['--data', 'digits_lt_r'], 'digits_lt_r'),
+        ('{run}', ['--data', 'folder:{tmp}/nowhere'], '{tmp}/nowhere is not a folder'),
+        ('resnet32_cifr', ['--data', 'digits_lt'], 'the nearest are resnet32_cifar'),
+        ('resnet18', ['--data', 'digits_lt'], "timm's is timm/resnet18"),
+        ('resnet32_cifar_ce', ['--data', 'digits_lt'], 'recipes/cifar100_lt_r100/ce.yaml'),
+        ('local-dir:{tmp}/nowhere', ['--data', 'digits_lt'], 'there is no folder {tmp}/nowhere'),
+        ('local-dir:{tmp}/broken/no_model', ['--data', 'digits_lt'], 'config.json is missing'),
+        ('{tmp}/broken/no_model', ['--data', 'digits_lt'], 'recipe.yaml is missing'),
+        ('{tmp}/broken/unfinished', ['--data', 'digits_lt'], 'is not finished: continue it with resume=auto'),
+        ('{tmp}/broken/truncated', ['--data', 'digits_lt'], '{tmp}/broken/truncated/model are damaged'),
+        ('{tmp}/broken/overwritten', ['--data', 'digits_lt'], '{tmp}/broken/overwritten/model are damaged'),
+        ('{tmp}/broken/of_another', ['--data', 'digits_lt'], 'damaged or of another model'),
+        ('{run}', ['--data', 'npz:{tmp}/three.npz'], 'has 10 classes, npz:{tmp}/three.npz has 3'),
+        ('{run}', ['--data', 'digits_lt', '--many-above', '10'], '--few-below 20 must be at most'),
+        ('{run}', ['--data', 'digits_lt', '--batch-size', '0'], '--batch-size must be 1 or more, not 0'),
+        ('{run}', ['--data', 'digits_lt', '--workers', '-1'], '--workers must be 0 or more, not -1'),
+        ('{run}', ['--data', 'digits_lt', '--device', 'quantum'], '--device quantum cannot be used'),
+        ('{run}', ['--data', 'digits_lt', '--csv', '{tmp}/no/c.csv'], 'there is no folder {tmp}/no'),
+        ('{run}', ['--data', 'digits_lt', '--csv', '{tmp}/broken'], '{tmp}/broken cannot be written: it is a folder'),
+        ('{run}', ['--data', 'digits_lt', '--plot', '{tmp}/p.xyz'], "'xyz' is not supported"),
+        ('{run}', [], 'required: --data'),
+    ],
+)
+def test_bad_input_is_one_sentence_exit_code_2_and_no_file(
+    script: Script,
+    digits_run: Path,
+    broken: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    options: list[str],
+    message: str,
+) -> None:
+    images, labels = np.arange(6 * 64, dtype=np.uint8).reshape(6, 8, 8), np.array([0, 0, 0, 1, 1, 2])
+    np.savez(tmp_path / 'three.npz', x_train=images, y_train=labels, x_test=images, y_test=labels)
+    before = sorted(os.listdir(tmp_path))
+    model, *options = (text.format(run=digits_run, tmp=tmp_path) for text in (model, *options))
+    files = ['--json', tmp_path / 's.json'] + ([] if '--csv' in options else ['--csv', tmp_path / 'c.csv'])
+    assert script('tools/evaluate.py', model, *options, *files) == 2
+    captured = capsys.readouterr()
+    *usage, last = captured.err.splitlines()
+    assert last.startswith('evaluate.py: ')
+    assert message.format(tmp=tmp_path) in last
+    assert not usage or usage[0].startswith('usage: ')
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_an_existing_file_survives_a_failed_evaluation(script: Script, digits_run: Path, tmp_path: Path) -> None:
+    (tmp_path / 's.json').write_text('earlier')
+    files = ['--json', tmp_path / 's.json', '--plot', tmp_path / 'p.xyz']
+    assert script('tools/evaluate.py', digits_run, '--data', 'digits_lt', *files) == 2
+    assert (tmp_path / 's.json').read_text() == 'earlier'

@@ -1,0 +1,103 @@
+"""The export tool as users run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ltzoo
+
+Script = Callable[..., int]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def test_a_run_becomes_a_folder_that_loads(
+    script: Script, digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_before = contents(digits_run)
+    out = tmp_path / 'new' / 'out'
+    assert script('tools/export.py', digits_run, '--to', out) == 0
+    assert set(contents(out)) == {'config.json', 'model.safetensors', 'README.md'}
+    model = ltzoo.create_model(f'local-dir:{out}', pretrained=True)
+    # The checkpoint of the last epoch is an independent record of the weights that were trained.
+    trained = torch.load(digits_run / 'checkpoint.pt', weights_only=True)['learner']
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, trained[f'model.{key}']), key
+    parameters = sum(value.numel() for value in model.parameters())
+    printed = capsys.readouterr().out
+    assert f'{parameters:,} parameters' in printed
+    assert f"ltzoo.create_model('local-dir:{out}', pretrained=True)" in printed
+    assert contents(digits_run) == run_before
+    results = json.loads((digits_run / 'results.json').read_text())
+    block = json.loads((out / 'config.json').read_text())['lt']
+    assert block['class_counts'] == [row['train_count'] for row in results['per_class']]
+    assert block['recipe'] == results['recipe']
+    assert block['scores'].items() <= results.items()
+
+
+def test_force_replaces_what_is_there(script: Script, digits_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / 'out'
+    out.mkdir()
+    assert script('tools/export.py', digits_run, '--to', out) == 0, 'an empty folder is as good as none'
+    (out / 'old.txt').write_text('old')
+    assert script('tools/export.py', digits_run, '--to', out, '--force') == 0
+    assert contents(out) == contents(digits_run / 'model')
+
+
+@pytest.fixture
+def runs(digits_run: Path, tmp_path: Path) -> Path:
+    """Folders that cannot be exported, and one that is in use."""
+    place = tmp_path / 'runs'
+    for name in ('unfinished', 'damaged', 'emptied'):
+        shutil.copytree(digits_run, place / name)
+    (place / 'unfinished' / 'results.json').unlink()
+    weights = place / 'damaged' / 'model' / 'model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:-1])
+    shutil.rmtree(place / 'emptied' / 'model')
+    (place / 'in_use').mkdir()
+    (place / 'in_use' / 'thesis.txt').write_text('mine')
+    return place
+
+
+@pytest.mark.parametrize(
+    ('run', 'to', 'message'),
+    [
+        ('{runs}/unfinished', '{runs}/out', 'unfinished is not finished: continue it with resume=auto'),
+        ('{runs}/in_use', '{runs}/out', 'in_use holds no run: recipe.yaml is missing'),
+        ('{runs}/nowhere', '{runs}/out', 'nowhere holds no run: recipe.yaml is missing'),
+        ('{run}/model', '{runs}/out', 'model holds no run: recipe.yaml is missing'),
+        ('{runs}/damaged', '{runs}/out', 'damaged/model are damaged or of another model'),
+        ('{runs}/emptied', '{runs}/out', 'there is no folder {runs}/emptied/model'),
+        ('{run}', '{runs}/in_use', 'in_use is not empty; give a new folder'),
+        ('{run}', '{runs}/in_use/thesis.txt', 'thesis.txt is a file; an export needs a folder'),
+        ('{run}', '{runs}/in_use/thesis.txt/out', 'thesis.txt/out cannot be written'),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_and_left_alone(
+    script: Script,
+    digits_run: Path,
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    run: str,
+    to: str,
+    message: str,
+) -> None:
+    before = contents(tmp_path)
+    arguments = (run.format(run=digits_run, runs=runs), '--to', to.format(runs=runs))
+    assert script('tools/export.py', *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('export.py: ')
+    assert message.format(runs=runs) in line
+    assert contents(tmp_path) == before
+    assert sorted(os.listdir(runs)) == ['damaged', 'emptied', 'in_use', 'unfinished']
