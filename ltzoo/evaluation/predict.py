@@ -17,7 +17,7 @@ from ltzoo.data.dataset import Split
 from ltzoo.data.images import ArrayImages
 from ltzoo.data.views import eval_transform, normalise
 
-__all__ = ['Predictions', 'predict']
+__all__ = ['Predictions', 'image_batches', 'predict']
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,7 @@ def predict(
     share = np.arange(rank, len(split), processes)
     predictions = torch.zeros(len(split), dtype=torch.int64, device=device)
     confidences = torch.zeros(len(split), dtype=torch.float32, device=device)
-    images = split.images
-    if isinstance(images, ArrayImages):
-        chunks = np.array_split(share, np.arange(batch_size, len(share), batch_size))
-        batches: Iterator[Tensor] = (normalise(_to_device(images.array[chunk], device), mean, std) for chunk in chunks)
-    else:
-        transform = eval_transform(image_size, crop_pct, mean, std)
-        samples = _Samples(split.select(share), transform)
-        loader = DataLoader(samples, batch_size, num_workers=workers, pin_memory=device.type == 'cuda')
-        batches = (batch.to(device, non_blocking=True) for batch in loader)
+    batches = image_batches(split.select(share), mean, std, image_size, crop_pct, batch_size, device, workers)
     was_training = model.training
     model.eval()
     try:
@@ -93,8 +85,26 @@ def predict(
     return Predictions(split.labels, predictions.cpu().numpy(), confidences.cpu().numpy())
 
 
-def _to_device(pixels: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+def image_batches(
+    split: Split,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    image_size: int,
+    crop_pct: float,
+    batch_size: int,
+    device: torch.device,
+    workers: int,
+) -> Iterator[Tensor]:
+    """Yield a split's images in order, as models see them in evaluation: (B, 3, H, W); arguments as for `predict`."""
+    images = split.images
+    if isinstance(images, ArrayImages):
+        for start in range(0, len(split), batch_size):
+            pixels = torch.from_numpy(images.array[start : start + batch_size]).to(device)
+            yield normalise(pixels.permute(0, 3, 1, 2), mean, std)
+        return
+    samples = _Samples(split, eval_transform(image_size, crop_pct, mean, std))
+    for batch in DataLoader(samples, batch_size, num_workers=workers, pin_memory=device.type == 'cuda'):
+        yield batch.to(device, non_blocking=True)
 
 
 class _Samples(TorchDataset[Tensor]):

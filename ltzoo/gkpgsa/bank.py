@@ -85,9 +85,10 @@ class HostStore:
 class DiskStore:
     """Snapshots in a folder, one safetensors file an epoch, each written whole or not at all.
 
-    A checkpoint holds only their epochs. So that the last checkpoint on disk can always be continued from, also while
-    the next one is being written, a freed file stays as long as one of the last two states names it. Files of other
-    epochs, such as an earlier run left behind, are removed at the first update or when a state is loaded.
+    A checkpoint holds only their epochs. So that the last checkpoint on disk can always be continued from, even if
+    training goes on while the next one is being written, a freed file stays as long as one of the last two states names
+    it. Files of other epochs, such as an earlier run left behind, are removed at the first update or when a state is
+    loaded.
 
     Several processes may share the folder if all of them update and take states alike: they write the same files.
 

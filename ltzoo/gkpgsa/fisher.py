@@ -76,11 +76,9 @@ def diagonal_fisher(
         name: torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
         for name, value in point.items()
     }
-    # Detached, or a gradient would carry the graph of the parameters that are not differentiated.
-    rest = {name: value.detach() for name, value in model.named_parameters() if name not in point}
 
     def logits(at: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        outputs = functional_call(model, {**rest, **at}, (inputs,))
+        outputs = functional_call(model, dict(at), (inputs,))
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return outputs if log_prior is None else outputs + log_prior
 
@@ -99,7 +97,7 @@ def diagonal_fisher(
             if len(labels) == 0:
                 continue
             if not classes:
-                classes = functional_call(model, {**rest, **point}, (inputs[:1],)).shape[-1]
+                classes = functional_call(model, point, (inputs[:1],)).shape[-1]
                 if log_prior is not None and log_prior.shape != (classes,):
                     raise FisherError(f'log_prior must have shape ({classes},), not {tuple(log_prior.shape)}')
             if not 0 <= labels.min() <= labels.max() < classes:
@@ -148,7 +146,7 @@ def group_sample_indices(labels: Any, class_groups: Any, budget: int | None = No
     groups = class_groups[labels]
     # NumPy's legacy generator: its streams are frozen, so a draw stays the same with every version of NumPy.
     return [
-        np.random.RandomState([seed, group]).permutation(np.flatnonzero(groups == group))[:budget]
+        np.random.RandomState(seed).permutation(np.flatnonzero(groups == group))[:budget]
         for group in range(int(class_groups.max()) + 1)
     ]
 

@@ -244,8 +244,7 @@ class _Conv2d(torch.autograd.Function):
         for (slot, part), (_, g) in zip(ctx.rows.split(x), ctx.rows.split(grad), strict=True):
             gx, gw, gb = backward(g, part, weights[slot], mask)
             parts_x.append(gx)
-            before = sums.get(slot)
-            sums[slot] = (gw, gb) if before is None else (before[0] + gw, None if gb is None else before[1] + gb)
+            _add(sums, slot, gw, gb)
         if needs_x and not ctx.shared:
             grad_x = ctx.rows.join(parts_x)
         return (grad_x, None, None, None, None, *_by_slot(sums, len(weights), ctx.biased))
@@ -276,8 +275,7 @@ class _Linear(torch.autograd.Function):
             gb = flat.sum(0) if ctx.biased else None
             if needs_x and not ctx.shared:
                 parts_x.append(g @ weights[slot])
-            before = sums.get(slot)
-            sums[slot] = (gw, gb) if before is None else (before[0] + gw, None if gb is None else before[1] + gb)
+            _add(sums, slot, gw, gb)
         if needs_x and not ctx.shared:
             grad_x = ctx.rows.join(parts_x)
         return (grad_x, None, None, None, *_by_slot(sums, len(weights), ctx.biased))
@@ -320,6 +318,13 @@ class _BatchNorm(torch.autograd.Function):
             ctx.eps, [True, False, False],
         )[0]  # fmt: skip
         return (grad_x, None, None, None, None, *grad_weight.to(mean.dtype), *grad_bias.to(mean.dtype))
+
+
+def _add(sums: dict[int, tuple[Tensor, Tensor | None]], slot: int, weight: Tensor, bias: Tensor | None) -> None:
+    if slot in sums:
+        weight, before = sums[slot][0] + weight, sums[slot][1]
+        bias = bias if before is None or bias is None else before + bias
+    sums[slot] = (weight, bias)
 
 
 def _by_slot(sums: Mapping[int, tuple[Tensor, Tensor | None]], slots: int, biased: bool) -> list[Tensor | None]:

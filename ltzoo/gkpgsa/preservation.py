@@ -45,6 +45,10 @@ class KnowledgePreservation:
         normalisation: 'mean' or 'max' scales the sum of Fisher diagonals so that its mean or maximum over all
             parameters is 1, which makes `strength` comparable between networks and estimators. Ours, not the paper's.
 
+    Attributes:
+        groups: how many were added, G.
+        counts_others: whether an anchor counts G - 1 times; if not, once, as in Eq. 4.
+
     Raises:
         PreservationError: if a setting is out of range, or as `add`.
     """
@@ -66,7 +70,7 @@ class KnowledgePreservation:
         self.strength = strength
         self.normalisation = normalisation
         self.groups = 0
-        self._grouped = True
+        self.counts_others = True
         self._importance: dict[str, Tensor] = {}
         self._centre: dict[str, Tensor] = {}
         self._spread = 0.0
@@ -89,7 +93,7 @@ class KnowledgePreservation:
             PreservationError: as the constructor.
         """
         preservation = cls(strength=strength)
-        preservation._grouped = False
+        preservation.counts_others = False
         preservation.add(anchor, fisher)
         return preservation
 
@@ -243,7 +247,7 @@ class KnowledgePreservation:
     def _factor(self, alpha: float) -> float:
         if not 0 <= alpha <= 1:
             raise PreservationError(f'alpha must lie between 0 and 1, not {alpha}')
-        times = max(self.groups - 1, 0) if self._grouped else 1
+        times = max(self.groups - 1, 0) if self.counts_others else min(self.groups, 1)
         return _within((1 - alpha) * self.strength * self._scale * times, torch.float64)
 
     def _matched(self, params: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

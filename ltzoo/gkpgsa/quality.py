@@ -94,7 +94,7 @@ class FeatureQuality:
         finite. If only one class is left, Dis is not defined and its quality is nan too.
         """
         quality = torch.full_like(self.counts, torch.nan)
-        seen = ((self.counts > 0) & self.squares.isfinite() & self.sums.isfinite().all(1)).nonzero()[:, 0]
+        seen = ((self.counts > 0) & self.squares.isfinite()).nonzero()[:, 0]
         if len(seen) < 2:
             return quality
         counts = self.counts[seen]

@@ -253,11 +253,25 @@ class GroupedSharpness:
         lengths, regulariser = report
         if self.settings.regulariser:
             gradient = gradient + self.settings.regulariser * regulariser * loss_scale * theta / theta.square().sum()
-        for p, g in zip(self.layout.parameters, self.layout.unflatten(gradient), strict=True):
-            p.grad = g.clone() if p.grad is None else p.grad + g
+        self._set_grad(gradient)
         self.steps += 1
         loss = perturbed_loss if loss is None else loss
         return StepReport(loss, perturbed_loss, lengths, gradient.norm() / loss_scale, regulariser)
+
+    def ordinary_step(
+        self,
+        losses: Losses,
+        pieces: Sequence[tuple[Views, Tensor]],
+        *,
+        loss_scale: Tensor | float = 1.0,
+        autocast: Callable[[], Any] | None = None,
+    ) -> StepReport:
+        """Put the gradient at the weights themselves into `grad`; arguments as for `step`."""
+        run = _Run(self, autocast, loss_scale, sum(len(labels) for _, labels in pieces))
+        loss, gradient = run.whole(losses, pieces, None)
+        self._set_grad(gradient)
+        nothing = torch.zeros(self.groups, device=gradient.device)
+        return StepReport(loss, loss, nothing, gradient.norm() / loss_scale, nothing.sum())
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -275,6 +289,10 @@ class GroupedSharpness:
         self.steps = state['steps']
         for name in ('global_average', 'group_averages', 'kept'):
             setattr(self, name, None if state[name] is None else state[name].to(device))
+
+    def _set_grad(self, gradient: Tensor) -> None:
+        for p, g in zip(self.layout.parameters, self.layout.unflatten(gradient), strict=True):
+            p.grad = g.clone() if p.grad is None else p.grad + g
 
     def _sorted(self, views: Views, labels: Tensor) -> tuple[Views, Tensor]:
         order = self.class_groups[labels].argsort(stable=True)
@@ -389,12 +407,15 @@ class _Run:
         ]
         return self._grouped(losses, pieces, weights, shared=False)
 
-    def whole(self, losses: Losses, pieces: Sequence[tuple[Views, Tensor]], theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Everything at the weights `theta`: the gradient (d,)."""
+    def whole(
+        self, losses: Losses, pieces: Sequence[tuple[Views, Tensor]], theta: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Everything at the weights `theta` (those of the module if None): the gradient (d,)."""
         layout = self.of.layout
-        mean = torch.zeros((), device=theta.device)
-        gradient = torch.zeros_like(theta)
-        with _weights(layout, theta):
+        device = layout.parameters[0].device
+        mean = torch.zeros((), device=device)
+        gradient = torch.zeros(sum(layout.sizes), device=device, dtype=layout.dtype)
+        with _as_is() if theta is None else _weights(layout, theta):
             for views, labels in pieces:
                 with self.context():
                     loss = losses(views, labels).sum() / self.total
@@ -418,7 +439,7 @@ class _Run:
             sizes = [*torch.bincount(of.class_groups[labels], minlength=of.groups).tolist(), 0]
             absent = torch.tensor([n == 0 for n in sizes], device=labels.device)
             class_slots = torch.where(absent[of.class_groups], of.groups, of.class_groups)
-            by_parameter = dict(zip(layout.parameters, weights, strict=True))
+            by_parameter: dict[Tensor, Sequence[Tensor]] = dict(zip(layout.parameters, weights, strict=True))
             with self.context(), GroupedWeights(by_parameter, sizes, class_slots, shared=shared) as mode:
                 values = losses(tuple(mode.mark(view) for view in views), labels)
                 loss = values.sum() / self.total

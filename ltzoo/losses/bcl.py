@@ -81,7 +81,7 @@ class BCL(nn.Module):
     """
 
     num_views = 3
-    log_prior: Tensor
+    logit_adjustment: Tensor
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class BCL(nn.Module):
         self.temperature = temperature
         self.feature_head = ProjectionMLP(features, hidden_dim, out_dim)
         self.prototype_head = ProjectionMLP(features, hidden_dim, out_dim)
-        self.register_buffer('log_prior', log_prior(class_counts), persistent=False)
+        self.register_buffer('logit_adjustment', log_prior(class_counts), persistent=False)
 
     def forward(self, model: Any, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
         """Return the losses of three views; of a first view alone, its cross-entropy term."""
@@ -108,7 +108,7 @@ class BCL(nn.Module):
         images = torch.stack(views, 1).flatten(0, 1)
         features = model.forward_head(model.forward_features(images), pre_logits=True)
         features = features.unflatten(0, (len(labels), len(views)))
-        logits = widen(model.get_classifier()(features[:, 0])) + self.log_prior
+        logits = widen(model.get_classifier()(features[:, 0])) + self.logit_adjustment
         loss = self.ce_weight * F.cross_entropy(logits, labels, reduction='none')
         if len(views) == 1:
             return loss

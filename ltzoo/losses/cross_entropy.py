@@ -36,6 +36,7 @@ class CrossEntropy(nn.Module):
     """Cross-entropy of the first and only view."""
 
     num_views = 1
+    logit_adjustment = None
 
     def __init__(self, model: nn.Module, class_counts: Tensor) -> None:
         super().__init__()
@@ -58,11 +59,11 @@ class LogitAdjusted(nn.Module):
     """
 
     num_views = 1
-    adjustment: Tensor
+    logit_adjustment: Tensor
 
     def __init__(self, model: nn.Module, class_counts: Tensor, tau: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer('adjustment', tau * log_prior(class_counts), persistent=False)
+        self.register_buffer('logit_adjustment', tau * log_prior(class_counts), persistent=False)
 
     def forward(self, model: nn.Module, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
-        return F.cross_entropy(widen(model(views[0])) + self.adjustment, labels, reduction='none')
+        return F.cross_entropy(widen(model(views[0])) + self.logit_adjustment, labels, reduction='none')

@@ -23,9 +23,11 @@ class Objective(Protocol):
 
     Attributes:
         num_views: how many views of every image it takes.
+        logit_adjustment: what it adds to the logits before cross-entropy, shape (C,); None for nothing.
     """
 
     num_views: int
+    logit_adjustment: Tensor | None
 
     def __call__(self, model: nn.Module, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
         """Return the loss of every sample, shape (B,), of views (B, 3, H, W) and labels (B,)."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from ltzoo.errors import LtzooError
-from ltzoo.models.lt_zoo import METHODS, ZOO
+from ltzoo.models.lt_zoo import ZOO
 
 __all__ = [
     'ModelArgumentError',
@@ -205,9 +205,7 @@ def _check_weights(name: str) -> None:
         raise NoWeightsError(f'{name} is an architecture without published weights: use pretrained=False')
     none_yet = f'no weights are published yet for {entry.name}.{entry.tag}'
     command = f'accelerate launch recipes/train.py {entry.recipe}'
-    if METHODS[entry.method].implemented:
-        raise NoWeightsError(f'{none_yet}; this makes them: {command}')
-    raise NoWeightsError(f'{none_yet}, and {entry.method} cannot be trained here yet; this will make them: {command}')
+    raise NoWeightsError(f'{none_yet}; this makes them: {command}')
 
 
 def _check_folder(folder: Path, pretrained: bool) -> None:

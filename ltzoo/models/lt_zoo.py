@@ -46,7 +46,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Method:
-    """A way of training: the head it leaves behind, its paper, whether `recipes/train.py` can do it yet.
+    """A way of training: the head it leaves behind, and its paper.
 
     Plain cross-entropy has no paper of its own; the architecture's stands in its place.
     """
@@ -54,7 +54,6 @@ class Method:
     head: Head
     paper: str | None = None
     paper_id: str | None = None
-    implemented: bool = True
 
 
 ARCHITECTURES = {
@@ -94,7 +93,6 @@ METHODS = {
         'cosine',
         'Reframing Long-Tailed Learning via Loss Landscape Geometry',
         'arXiv:2603.21217',
-        implemented=False,
     ),
 }
 

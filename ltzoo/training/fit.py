@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -18,13 +21,15 @@ from ltzoo.data import ArrayImages, Dataset, drop_unreadable, load_data, with_ho
 from ltzoo.data.loader import Batch, TrainLoader, train_loader
 from ltzoo.data.views import parse_views
 from ltzoo.evaluation import Scores, plot_accuracy, predict, score
+from ltzoo.evaluation.predict import image_batches
 from ltzoo.files import write_atomically
+from ltzoo.gkpgsa import GkpGsa
 from ltzoo.hub import export_model
 from ltzoo.losses import create_objective
 from ltzoo.models import create_model
 from ltzoo.training.checkpoint import CheckpointError, save_checkpoint
 from ltzoo.training.learner import Learner, create_optimizer, learning_rate_factor
-from ltzoo.training.loop import restore_rng, rng_states, train_one_epoch, train_step
+from ltzoo.training.loop import grouped_step, restore_rng, rng_states, train_one_epoch, train_step
 from ltzoo.training.plots import plot_curves
 from ltzoo.training.recipe import Recipe, RecipeError
 from ltzoo.training.run import RunFolder, describe_environment
@@ -109,6 +114,37 @@ def create_loader(recipe: Recipe, dataset: Dataset, learner: Learner, accelerato
     )
 
 
+def create_method(
+    recipe: Recipe, dataset: Dataset, learner: Learner, accelerator: Accelerator, folder: Path
+) -> GkpGsa | None:
+    """Create the method's state, if the recipe has one.
+
+    Raises:
+        RecipeError: if it cannot be combined with the rest of the recipe.
+    """
+    if recipe.method is None:
+        return None
+    if recipe.sync_batchnorm and recipe.method.sharpness is not None:
+        raise RecipeError('sync_batchnorm=true cannot be combined with method.sharpness: each process sees its own')
+    return GkpGsa(
+        learner,
+        learner.model,
+        torch.from_numpy(dataset.class_counts),
+        dataset.train.labels,
+        recipe.epochs,
+        recipe.method,
+        log_prior=getattr(learner.objective, 'logit_adjustment', None),
+        reduce=_sum_over_processes if accelerator.num_processes > 1 else None,
+        processes=accelerator.num_processes,
+        folder=folder,
+        seed=recipe.seed,
+    )
+
+
+def _sum_over_processes(x: Tensor) -> None:
+    torch.distributed.all_reduce(x)
+
+
 def describe_batch(recipe: Recipe) -> str:
     """Return the shapes of one batch and of what the model makes of it, without training."""
     accelerator = create_accelerator(recipe)
@@ -167,22 +203,23 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
     optimizer = create_optimizer(learner, recipe.optimizer)
     if recipe.compile:
         learner.compile()
+    method = create_method(recipe, dataset, learner, accelerator, folder.bank)
     prepared, optimizer = accelerator.prepare(learner, optimizer)
     set_seed(recipe.seed, device_specific=True)
 
-    first_epoch, seconds = _restore(folder, recipe, accelerator, learner, optimizer, ema)
+    first_epoch, seconds = _restore(folder, recipe, accelerator, learner, optimizer, ema, method)
     if recipe.trackers:
         accelerator.init_trackers('ltzoo', config={'recipe': recipe.to_yaml()})
 
     def step(batch: Batch) -> Tensor:
-        loss = train_step(
-            prepared,
-            optimizer,
-            batch,
-            accelerator,
-            accumulation=recipe.accumulation,
-            clip_grad_norm=recipe.optimizer.clip_grad_norm,
-        )
+        options: dict[str, Any] = {
+            'accumulation': recipe.accumulation,
+            'clip_grad_norm': recipe.optimizer.clip_grad_norm,
+        }
+        if method is None:
+            loss = train_step(prepared, optimizer, batch, accelerator, **options)
+        else:
+            loss = grouped_step(method, learner, optimizer, batch, accelerator, **options)
         if ema is not None:
             ema.update(learner.model)
         return loss
@@ -193,6 +230,8 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
         for group in optimizer.param_groups:
             group['lr'] = rate
         learner.train()
+        if method is not None:
+            method.start_epoch(epoch)
         log = train_one_epoch(
             step,
             loader,
@@ -205,6 +244,8 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
         )
         seconds += log.seconds
         line = {'epoch': epoch, 'lr': rate, **asdict(log)}
+        if method is not None:
+            line['method'] = method.end_epoch(epoch, lambda indices: _samples(dataset, indices, recipe, accelerator))
         every = recipe.evaluation.every_epochs
         if every and (epoch + 1) % every == 0:
             scores = measure(measured, dataset, recipe, accelerator)
@@ -214,7 +255,7 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
         if accelerator.is_main_process:
             folder.append_log(line)
         if (epoch + 1) % recipe.checkpoint_every == 0 or epoch + 1 == recipe.epochs:
-            _save(folder, accelerator, learner, optimizer, ema, epoch + 1, seconds)
+            _save(folder, accelerator, learner, optimizer, ema, method, epoch + 1, seconds)
 
     scores = measure(measured, dataset, recipe, accelerator)
     results = _results(recipe, dataset, scores, learner, folder, seconds)
@@ -250,6 +291,19 @@ def measure(model: nn.Module, dataset: Dataset, recipe: Recipe, accelerator: Acc
     )
 
 
+def _samples(
+    dataset: Dataset, indices: np.ndarray, recipe: Recipe, accelerator: Accelerator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield training images as evaluation would see them, with their labels."""
+    part, size = dataset.train.select(indices), recipe.evaluation.batch_size
+    images = image_batches(
+        part, dataset.mean, dataset.std, _image_size(recipe, dataset), recipe.evaluation.crop_pct, size,
+        accelerator.device, recipe.workers,
+    )  # fmt: skip
+    labels = torch.from_numpy(part.labels).to(accelerator.device).split(size)
+    yield from zip(images, labels, strict=True)
+
+
 def _image_size(recipe: Recipe, dataset: Dataset) -> int:
     """Return the side of the first view's images: what the model was trained for is what it is tested at."""
     height, width = dataset.image_size, dataset.image_size
@@ -264,6 +318,7 @@ def _save(
     learner: Learner,
     optimizer: Any,
     ema: ModelEmaV3 | None,
+    method: GkpGsa | None,
     epoch: int,
     seconds: float,
 ) -> None:
@@ -274,6 +329,7 @@ def _save(
         'optimizer': optimizer.state_dict(),
         'scaler': None if accelerator.scaler is None else accelerator.scaler.state_dict(),
         'ema': None if ema is None else ema.state_dict(),
+        'method': None if method is None else method.state_dict(),
         'rng': rng_states(accelerator.device),
     }
     if accelerator.is_main_process:
@@ -288,6 +344,7 @@ def _restore(
     learner: Learner,
     optimizer: Any,
     ema: ModelEmaV3 | None,
+    method: GkpGsa | None,
 ) -> tuple[int, float]:
     """Start the run folder or continue from it; return the first epoch to train and the seconds spent so far."""
     with accelerator.main_process_first():
@@ -301,6 +358,8 @@ def _restore(
         optimizer.load_state_dict(state['optimizer'])
         if ema is not None:
             ema.load_state_dict(state['ema'])
+        if method is not None:
+            method.load_state_dict(state['method'])
     except (RuntimeError, KeyError, ValueError) as error:
         reason = ' '.join(str(error).split())[:300]
         raise CheckpointError(f'{folder.checkpoint} is not of this model and optimiser: {reason}') from error
@@ -357,6 +416,7 @@ def _finish(folder: RunFolder, model: nn.Module, recipe: Recipe, dataset: Datase
     plot_curves(folder.read_log(), folder.path / 'curves.png')
     plot_accuracy(results, folder.path / 'accuracy.png', recipe.evaluation.many_above, recipe.evaluation.few_below)
     write_atomically(folder.results, json.dumps(results, indent=2) + '\n')
+    shutil.rmtree(folder.bank, ignore_errors=True)
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:

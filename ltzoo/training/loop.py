@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from ltzoo.data.loader import Batch, TrainLoader
 from ltzoo.errors import LtzooError
+from ltzoo.gkpgsa import GkpGsa
 
-__all__ = ['DivergedError', 'EpochLog', 'train_one_epoch', 'train_step']
+__all__ = ['DivergedError', 'EpochLog', 'grouped_step', 'train_one_epoch', 'train_step']
 
 # How often the host looks at the loss; in between, the device is never waited for.
 LOOK_EVERY = 50
@@ -71,6 +72,40 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad()
     return total
+
+
+def grouped_step(
+    method: GkpGsa,
+    learner: nn.Module,
+    optimizer: Any,
+    batch: Batch,
+    accelerator: Accelerator,
+    *,
+    accumulation: int = 1,
+    clip_grad_norm: float | None = None,
+) -> Tensor:
+    """Take one step of GKP/GSA on the mean loss of a batch; arguments and result as for `train_step`.
+
+    Args:
+        learner: as it was before it was wrapped for several processes: the method reduces gradients itself.
+    """
+    pieces = list(
+        zip(
+            zip(*(view.chunk(accumulation) for view in batch.views), strict=True),
+            batch.labels.chunk(accumulation),
+            strict=True,
+        )
+    )
+    scale = (
+        1.0 if accelerator.scaler is None else accelerator.scaler.scale(batch.labels.new_ones((), dtype=torch.float))
+    )
+    report = method.step(learner.forward, pieces, loss_scale=scale, autocast=accelerator.autocast)
+    if clip_grad_norm is not None:
+        accelerator.clip_grad_norm_(learner.parameters(), clip_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    method.after_step(optimizer.param_groups[0]['lr'])
+    return report.loss
 
 
 def train_one_epoch(

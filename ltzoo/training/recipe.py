@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ltzoo.errors import LtzooError
+from ltzoo.gkpgsa import GkpGsaSettings
 
 __all__ = ['Recipe', 'RecipeError', 'load_recipe']
 
@@ -101,6 +103,7 @@ class Recipe(_Part):
     views: str | list[list[str | dict[str, Any]]]
     optimizer: OptimizerPart
     schedule: SchedulePart = SchedulePart()
+    method: GkpGsaSettings | None = Field(None, description='grouped knowledge preservation and sharpness')
     evaluation: EvaluationPart = EvaluationPart()
 
     epochs: int = Field(ge=1)
@@ -183,17 +186,25 @@ def _first_line(error: Exception) -> str:
     return ' '.join(str(error).split())
 
 
+def _fields(part: Any) -> dict[str, Any]:
+    """Return the keys of a part of the recipe with their types; those of `X | None` are X's."""
+    part = next((option for option in get_args(part) if option is not type(None)), part)
+    if dataclasses.is_dataclass(part) and isinstance(part, type):
+        return get_type_hints(part)
+    return {name: field.annotation for name, field in part.model_fields.items()}
+
+
 def _explain(error: ValidationError) -> str:
     """Turn pydantic's first finding into one sentence with the nearest valid key."""
     first = error.errors()[0]
     location = [str(part) for part in first['loc']]
     key = '.'.join(location)
-    if first['type'] == 'extra_forbidden':
+    if first['type'] in ('extra_forbidden', 'unexpected_keyword_argument'):
         part: Any = Recipe
         for name in location[:-1]:
-            part = part.model_fields[name].annotation
-        near = difflib.get_close_matches(location[-1], part.model_fields, n=1, cutoff=0.4)
-        known = f'did you mean {near[0]}?' if near else f'valid here: {", ".join(part.model_fields)}'
+            part = _fields(part)[name]
+        near = difflib.get_close_matches(location[-1], _fields(part), n=1, cutoff=0.4)
+        known = f'did you mean {near[0]}?' if near else f'valid here: {", ".join(_fields(part))}'
         return f'there is no key {key}; {known}'
     if first['type'] == 'missing':
         return f'the key {key} is missing'

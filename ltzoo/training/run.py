@@ -4,6 +4,7 @@ recipe.yaml       everything that decided the run
 environment.json  versions, device, processes, commit
 log.jsonl         one line for every epoch
 checkpoint.pt     the last epoch, to continue from
+bank/             while a run with method.snapshots=disk goes on: its snapshots
 results.json      the final scores
 model/            the exported model: `ltzoo.create_model('local-dir:RUN/model', pretrained=True)`
 curves.png, accuracy.png
@@ -39,6 +40,7 @@ class RunFolder:
         self.checkpoint = path / 'checkpoint.pt'
         self.results = path / 'results.json'
         self.model = path / 'model'
+        self.bank = path / 'bank'
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a folder that holds something else, another recipe, or a run that was not asked to be continued.
@@ -84,6 +86,7 @@ class RunFolder:
         if state is None:
             self.results.unlink(missing_ok=True)
             shutil.rmtree(self.model, ignore_errors=True)
+            shutil.rmtree(self.bank, ignore_errors=True)
 
     def read_log(self) -> list[dict[str, Any]]:
         """Return the log's whole lines; a last one cut off by a crash is left out."""

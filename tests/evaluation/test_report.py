@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +81,21 @@ def test_the_plot_has_a_point_for_every_tested_class(
     points = {tuple(point) for group in axes.collections for point in getattr(group, 'get_offsets', list)()}
     assert {(counts[0], 100.0), (counts[1], 50.0), (counts[2], 100.0)} <= points
     assert axes.get_xlim()[0] <= min(counts[:3]), 'a class is drawn outside the axes'
+
+
+def test_a_plot_that_cannot_be_written_leaves_the_earlier_one(
+    results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip('matplotlib')
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    (tmp_path / 'plot.png').write_bytes(b'earlier')
+    with monkeypatch.context() as patch, pytest.raises(OSError, match='No space left'):
+        patch.setattr(os, 'fsync', full)
+        plot_accuracy(results, tmp_path / 'plot.png')
+    with pytest.raises(ValueError, match="'xyz' is not supported"):
+        plot_accuracy(results, tmp_path / 'plot.xyz')
+    assert (tmp_path / 'plot.png').read_bytes() == b'earlier'
+    assert os.listdir(tmp_path) == ['plot.png']

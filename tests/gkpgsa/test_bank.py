@@ -169,17 +169,14 @@ def test_a_resumed_bank_equals_an_uninterrupted_one(make_store: Callable[[], Sna
 
 
 def test_a_crash_while_a_checkpoint_is_written_loses_nothing(tmp_path: Path) -> None:
-    """At any time the last state that was safely written can be loaded, whether or not a newer one was taken."""
-    table = qualities(30)
+    """Training goes on while a state is being written: until it is, the state before it must be loadable."""
     bank = MemoryBank(CLASSES, DiskStore(tmp_path))
-    written = None
-    for epoch, quality in enumerate(table):
+    written: dict[str, Any] = bank.state_dict()
+    taken = written
+    for epoch, quality in enumerate(qualities(30)):
         bank.update(epoch, quality, parameters(epoch))
-        taken = bank.state_dict()
-        if written is not None:
-            for number in written['best_epoch'][written['best_epoch'] >= 0].tolist():
-                assert DiskStore(tmp_path).get(number)['bn.bias'].equal(parameters(number)['bn.bias'])
-        written = taken
+        assert set(written['best_epoch'].tolist()) - {-1} <= set(files(tmp_path))
+        written, taken = taken, bank.state_dict()
         # Freed files wait for two newer states, not for ever.
         assert len(files(tmp_path)) <= 3 * len(bank.epochs)
     bank.state_dict()

@@ -167,7 +167,9 @@ def test_training_with_a_huge_strength_stays_at_the_centre() -> None:
 
 def test_one_group_has_no_other_to_preserve() -> None:
     anchors, fishers = make_groups(1)
-    for preservation in (KnowledgePreservation(anchors, fishers), KnowledgePreservation()):
+    unfilled = KnowledgePreservation()
+    unfilled.counts_others = False
+    for preservation in (KnowledgePreservation(anchors, fishers), KnowledgePreservation(), unfilled):
         params = randoms(99)
         assert preservation.penalty(params) == 0
         assert all((value == 0).all() for value in preservation.gradient(params).values())

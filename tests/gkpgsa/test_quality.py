@@ -88,6 +88,16 @@ def test_centroids_that_nearly_coincide_are_told_apart() -> None:
     np.testing.assert_allclose(quality[2], 1.0, rtol=1e-6)
 
 
+def test_the_nearest_of_many_is_found_far_from_the_origin() -> None:
+    """Gaps of 1e-3 at a distance of 4e5: as inner products of uncentred centroids they are below rounding."""
+    gaps = 1e-3 * torch.randperm(40, generator=torch.Generator().manual_seed(0)).double().add(1)
+    features = torch.full((41, 16), 1e5, dtype=torch.float64)
+    features[1:, 3] += gaps.cumsum(0)
+    quality = feature_quality(features, torch.arange(41), 41, beta=0.0)
+    expected = torch.cat([gaps[:1], gaps[:-1].minimum(gaps[1:]), gaps[-1:]])
+    torch.testing.assert_close(quality, expected, rtol=1e-6, atol=0)
+
+
 def test_half_precision_features_are_summed_in_float64() -> None:
     features, labels = long_tailed(5, 6)
     half = features.bfloat16()

@@ -294,7 +294,8 @@ def test_nothing_of_a_perturbation_stays(settings: dict[str, Any]) -> None:
     # One update of the running statistics. Where no pass sees all views at the weights themselves, the perturbed one.
     exact = settings.get('ascent_views') != 'first'
     for (name, b), expected in zip(learner.named_buffers(), plain.buffers(), strict=True):
-        torch.testing.assert_close(b, expected, **({'rtol': 1e-9, 'atol': 1e-11} if exact else {'rtol': 0.5, 'atol': 0.1}), msg=name)  # fmt: skip
+        tolerance = {'rtol': 1e-9, 'atol': 1e-11} if exact else {'rtol': 0.5, 'atol': 0.1}
+        torch.testing.assert_close(b, expected, **tolerance, msg=name)
 
 
 def test_state_goes_on_where_it_was() -> None:

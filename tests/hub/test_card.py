@@ -72,11 +72,13 @@ def test_every_number_is_one_that_was_given(lt: dict[str, Any], tmp_path: Path) 
         text = text.replace(known, '')
     prose = BLOCK.sub('', text)
     assert sorted(re.findall(r'\d(?:[\d,.]*\d)?', prose)) == sorted(
-        ['71.24', '80.50', '33.33', '61.00', '4.45', '2,345']
-        # classes, largest and smallest count, sum
-        + ['5', '1234', '5', '2,096']
-        # epochs, batch size, seed, thresholds
-        + ['37', '48', '8', '106', '21']
+        [
+            *('71.24', '80.50', '33.33', '61.00', '4.45', '2,345'),
+            # classes, largest and smallest count, sum
+            *('5', '1234', '5', '2,096'),
+            # epochs, batch size, seed, thresholds
+            *('37', '48', '8', '106', '21'),
+        ]
     )
     assert '| Medium-shot | none |' in prose
     assert '| Few-shot | 33.33 |' in prose

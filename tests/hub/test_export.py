@@ -206,11 +206,11 @@ def test_a_full_disk(train: Train, lt: dict[str, Any], tmp_path: Path, file_size
     export(model, tmp_path / 'old', lt)
     before = contents(tmp_path / 'old')
     file_size_limit(len(before['model.safetensors']) // 2)
-    with pytest.raises(ExportError, match='out cannot be written: .*File too large'):
+    with pytest.raises(ExportError, match=r'out cannot be written: .*File too large'):
         export(model, tmp_path / 'out', lt)
-    with pytest.raises(ExportError, match='out cannot be written: .*File too large'):
+    with pytest.raises(ExportError, match=r'out cannot be written: .*File too large'):
         copy_export(tmp_path / 'old', tmp_path / 'out')
-    with pytest.raises(ExportError, match='old cannot be written: .*File too large'):
+    with pytest.raises(ExportError, match=r'old cannot be written: .*File too large'):
         export(model, tmp_path / 'old', lt, force=True)
     assert contents(tmp_path / 'old') == before
     assert os.listdir(tmp_path) == ['old']

@@ -12,7 +12,7 @@ from torch import nn
 import ltzoo
 from ltzoo.data.sources import cifar, inat18
 from ltzoo.models import CosineLinear
-from ltzoo.models.lt_zoo import METHODS, ZOO
+from ltzoo.models.lt_zoo import ZOO
 from ltzoo.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +85,7 @@ def test_every_entry_has_licence_paper_and_layer_names() -> None:
         assert (cfg.first_conv, cfg.classifier) == ('conv1', 'fc')
 
 
-@pytest.mark.parametrize('name', [n for n, entry in ZOO.items() if METHODS[entry.method].implemented])
+@pytest.mark.parametrize('name', list(ZOO))
 def test_the_recipe_named_trains_this_model_on_this_data(name: str) -> None:
     recipe = load_recipe(ROOT / ZOO[name].recipe)
     assert recipe.data.name == ZOO[name].tag

@@ -54,7 +54,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def file_size_limit() -> Iterator[Callable[[int | None], None]]:
-    """Return a function that lets no file grow beyond so many bytes, or lifts that: a full disk, without filling one."""
+    """Return a function that lets no file grow beyond so many bytes, or lifts that: a full disk without filling one."""
     resource = pytest.importorskip('resource')
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -164,7 +164,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (['evaluation.splitt=test'], 'there is no key evaluation.splitt; did you mean split?'),
         (['epochs=many'], "epochs: 'many' input should be a valid integer"),
         (['optimizer.lr=-1'], 'optimizer.lr: -1 input should be greater than 0'),
-        (['data=digits_lt'], 'data'),
+        (['data=digits_lt'], "data: 'digits_lt' input should be a valid dictionary"),
         (['resume=always'], "resume: 'always' input should be 'auto' or 'never'"),
         (['epochs'], "'epochs' is not of the form key=value"),
         (['evaluation.every_epochs=1'], 'the test set is touched once'),
@@ -246,11 +246,11 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[st
         # Where the tests run in the background, a shell has them ignore it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not (run / 'checkpoint.pt').exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=600)
     return run, overrides, subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 

@@ -173,7 +173,7 @@ def broken(digits_run: Path, tmp_path: Path) -> Path:
     ('model', 'options', 'message'),
     [
         ('{run}', ['--data', 'digitz_lt'], "no data set is called 'digitz_lt'; did you mean digits?"),
-        ('{run}', ['--data', 'digits_lt_r'], 'digits_lt_r'),
+        ('{run}', ['--data', 'digits_lt_r'], "no data set is called 'digits_lt_r'"),
         ('{run}', ['--data', 'folder:{tmp}/nowhere'], '{tmp}/nowhere is not a folder'),
         ('resnet32_cifr', ['--data', 'digits_lt'], 'the nearest are resnet32_cifar'),
         ('resnet18', ['--data', 'digits_lt'], "timm's is timm/resnet18"),

@@ -56,7 +56,20 @@ def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_module, '_save', save_and_stop)
 
 
-@pytest.mark.parametrize('options', [(), ('ema_decay=0.9', 'accumulation=2', 'optimizer.name=adamw')])
+GKPGSA = (
+    'method.groups=2', 'method.first_grouping=1', 'method.regroup_every=1', 'method.preservation.samples_per_group=8',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        (),
+        ('ema_decay=0.9', 'accumulation=2', 'optimizer.name=adamw'),
+        (*GKPGSA, 'accumulation=2'),
+        (*GKPGSA, 'method.snapshots=disk', 'method.sharpness.global_gradient=ema', 'method.sharpness.mode=combined'),
+    ],
+)
 def test_resumed_equals_uninterrupted_bit_for_bit(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
@@ -102,9 +115,12 @@ def test_a_killed_run_continues(small_recipe: Path, make_recipe: MakeRecipe, tmp
     assert_equal_runs(tmp_path / 'whole', tmp_path / 'killed')
 
 
-def test_two_processes_give_the_model_of_one(small_recipe: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize('method', [(), GKPGSA])
+def test_two_processes_give_the_model_of_one(
+    small_recipe: Path, make_recipe: MakeRecipe, tmp_path: Path, method: tuple[str, ...]
+) -> None:
     # Without dropout: its masks come from each process's own generator.
-    overrides = ['model.proj_drop_rate=0', 'accumulation=2', 'optimizer.clip_grad_norm=1']
+    overrides = ['model.proj_drop_rate=0', 'accumulation=2', 'optimizer.clip_grad_norm=1', *method]
     fit(make_recipe(*overrides), tmp_path / 'one', progress=False)
     launch = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '0']
     done = subprocess.run(

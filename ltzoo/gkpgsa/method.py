@@ -1,0 +1,372 @@
+"""GKP and GSA as one method that a training loop calls: Eq. 1 to 20 in their order.
+
+Per step: the gradient at weights perturbed group by group (GSA), then, after the optimiser, the pull towards the
+groups' anchors (GKP). Per epoch: feature quality, memory bank and, when it is due, groups, anchors and Fisher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ltzoo.errors import LtzooError
+from ltzoo.gkpgsa.affinity import GramMatrix, parameter_affinity
+from ltzoo.gkpgsa.bank import DiskStore, HostStore, MemoryBank, SnapshotStore
+from ltzoo.gkpgsa.fisher import FisherKind, diagonal_fisher, group_sample_indices
+from ltzoo.gkpgsa.grouping import group_anchors, group_classes
+from ltzoo.gkpgsa.preservation import KnowledgePreservation, Normalisation
+from ltzoo.gkpgsa.quality import FeatureQuality
+from ltzoo.gkpgsa.schedule import alpha_schedule
+from ltzoo.gkpgsa.sharpness import GroupedSharpness, Losses, Reduce, SharpnessSettings, StepReport, Views
+
+__all__ = ['GkpGsa', 'GkpGsaError', 'GkpGsaSettings', 'PreservationSettings']
+
+# Takes indices of training samples; gives their images, as for evaluation, and labels, in batches.
+Samples = Callable[[np.ndarray], Iterable[tuple[Tensor, Tensor]]]
+
+
+class GkpGsaError(LtzooError, ValueError):
+    """Settings of the method that contradict each other."""
+
+
+@dataclass(frozen=True)
+class PreservationSettings:
+    """Knowledge preservation, GKP.
+
+    Args:
+        strength: lambda.
+        form: `proximal`, an exact step on the penalty after the optimiser's; `gradient`, the penalty's gradient added
+            to the loss's (Eq. 16 as written), which diverges where learning rate x lambda x Fisher exceeds 2.
+        fisher: see `diagonal_fisher`.
+        size: what the mean Fisher is divided by once more: nothing, or the group's samples or classes.
+        normalisation: see `KnowledgePreservation`.
+        samples_per_group: on which a group's Fisher is taken.
+        chunk_size: samples whose gradients are in memory at once.
+        grouped: False holds all classes to the mean of their anchors, as elastic weight consolidation would (Eq. 4).
+    """
+
+    strength: float = 100.0
+    form: Literal['proximal', 'gradient'] = 'proximal'
+    fisher: FisherKind = 'empirical'
+    size: Literal['none', 'samples', 'classes'] = 'none'
+    normalisation: Normalisation = 'none'
+    samples_per_group: int = 256
+    chunk_size: int = 32
+    grouped: bool = True
+
+
+@dataclass(frozen=True)
+class GkpGsaSettings:
+    """The whole method.
+
+    Args:
+        groups: G.
+        group_by: `bank` (Eq. 2); `frequency`, as many classes in each, by training samples; `class`, one for each
+            (CC-SAM); `none`, one for all (SAM).
+        affinity: `gaussian` or `cosine`, see `parameter_affinity`.
+        beta: of feature quality, Eq. 19.
+        first_grouping: epochs before the first groups of the bank; until then training is the base method's.
+        regroup_every: epochs between groupings.
+        snapshots: where the bank keeps them: `memory` (and every checkpoint), or `disk` for large networks.
+        snapshot_dtype: `fp32`, or `bf16` for half the space.
+        sharpness: None leaves GSA out.
+        preservation: None leaves GKP out.
+        alpha_start, alpha_end: Eq. 20; `None` for both leaves the loss's gradient and the penalty unweighted.
+    """
+
+    groups: int = 4
+    group_by: Literal['bank', 'frequency', 'class', 'none'] = 'bank'
+    affinity: str = 'gaussian'
+    beta: float = 0.5
+    first_grouping: int = 5
+    regroup_every: int = 5
+    snapshots: Literal['memory', 'disk'] = 'memory'
+    snapshot_dtype: Literal['fp32', 'bf16'] = 'fp32'
+    sharpness: SharpnessSettings | None = field(default_factory=SharpnessSettings)
+    preservation: PreservationSettings | None = field(default_factory=PreservationSettings)
+    alpha_start: float | None = 0.95
+    alpha_end: float | None = 0.6
+
+    def __post_init__(self) -> None:
+        if self.group_by not in ('bank', 'frequency', 'class', 'none'):
+            raise GkpGsaError(f'group_by: {self.group_by!r} does not exist; known: bank, frequency, class, none')
+        for name in ('groups', 'first_grouping', 'regroup_every'):
+            if getattr(self, name) < 1:
+                raise GkpGsaError(f'{name} must be 1 or more, not {getattr(self, name)}')
+        if self.group_by == 'bank' and self.sharpness is not None and self.sharpness.radius_by_group is not None:
+            raise GkpGsaError('radius_by_group needs groups that stay as they are: group_by frequency or class')
+        if (self.alpha_start is None) != (self.alpha_end is None):
+            raise GkpGsaError('alpha_start and alpha_end are given both or not at all')
+
+
+class GkpGsa:
+    """The method's state and its part of every step and epoch.
+
+    Args:
+        module: everything that is trained: the model and what the objective adds to it.
+        model: the classifier within it; `forward_head` hands its features to `get_classifier()`.
+        class_counts: training samples of every class, int64, shape (C,).
+        labels: class of every training sample, int64, shape (N,).
+        epochs: of the whole training, T of Eq. 20.
+        settings: see `GkpGsaSettings`.
+        log_prior: what the objective adds to the logits, shape (C,), for the Fisher; None for nothing.
+        folder: of the bank's snapshots, if they are kept on disk.
+        reduce, processes: as for `GroupedSharpness`.
+        seed: of the grouping and the Fisher's samples.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        model: Any,
+        class_counts: Tensor,
+        labels: np.ndarray,
+        epochs: int,
+        settings: GkpGsaSettings,
+        *,
+        log_prior: Tensor | None = None,
+        folder: Path | None = None,
+        reduce: Reduce | None = None,
+        processes: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.module, self.model, self.settings = module, model, settings
+        self.class_counts, self.labels, self.epochs, self.seed = class_counts.cpu(), labels, epochs, seed
+        self.log_prior = log_prior
+        classifier = {id(p) for p in model.get_classifier().parameters()}
+        self.encoder: dict[str, Tensor] = {
+            name: p for name, p in model.named_parameters() if id(p) not in classifier and p.requires_grad
+        }
+        self.bank = MemoryBank(len(class_counts), _store(settings, folder))
+        self.gram = GramMatrix()
+        self.preservation: KnowledgePreservation | None = None
+        # Eq. 13 does not enter before there are groups; one for all stands in.
+        self.class_groups = torch.zeros(len(class_counts), dtype=torch.int64)
+        self.sharpness = GroupedSharpness(
+            module,
+            self.class_groups,
+            self.class_counts.sum()[None],
+            None,
+            reduce=reduce,
+            processes=processes,
+        )
+        self.sharpness.settings = settings.sharpness or SharpnessSettings()
+        self.grouped = False
+        if settings.group_by != 'bank':
+            self._set_groups(self._fixed_groups())
+        self.quality: FeatureQuality | None = None
+        self.alpha = 1.0
+        self._captured: list[Tensor] = []
+        self._grad_norm: Tensor | None = None
+        self._lengths: list[Tensor] = []
+
+    @property
+    def sharp(self) -> bool:
+        """Whether steps are taken at perturbed weights by now."""
+        return self.settings.sharpness is not None and self.grouped
+
+    @property
+    def needs_bank(self) -> bool:
+        return self.settings.group_by == 'bank' or self.settings.preservation is not None
+
+    def start_epoch(self, epoch: int) -> None:
+        """Call before the first step of an epoch, counted from 0."""
+        if self.settings.alpha_start is not None and self.settings.alpha_end is not None:
+            self.alpha = alpha_schedule(epoch, self.epochs, self.settings.alpha_start, self.settings.alpha_end)
+        self._lengths = []
+        if self.quality is not None:
+            self.quality.reset()
+
+    def step(
+        self,
+        losses: Losses,
+        pieces: Sequence[tuple[Views, Tensor]],
+        *,
+        loss_scale: Tensor | float = 1.0,
+        autocast: Callable[[], Any] | None = None,
+    ) -> StepReport:
+        """Put the gradient into the parameters' `grad`; the optimiser's step comes next, then `after_step`.
+
+        Args: as for `GroupedSharpness.step`.
+        """
+        left = len(pieces)
+
+        def observed(views: Views, labels: Tensor) -> Tensor:
+            nonlocal left
+            values = losses(views, labels)
+            # The features of the first pass only; the classifier sees those of one view.
+            if left and self._captured:
+                self._observe(self._captured[-1], labels)
+            left = max(left - 1, 0)
+            self._captured.clear()
+            return values
+
+        hook = self.model.get_classifier().register_forward_pre_hook(self._capture) if self.needs_bank else None
+        try:
+            take = self.sharpness.step if self.sharp else self.sharpness.ordinary_step
+            report = take(observed, pieces, loss_scale=loss_scale, autocast=autocast)
+        finally:
+            if hook is not None:
+                hook.remove()
+        weight = self.alpha if self._weighted else 1.0
+        with torch.no_grad():
+            for p in self.sharpness.layout.parameters:
+                if p.grad is not None and weight != 1.0:
+                    p.grad *= weight
+            if self.preservation is not None and self._form == 'gradient':
+                scale = loss_scale if isinstance(loss_scale, float) else loss_scale.to(report.loss.dtype)
+                for name, gradient in self.preservation.gradient(self.encoder, 1 - self._penalty_weight).items():
+                    grad = self.encoder[name].grad
+                    self.encoder[name].grad = gradient * scale if grad is None else grad + gradient * scale
+        self._grad_norm = report.grad_norm * weight
+        self._lengths.append(report.length)
+        return report
+
+    def after_step(self, learning_rate: float) -> None:
+        """Call after every step of the optimiser, with its learning rate."""
+        if self.preservation is not None and self._form == 'proximal':
+            self.preservation.proximal_step(self.encoder, learning_rate * self._penalty_weight)
+
+    def end_epoch(self, epoch: int, samples: Samples) -> dict[str, Any]:
+        """Update bank, groups, anchors and Fisher; return what belongs in the log.
+
+        Args:
+            epoch: counted from 0.
+            samples: see `Samples`.
+        """
+        log: dict[str, Any] = {'alpha': self.alpha}
+        if self._lengths:
+            log['perturbation'] = torch.stack(self._lengths).mean(0).tolist()
+        if self.preservation is not None and self._grad_norm is not None:
+            pull = self.preservation.gradient(self.encoder, 1 - self._penalty_weight)
+            norm = torch.stack([g.double().norm() for g in pull.values()]).norm()
+            log['penalty'] = self.preservation.penalty(self.encoder, 1 - self._penalty_weight).item()
+            log['penalty_to_loss_gradient'] = float(norm / self._grad_norm)
+        if not self.needs_bank or self.quality is None:
+            return log
+        self.quality.all_reduce()
+        won = self.bank.update(epoch, self.quality.compute(), self.encoder)
+        self.gram.update(self.bank.epochs, self.bank.snapshot)
+        log.update(best_now=int(won.sum()), snapshots=len(self.bank.epochs))
+        since = epoch + 1 - self.settings.first_grouping
+        if since >= 0 and since % self.settings.regroup_every == 0:
+            log.update(self._regroup(samples))
+        return log
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            'bank': self.bank.state_dict(),
+            'gram': self.gram.state_dict(),
+            'class_groups': self.class_groups,
+            'grouped': self.grouped,
+            'sharpness': self.sharpness.state_dict(),
+            'preservation': None if self.preservation is None else self.preservation.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.bank.load_state_dict(state['bank'])
+        self.gram.load_state_dict(state['gram'])
+        self.class_groups, self.grouped = state['class_groups'], state['grouped']
+        self.sharpness.load_state_dict(state['sharpness'])
+        if state['preservation'] is not None and self.settings.preservation is not None:
+            self.preservation = self._empty_preservation(self.settings.preservation)
+            self.preservation.load_state_dict(state['preservation'])
+            self.preservation.to(next(iter(self.encoder.values())).device)
+
+    @property
+    def _weighted(self) -> bool:
+        return self.settings.alpha_start is not None and self.preservation is not None
+
+    @property
+    def _penalty_weight(self) -> float:
+        return 1 - self.alpha if self._weighted else 1.0
+
+    @property
+    def _form(self) -> str:
+        assert self.settings.preservation is not None
+        return self.settings.preservation.form
+
+    def _capture(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._captured.append(inputs[0].detach())
+
+    def _observe(self, features: Tensor, labels: Tensor) -> None:
+        if self.quality is None:
+            self.quality = FeatureQuality(
+                len(self.class_counts), features.shape[1], self.settings.beta, features.device
+            )
+        self.quality.update(features, labels)
+
+    def _fixed_groups(self) -> Tensor:
+        classes = len(self.class_counts)
+        if self.settings.group_by == 'class':
+            return torch.arange(classes)
+        groups = torch.zeros(classes, dtype=torch.int64)
+        if self.settings.group_by == 'frequency':
+            order = self.class_counts.argsort(descending=True, stable=True)
+            for group, members in enumerate(order.tensor_split(min(self.settings.groups, classes))):
+                groups[members] = group
+        return groups
+
+    def _set_groups(self, class_groups: Tensor) -> bool:
+        """Take groups into use; return whether they changed."""
+        if self.grouped and torch.equal(class_groups, self.class_groups):
+            return False
+        self.class_groups = class_groups
+        samples = torch.bincount(class_groups, weights=self.class_counts.double()).long()
+        self.sharpness.set_groups(class_groups, samples)
+        self.grouped = True
+        return True
+
+    def _regroup(self, samples: Samples) -> dict[str, Any]:
+        if self.settings.group_by == 'bank':
+            affinity = parameter_affinity(self.gram, self.settings.affinity)
+            before = self.class_groups
+            groups = group_classes(self.bank, affinity, self.settings.groups, self.seed)
+            self._set_groups(groups)
+            moved = int((before != groups).sum())
+        else:
+            moved = 0
+        sizes = torch.bincount(self.class_groups).tolist()
+        if self.settings.preservation is not None:
+            self.preservation = self._new_preservation(self.settings.preservation, samples)
+        return {'group_sizes': sizes, 'classes_moved': moved}
+
+    def _empty_preservation(self, part: PreservationSettings) -> KnowledgePreservation:
+        empty = KnowledgePreservation(strength=part.strength, normalisation=part.normalisation)
+        empty.counts_others = part.grouped
+        return empty
+
+    def _new_preservation(self, part: PreservationSettings, samples: Samples) -> KnowledgePreservation:
+        groups = self.class_groups if part.grouped else torch.zeros_like(self.class_groups)
+        device = next(iter(self.encoder.values())).device
+        preservation = self._empty_preservation(part)
+        drawn = group_sample_indices(self.labels, groups.numpy(), part.samples_per_group, self.seed)
+        sizes = {
+            'samples': torch.bincount(groups, weights=self.class_counts.double()).tolist(),
+            'classes': torch.bincount(groups).tolist(),
+        }.get(part.size)
+        generator = torch.Generator().manual_seed(self.seed)
+        for g, (anchor, indices) in enumerate(zip(group_anchors(self.bank, groups), drawn, strict=True)):
+            if not len(indices):
+                continue
+            fisher = diagonal_fisher(
+                self.model, anchor, samples(indices), part.fisher,
+                chunk_size=part.chunk_size, log_prior=self.log_prior, generator=generator,
+            )  # fmt: skip
+            preservation.add(anchor, fisher, None if sizes is None else max(sizes[g], 1))
+        return preservation.to(device)
+
+
+def _store(settings: GkpGsaSettings, folder: Path | None) -> SnapshotStore:
+    dtype = torch.bfloat16 if settings.snapshot_dtype == 'bf16' else torch.float32
+    if settings.snapshots == 'memory':
+        return HostStore(dtype)
+    if folder is None:
+        raise GkpGsaError('snapshots=disk needs a folder to keep them in')
+    return DiskStore(folder, dtype)
