@@ -4,7 +4,8 @@ python tools/benchmark.py views [--data cifar100_lt_r100] [--data-dir DIR] [--js
 python tools/benchmark.py step  [--recipe recipes/cifar100_lt_r100/bcl.yaml] [--json FILE]
 
 `views`: samples per CPU-second of a recipe's views, batched tensors against torchvision on PIL images.
-`step`:  seconds of one optimiser step, plain, channels-last and compiled, in turn in one process.
+`step`:  seconds of one optimiser step, plain, channels-last and compiled, in turn in one process; with --method, of
+         GKP/GSA and SAM against the recipe's own step.
 """
 
 from __future__ import annotations
@@ -21,6 +22,19 @@ from typing import Any
 
 from ltzoo.errors import LtzooError
 
+_FIXED = 'method.group_by=frequency method.preservation=null'
+# Groups by frequency: a step costs the same whatever the groups are, and these need no bank.
+METHODS: dict[str, str | None] = {
+    'base': None,
+    'SAM': 'method.group_by=none method.preservation=null method.sharpness.mode=combined '
+    'method.sharpness.direction=full method.sharpness.radius=0.05',
+    'combined, first view, G 4': f'{_FIXED} method.groups=4 method.sharpness.mode=combined '
+    'method.sharpness.ascent_views=first method.sharpness.global_gradient=ema',
+    'combined, ema, G 4': f'{_FIXED} method.groups=4 method.sharpness.mode=combined method.sharpness.ascent=ema',
+    **{f'per group, G {g}': f'{_FIXED} method.groups={g}' for g in (1, 2, 4, 8, 16)},
+    'per group, ema, G 4': f'{_FIXED} method.groups=4 method.sharpness.ascent=ema',
+}
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,6 +45,8 @@ def main() -> int:
     step = commands.add_parser('step', help='training step')
     step.add_argument('--recipe', type=Path, default=Path('recipes/cifar100_lt_r100/bcl.yaml'))
     step.add_argument('--data', help="data set, if not the recipe's")
+    step.add_argument('--method', action='store_true', help="forms of GKP/GSA instead, as ratios to the recipe's step")
+    step.add_argument('--batch-size', type=int, help="samples of a step, if not the recipe's")
     for command in (views, step):
         command.add_argument('--data-dir', help='where the files of the data set are')
         command.add_argument('--rounds', type=int, default=7, help='measurements of each, taken in turn')
@@ -104,25 +120,21 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
     """Time forward, backward and update on one batch that lies ready, so that the views do not count."""
     import torch
 
-    from ltzoo.training.fit import create_accelerator, create_learner, create_loader, prepare_data
+    from ltzoo.training.fit import create_accelerator, create_learner, create_loader, create_method, prepare_data
     from ltzoo.training.learner import create_optimizer
-    from ltzoo.training.loop import train_step
+    from ltzoo.training.loop import grouped_step, train_step
     from ltzoo.training.recipe import load_recipe
 
     if args.threads:
         torch.set_num_threads(args.threads)
     overrides = [f'data.name={args.data}'] if args.data else []
     overrides += [f'data.data_dir={args.data_dir}'] if args.data_dir else []
+    overrides += [f'batch_size={args.batch_size}'] if args.batch_size else []
     recipe = load_recipe(args.recipe, overrides)
     accelerator = create_accelerator(recipe)
     dataset = prepare_data(recipe)
-    forms: dict[str, Callable[[], None]] = {}
-    for name, channels_last, compiled in (
-        ('plain', False, False),
-        ('channels-last', True, False),
-        ('compiled', False, True),
-        ('channels-last, compiled', True, True),
-    ):
+
+    def make(channels_last: bool, compiled: bool, method: str | None) -> Callable[[], None]:
         learner = create_learner(recipe, dataset).to(accelerator.device)
         batch = next(create_loader(recipe, dataset, learner, accelerator).epoch(0))
         if channels_last:
@@ -130,22 +142,42 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
         if compiled:
             learner.compile()
         optimizer = create_optimizer(learner, recipe.optimizer)
+        state = None
+        if method is not None:
+            with_method = load_recipe(args.recipe, [*overrides, *method.split()])
+            state = create_method(with_method, dataset, learner, accelerator, Path('bank'))
 
-        def run(learner: Any = learner, optimizer: Any = optimizer, batch: Any = batch) -> None:
-            train_step(learner, optimizer, batch, accelerator)
+        def run() -> None:
+            if state is None:
+                train_step(learner, optimizer, batch, accelerator)
+            else:
+                grouped_step(state, learner, optimizer, batch, accelerator)
             if accelerator.device.type == 'cuda':
                 torch.cuda.synchronize()
 
-        forms[name] = run
+        return run
+
+    if args.method:
+        layout = recipe.channels_last
+        forms = {name: make(layout, False, method) for name, method in METHODS.items()}
+    else:
+        forms = {
+            'plain': make(False, False, None),
+            'channels-last': make(True, False, None),
+            'compiled': make(False, True, None),
+            'channels-last, compiled': make(True, True, None),
+        }
     times = in_turn(forms, args.rounds, time.perf_counter)
     print(
-        f'{args.recipe}: batch {recipe.batch_size}, {learner.objective.num_views} views, {accelerator.device}, '
+        f'{args.recipe}: batch {recipe.batch_size}, {recipe.objective.name}, {accelerator.device}, '
         f'{torch.get_num_threads()} threads, {args.rounds} rounds'
     )
-    print(f'  {"":<26}{"median s":>10}{"least s":>10}{"samples/s":>12}')
+    print(f'  {"":<30}{"median s":>10}{"least s":>10}{"samples/s":>12}{"ratio":>8}')
+    base = next(iter(times.values()))
     for name, values in times.items():
         median = statistics.median(values)
-        print(f'  {name:<26}{median:>10.3f}{min(values):>10.3f}{recipe.batch_size / median:>12.1f}')
+        ratio = statistics.median(v / b for v, b in zip(values, base, strict=True))
+        print(f'  {name:<30}{median:>10.3f}{min(values):>10.3f}{recipe.batch_size / median:>12.1f}{ratio:>8.2f}')
     return {
         **environment(),
         'bench': 'step',

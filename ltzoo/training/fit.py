@@ -245,6 +245,7 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
         seconds += log.seconds
         line = {'epoch': epoch, 'lr': rate, **asdict(log)}
         if method is not None:
+            _equalise(learner, accelerator)
             line['method'] = method.end_epoch(epoch, lambda indices: _samples(dataset, indices, recipe, accelerator))
         every = recipe.evaluation.every_epochs
         if every and (epoch + 1) % every == 0:
@@ -310,6 +311,18 @@ def _image_size(recipe: Recipe, dataset: Dataset) -> int:
     for op in parse_views(recipe.views)[0].ops:
         height, width = op.output_size(height, width)
     return height
+
+
+@torch.no_grad()
+def _equalise(learner: Learner, accelerator: Accelerator) -> None:
+    """Give all processes the main one's weights and buffers.
+
+    The method does not go through DistributedDataParallel, which would have done so with every step: running statistics
+    are each process's own, and rounding could let weights drift.
+    """
+    if accelerator.num_processes > 1:
+        for tensor in (*learner.parameters(), *learner.buffers()):
+            torch.distributed.broadcast(tensor, 0)
 
 
 def _save(
