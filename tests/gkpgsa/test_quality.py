@@ -181,7 +181,7 @@ def test_two_processes_have_the_quality_of_one(tmp_path: Path) -> None:
     worker = context.Process(target=_other, args=(str(tmp_path / 'store'), results))
     worker.start()
     own = _share(0, str(tmp_path / 'store'))
-    other = torch.tensor(results.get(timeout=120), dtype=torch.float64)
+    other = torch.tensor(results.get(timeout=600), dtype=torch.float64)
     worker.join()
     expected = feature_quality(*long_tailed(12, 5), 12)
     for one in (own, other):
