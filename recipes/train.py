@@ -76,9 +76,11 @@ def check_processes() -> None:
     two that do not know of each other.
     """
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
     asked = int(os.environ.get('WORLD_SIZE', 0)) or processes_of_launcher()
-    seen = PartialState().num_processes
+    # Accelerate itself looks at this variable too late, when the processes have already been told apart.
+    seen = PartialState(cpu=parse_flag_from_env('ACCELERATE_USE_CPU')).num_processes
     if asked != seen:
         raise LtzooError(
             f'{asked} processes were asked for, Accelerate runs {seen}: on a CPU start them with '

@@ -87,7 +87,20 @@ def test_step(
     assert lasting == [False, True]
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     # 16 samples in 2 seconds.
-    assert ['plain', '2.000', '2.000', '8.0'] in rows
+    assert ['plain', '2.000', '2.000', '8.0', '1.00'] in rows
+
+
+def test_steps_of_the_method_are_compared_with_the_recipes_own(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, 'perf_counter', Clock())
+    (tmp_path / 'small.yaml').write_text(yaml.safe_dump(RECIPE))
+    options = ['--recipe', tmp_path / 'small.yaml', '--method', '--rounds', 1, '--json', tmp_path / 'step.json']
+    assert script('tools/benchmark.py', 'step', *options, '--batch-size', 8) == 0
+    results = json.loads((tmp_path / 'step.json').read_text())
+    assert results['batch_size'] == 8
+    assert list(results['seconds'])[:2] == ['base', 'SAM']
+    assert {'per group, G 1', 'per group, G 16', 'combined, ema, G 4'} <= results['seconds'].keys()
 
 
 @pytest.mark.parametrize(
