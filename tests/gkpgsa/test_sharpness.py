@@ -325,7 +325,7 @@ def test_bf16_autocast_is_that_of_the_ordinary_step() -> None:
             engine.step(learner.forward, [(views, LABELS)], autocast=lambda: torch.autocast('cpu', torch.bfloat16))
         gradients.append(torch.cat([p.grad.reshape(-1) for p in learner.parameters()]))  # type: ignore[union-attr]
     for gradient in gradients[1:]:
-        assert F.cosine_similarity(gradients[0], gradient, dim=0) > 0.98
+        assert F.cosine_similarity(gradients[0], gradient, dim=0) > 0.95
 
 
 @pytest.mark.parametrize(
