@@ -157,6 +157,11 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
 
         return run
 
+    def bare() -> Callable[[], None]:
+        learner = create_learner(recipe, dataset).to(accelerator.device)
+        batch = next(create_loader(recipe, dataset, learner, accelerator).epoch(0))
+        return convolutions(learner.model, torch.cat(batch.views))
+
     if args.method:
         layout = recipe.channels_last
         forms = {name: make(layout, False, method) for name, method in METHODS.items()}
@@ -166,6 +171,7 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
             'channels-last': make(True, False, None),
             'compiled': make(False, True, None),
             'channels-last, compiled': make(True, True, None),
+            'its convolutions alone': bare(),
         }
     times = in_turn(forms, args.rounds, time.perf_counter)
     print(
@@ -186,6 +192,36 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
         'device': str(accelerator.device),
         'seconds': times,
     }
+
+
+def convolutions(model: Any, images: Any) -> Callable[[], None]:
+    """Return a run of nothing but a step's convolutions, forward and backward, channels-last: what cannot be saved."""
+    import torch
+    from torch import Tensor, nn
+
+    layers: list[tuple[Any, Tensor]] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda module, inputs: layers.append((module, inputs[0].detach())))
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    model.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        model(images.contiguous(memory_format=torch.channels_last))
+    for hook in hooks:
+        hook.remove()
+    grads = [torch.ones_like(layer(x)).detach() for layer, x in layers]
+
+    def run() -> None:
+        for number, ((layer, x), grad) in enumerate(zip(layers, grads, strict=True)):
+            # The images themselves need no gradient.
+            x = x.requires_grad_(number > 0)
+            wanted = (x, layer.weight) if number > 0 else (layer.weight,)
+            torch.autograd.grad(layer(x), wanted, grad)
+        if images.is_cuda:
+            torch.cuda.synchronize()
+
+    return run
 
 
 def in_turn(runs: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:

@@ -75,4 +75,6 @@ def create_objective(name: str, model: nn.Module, class_counts: Tensor, **option
             near = difflib.get_close_matches(key, known, n=1)
             valid = f'did you mean {near[0]}?' if near else f'it takes {", ".join(known) or "none"}'
             raise ObjectiveError(f'objective {name} has no option {key!r}; {valid}')
+        if isinstance(options[key], bool) or not isinstance(options[key], (int, float)):
+            raise ObjectiveError(f'objective {name}: {key} must be a number, not {options[key]!r}')
     return cls(model, class_counts, **options)

@@ -144,6 +144,11 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
             raise
         reason = ' '.join(str(error).split())
         raise ModelFilesError(f'the weights of {name} are damaged or of another model: {reason}') from error
+    except OSError as error:
+        if isinstance(error, LtzooError):
+            raise
+        # The Hub client's: no such repository, no way to it.
+        raise ModelFilesError(f'{name} cannot be loaded: {" ".join(str(error).split())}') from error
 
 
 def create_model_and_transforms(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ltzoo.data import ArrayImages, Dataset, drop_unreadable, load_data, with_holdout
 from ltzoo.data.loader import Batch, TrainLoader, train_loader
 from ltzoo.data.views import parse_views
+from ltzoo.errors import LtzooError
 from ltzoo.evaluation import Scores, plot_accuracy, predict, score
 from ltzoo.evaluation.predict import image_batches
 from ltzoo.files import write_atomically
@@ -81,9 +82,19 @@ def prepare_data(recipe: Recipe) -> Dataset:
 
 
 def create_learner(recipe: Recipe, dataset: Dataset) -> Learner:
-    """Create the model for the data's classes, and its objective."""
+    """Create the model for the data's classes, and its objective.
+
+    Raises:
+        RecipeError: if the model's constructor cannot work with its arguments.
+    """
     arguments = {'num_classes': dataset.num_classes, **(recipe.model.model_extra or {})}
-    model = create_model(recipe.model.name, pretrained=recipe.model.pretrained, **arguments)
+    try:
+        model = create_model(recipe.model.name, pretrained=recipe.model.pretrained, **arguments)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        if isinstance(error, LtzooError):
+            raise
+        given = ', '.join(f'{key}={value!r}' for key, value in arguments.items())
+        raise RecipeError(f'model {recipe.model.name} cannot be made with {given}: {error}') from error
     counts = torch.from_numpy(dataset.class_counts)
     return Learner(
         model, create_objective(recipe.objective.name, model, counts, **(recipe.objective.model_extra or {}))
@@ -152,6 +163,7 @@ def describe_batch(recipe: Recipe) -> str:
     dataset = prepare_data(recipe)
     learner = create_learner(recipe, dataset).to(accelerator.device)
     loader = create_loader(recipe, dataset, learner, accelerator)
+    create_optimizer(learner, recipe.optimizer)
     batch = next(loader.epoch(0))
     losses = learner(batch.views, batch.labels)
     parameters = sum(p.numel() for p in learner.model.parameters())
@@ -402,17 +414,20 @@ def _results(
 
 def _finish(folder: RunFolder, model: nn.Module, recipe: Recipe, dataset: Dataset, results: dict[str, Any]) -> None:
     """Write what a finished run consists of; the results come last, so that they mean: finished."""
+    # What is published says nothing of the folders of the machine that made it.
+    data = _without_path(dataset.name)
+    trained_by = {**results['recipe'], 'data': {**results['recipe']['data'], 'name': data}}
     lt = {
-        'data': dataset.name,
+        'data': data,
         'class_counts': dataset.class_counts.tolist(),
         'class_names': list(dataset.class_names),
         'many_above': recipe.evaluation.many_above,
         'few_below': recipe.evaluation.few_below,
-        'recipe': results['recipe'],
+        'recipe': trained_by,
         'seed': recipe.seed,
         'split': recipe.evaluation.split,
-        'scores': {key: results[key] for key in SCORES},
-        'environment': results['environment'],
+        'scores': {**{key: results[key] for key in SCORES}, 'data': data},
+        'environment': {key: value for key, value in results['environment'].items() if key != 'command'},
     }
     side = _image_size(recipe, dataset)
     arrays = isinstance(dataset.test.images, ArrayImages)
@@ -430,6 +445,11 @@ def _finish(folder: RunFolder, model: nn.Module, recipe: Recipe, dataset: Datase
     plot_accuracy(results, folder.path / 'accuracy.png', recipe.evaluation.many_above, recipe.evaluation.few_below)
     write_atomically(folder.results, json.dumps(results, indent=2) + '\n')
     shutil.rmtree(folder.bank, ignore_errors=True)
+
+
+def _without_path(name: str) -> str:
+    source, colon, place = name.partition(':')
+    return f'{source}:{Path(place).name}' if colon else name
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:

@@ -88,9 +88,11 @@ class EvaluationPart(_Part):
     few_below: int = Field(20, ge=0)
 
     @model_validator(mode='after')
-    def _test_set_once(self) -> EvaluationPart:
+    def _consistent(self) -> EvaluationPart:
         if self.split == 'test' and self.every_epochs:
             raise ValueError('the test set is touched once, at the end: use split=holdout with every_epochs')
+        if self.few_below > self.many_above + 1:
+            raise ValueError(f'few_below {self.few_below} must be at most many_above + 1, {self.many_above + 1}')
         return self
 
 

@@ -58,6 +58,8 @@ def test_unknown_names_get_the_nearest() -> None:
     assert list_objectives() == ['bcl', 'ce', 'logit_adjusted']
     with pytest.raises(ObjectiveError, match='did you mean logit_adjusted'):
         create_objective('logit_adjustment', Logits(), COUNTS)
+    with pytest.raises(ObjectiveError, match="logit_adjusted: tau must be a number, not 'abc'"):
+        create_objective('logit_adjusted', Logits(), COUNTS, tau='abc')
     with pytest.raises(ObjectiveError, match="no option 'taus'; did you mean tau"):
         create_objective('logit_adjusted', Logits(), COUNTS, taus=1)
     with pytest.raises(ObjectiveError, match="ce has no option 'tau'; it takes none"):

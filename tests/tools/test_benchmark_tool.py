@@ -79,7 +79,7 @@ def test_step(
     assert results.keys() == ENVIRONMENT | {'bench', 'recipe', 'batch_size', 'device', 'seconds'}
     assert (results['bench'], results['batch_size']) == ('step', 16)
     assert results['recipe'] == str(tmp_path / 'small.yaml')
-    forms = ['plain', 'channels-last', 'compiled', 'channels-last, compiled']
+    forms = ['plain', 'channels-last', 'compiled', 'channels-last, compiled', 'its convolutions alone']
     assert list(results['seconds']) == forms
     assert all(len(values) == 2 for values in results['seconds'].values())
     assert results['seconds']['plain'] == [2.0, 2.0]

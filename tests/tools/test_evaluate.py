@@ -220,6 +220,17 @@ def test_bad_input_is_one_sentence_exit_code_2_and_no_file(
     assert sorted(os.listdir(tmp_path)) == before
 
 
+def test_a_model_that_the_hub_client_cannot_get(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
+    assert script('tools/evaluate.py', 'hf-hub:nobody/nothing', '--data', 'digits_lt', '--json', tmp_path / 's') == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith('evaluate.py: hf-hub:nobody/nothing cannot be loaded: ')
+    assert not (tmp_path / 's').exists()
+
+
 def test_an_existing_file_survives_a_failed_evaluation(script: Script, digits_run: Path, tmp_path: Path) -> None:
     (tmp_path / 's.json').write_text('earlier')
     files = ['--json', tmp_path / 's.json', '--plot', tmp_path / 'p.xyz']

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import ltzoo
@@ -239,3 +240,34 @@ def test_a_tracker_gets_the_numbers(make_recipe: MakeRecipe, tmp_path: Path) -> 
     files = [EventAccumulator(str(path)).Reload() for path in (tmp_path / 'run').rglob('events.out.*')]
     (losses,) = [file.Scalars('loss') for file in files if 'loss' in file.Tags()['scalars']]
     assert [event.step for event in losses] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ('override', 'message'),
+    [
+        ('model.drop_rate=much', "model timm/vit_tiny_patch16_224 cannot be made with .*drop_rate='much'"),
+        ('optimizer.name=sgdd', r"optimizer\.name: timm has no 'sgdd'; did you mean sgd\w*\?"),
+    ],
+)
+def test_a_dry_run_finds_what_training_would(make_recipe: MakeRecipe, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        fit_module.describe_batch(make_recipe(override))
+
+
+def test_own_files_train_even_smaller_than_the_crop_and_their_place_is_not_published(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for name, count in (('many', 24), ('few', 4)):
+        (tmp_path / 'images' / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = torch.randint(0, 256, (6, 7, 3), dtype=torch.uint8, generator=generator)
+            Image.fromarray(pixels.numpy()).save(tmp_path / 'images' / name / f'{i}.png')
+    place = f'data.name=folder:{tmp_path / "images"}'
+    views = 'views=[[{random_crop: {size: 8, padding: 0}}]]'
+    results = fit(make_recipe(place, views, 'batch_size=8', 'workers=0', 'epochs=1'), tmp_path / 'run', progress=False)
+    assert results['samples'] == 6
+    for name in ('config.json', 'README.md'):
+        text = (tmp_path / 'run' / 'model' / name).read_text()
+        assert 'folder:images' in text
+        assert str(tmp_path) not in text

@@ -99,3 +99,18 @@ def test_where_a_run_is_stored_does_not_decide_its_result() -> None:
     assert here.decides_result() == there.decides_result()
     assert load_recipe(BCL, ['seed=1']).decides_result() != there.decides_result()
     assert isinstance(here, Recipe)
+
+
+def test_shots_that_overlap_are_refused_before_training() -> None:
+    with pytest.raises(RecipeError, match='few_below 200 must be at most many_above'):
+        load_recipe(BCL, ['evaluation.few_below=200'])
+
+
+def test_keys_of_the_method_are_checked_like_all_others() -> None:
+    with pytest.raises(RecipeError, match=r'there is no key method\.sharpness\.scail; did you mean scale'):
+        load_recipe(BCL, ['method.sharpness.scail=1'])
+    with pytest.raises(RecipeError, match=r'group_by'):
+        load_recipe(BCL, ['method.group_by=size'])
+    method = load_recipe(BCL, ['method.sharpness.ascent=4', 'method.preservation=null']).method
+    assert method is not None and method.sharpness is not None
+    assert (method.sharpness.ascent, method.preservation) == (4, None)

@@ -54,4 +54,4 @@ class RandomCrop(Op):
     def torchvision(self) -> v2.Transform:
         if self.size is None:
             raise ViewError('random_crop: images from files need a size')
-        return v2.RandomCrop(self.size, self.padding)
+        return v2.RandomCrop(self.size, self.padding, pad_if_needed=True)
