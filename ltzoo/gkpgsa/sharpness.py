@@ -132,9 +132,12 @@ class _Layout:
             ]
         )
 
+    @torch.no_grad()
     def unflatten(self, vector: Tensor) -> list[Tensor]:
+        """Return one tensor per parameter, in the parameter's type and layout: channels-last stays channels-last."""
         return [
-            piece.view(p.shape).to(p.dtype) for piece, p in zip(vector.split(self.sizes), self.parameters, strict=True)
+            torch.empty_like(p).copy_(piece.view(p.shape))
+            for piece, p in zip(vector.split(self.sizes), self.parameters, strict=True)
         ]
 
 
@@ -292,7 +295,7 @@ class GroupedSharpness:
 
     def _set_grad(self, gradient: Tensor) -> None:
         for p, g in zip(self.layout.parameters, self.layout.unflatten(gradient), strict=True):
-            p.grad = g.clone() if p.grad is None else p.grad + g
+            p.grad = g if p.grad is None else p.grad + g
 
     def _sorted(self, views: Views, labels: Tensor) -> tuple[Views, Tensor]:
         order = self.class_groups[labels].argsort(stable=True)
