@@ -7,9 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
-__all__ = ['new_folder', 'write_atomically']
+from ltzoo.errors import LtzooError
+
+__all__ = ['check_target', 'new_folder', 'save_figure', 'write_atomically', 'writing']
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -28,6 +32,43 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a Matplotlib figure whole or not at all, in the format that the ending of `path` names, else as PNG.
+
+    Raises:
+        OSError: if it cannot be written.
+        ValueError: if the ending is of no image format.
+    """
+    image = BytesIO()
+    figure.savefig(image, format=path.suffix.removeprefix('.') or 'png', dpi=120)
+    write_atomically(path, image.getvalue())
+
+
+def check_target(path: Path) -> None:
+    """Refuse a file to be written later, before anything is computed for it.
+
+    Raises:
+        LtzooError: if its folder does not exist, or it is a folder itself.
+    """
+    if not path.parent.is_dir():
+        raise LtzooError(f'{path} cannot be written: there is no folder {path.parent}')
+    if path.is_dir():
+        raise LtzooError(f'{path} cannot be written: it is a folder')
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file in whatever error writing it, or making what is to be written, ends with.
+
+    Raises:
+        LtzooError: in the place of an OSError, ValueError or ImportError.
+    """
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        raise LtzooError(f'{path} cannot be written: {error}') from error
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ltzoo.errors import LtzooError
+from ltzoo.files import check_target, write_atomically, writing
 
 _FIXED = 'method.group_by=frequency method.preservation=null'
 # Groups by frequency: a step costs the same whatever the groups are, and these need no bank.
@@ -58,11 +59,12 @@ def main() -> int:
             raise LtzooError(f'--rounds must be 1 or more, not {args.rounds}')
         if args.threads is not None and args.threads < 1:
             raise LtzooError(f'--threads must be 1 or more, not {args.threads}')
-        if args.json and not args.json.parent.is_dir():
-            raise LtzooError(f'{args.json} cannot be written: there is no folder {args.json.parent}')
+        if args.json:
+            check_target(args.json)
         results = {'views': bench_views, 'step': bench_step}[args.command](args)
         if args.json:
-            write_json(args.json, results)
+            with writing(args.json):
+                write_atomically(args.json, json.dumps(results, indent=2) + '\n')
     except LtzooError as error:
         print(f'benchmark.py: {error}', file=sys.stderr)
         return 2
@@ -247,15 +249,6 @@ def environment() -> dict[str, Any]:
         'threads': torch.get_num_threads(),
         'cpu': torch.backends.cpu.get_cpu_capability(),
     }
-
-
-def write_json(path: Path, results: dict[str, Any]) -> None:
-    from ltzoo.files import write_atomically
-
-    try:
-        write_atomically(path, json.dumps(results, indent=2) + '\n')
-    except OSError as error:
-        raise LtzooError(f'{path} cannot be written: {error.strerror}') from error
 
 
 if __name__ == '__main__':

@@ -43,19 +43,16 @@ def main() -> int:
 
 def check_options(args: argparse.Namespace) -> None:
     """Refuse, before anything is computed, what could only fail afterwards."""
+    from ltzoo.data import check_thresholds
+    from ltzoo.files import check_target
+
     if args.batch_size < 1:
         raise LtzooError(f'--batch-size must be 1 or more, not {args.batch_size}')
     if args.workers < 0:
         raise LtzooError(f'--workers must be 0 or more, not {args.workers}')
-    if args.few_below > args.many_above + 1:
-        raise LtzooError(
-            f'--few-below {args.few_below} must be at most --many-above + 1, which is {args.many_above + 1}'
-        )
+    check_thresholds(args.many_above, args.few_below, ('--many-above', '--few-below'))
     for path in filter(None, (args.json, args.csv, args.plot)):
-        if not path.parent.is_dir():
-            raise LtzooError(f'{path} cannot be written: there is no folder {path.parent}')
-        if path.is_dir():
-            raise LtzooError(f'{path} cannot be written: it is a folder')
+        check_target(path)
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
@@ -118,20 +115,19 @@ def resolve_model(name: str) -> str:
 
 def write(args: argparse.Namespace, results: dict[str, Any]) -> None:
     from ltzoo.evaluation import format_scores, per_class_csv, plot_accuracy
-    from ltzoo.files import write_atomically
+    from ltzoo.files import write_atomically, writing
 
     print(format_scores(results))
-    path = None
-    try:
-        # The plot comes first: it is what an unknown file ending or a missing matplotlib still refuses.
-        if path := args.plot:
-            plot_accuracy(results, path, args.many_above, args.few_below)
-        if path := args.json:
-            write_atomically(path, json.dumps(results, indent=2) + '\n')
-        if path := args.csv:
-            write_atomically(path, per_class_csv(results))
-    except (OSError, ValueError, ImportError) as error:
-        raise LtzooError(f'{path} cannot be written: {error}') from error
+    # The plot comes first: it is what an unknown file ending or a missing matplotlib still refuses.
+    if args.plot:
+        with writing(args.plot):
+            plot_accuracy(results, args.plot, args.many_above, args.few_below)
+    if args.json:
+        with writing(args.json):
+            write_atomically(args.json, json.dumps(results, indent=2) + '\n')
+    if args.csv:
+        with writing(args.csv):
+            write_atomically(args.csv, per_class_csv(results))
 
 
 if __name__ == '__main__':

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from ltzoo.data import DataError, Profile, load_data, plot_profile, profile_data
+from ltzoo.data import Profile, check_thresholds, load_data, plot_profile, profile_data
 from ltzoo.errors import LtzooError
+from ltzoo.files import check_target, write_atomically, writing
 
 # Sets with more classes than this show only their largest and smallest classes; --json has them all.
 ALL_CLASSES = 20
@@ -37,21 +36,21 @@ def main() -> int:
         '--skip-images', action='store_true', help='do not decode the images to find unreadable and duplicate ones'
     )
     args = parser.parse_args()
-    if args.few_below > args.many_above + 1:
-        parser.error(f'--few-below {args.few_below} must be at most --many-above + 1, which is {args.many_above + 1}')
     try:
+        check_thresholds(args.many_above, args.few_below, ('--many-above', '--few-below'))
         for path in filter(None, (args.json, args.plot)):
-            if not path.parent.is_dir():
-                raise DataError(f'{path} cannot be written: there is no folder {path.parent}')
+            check_target(path)
         dataset = load_data(args.source, args.data_dir, download=args.download)
         profile = profile_data(
             dataset, many_above=args.many_above, few_below=args.few_below, check_images=not args.skip_images
         )
         print(format_profile(profile))
         if args.json:
-            write(args.json, lambda path: path.write_text(json.dumps(profile.to_json(), indent=1) + '\n'))
+            with writing(args.json):
+                write_atomically(args.json, json.dumps(profile.to_json(), indent=1) + '\n')
         if args.plot:
-            write(args.plot, lambda path: plot_profile(profile, path))
+            with writing(args.plot):
+                plot_profile(profile, args.plot)
     except LtzooError as error:
         print(f'profile_data.py: {error}', file=sys.stderr)
         return 2
@@ -90,18 +89,6 @@ def format_profile(profile: Profile) -> str:
     if not profile.warnings:
         lines.append('no warnings' + ('' if profile.check else '; the images were not looked at'))
     return '\n'.join(lines)
-
-
-def write(path: Path, writer: Callable[[Path], object]) -> None:
-    """Let `writer` write a file beside `path`, then put it in its place: nothing half-written stays behind."""
-    beside = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
-    try:
-        writer(beside)
-        os.replace(beside, path)
-    except (OSError, ValueError, ImportError) as error:
-        raise DataError(f'{path} cannot be written: {error}') from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 if __name__ == '__main__':

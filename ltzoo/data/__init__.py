@@ -15,7 +15,7 @@ from ltzoo.data.holdout import split_off, with_holdout
 from ltzoo.data.images import ArrayImages, FileImages, Images, UnreadableImageError
 from ltzoo.data.longtail import longtail_counts, longtail_indices
 from ltzoo.data.profile import Profile, gini_coefficient, imbalance_ratio, plot_profile, profile_data
-from ltzoo.data.shots import shot_classes
+from ltzoo.data.shots import ShotError, check_thresholds, shot_classes
 
 __all__ = [
     'ArrayImages',
@@ -25,8 +25,10 @@ __all__ = [
     'Images',
     'MissingDataError',
     'Profile',
+    'ShotError',
     'Split',
     'UnreadableImageError',
+    'check_thresholds',
     'drop_unreadable',
     'gini_coefficient',
     'imbalance_ratio',

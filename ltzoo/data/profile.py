@@ -15,6 +15,7 @@ from PIL import Image
 from ltzoo.data.dataset import Dataset
 from ltzoo.data.images import UnreadableImageError, examine
 from ltzoo.data.shots import shot_classes
+from ltzoo.files import save_figure
 
 __all__ = ['ImagesCheck', 'Profile', 'gini_coefficient', 'imbalance_ratio', 'plot_profile', 'profile_data']
 
@@ -153,7 +154,7 @@ def plot_profile(profile: Profile, path: Path) -> None:
 
     Args:
         profile: what to draw.
-        path: a PNG, PDF or SVG file to write.
+        path: a PNG, PDF or SVG file to write, whole or not at all.
 
     Raises:
         OSError: if the file cannot be written.
@@ -195,7 +196,7 @@ def plot_profile(profile: Profile, path: Path) -> None:
     # Below the axes, where no bar and no threshold can run through it.
     figure.legend(frameon=False, loc='outside lower center', ncols=len(profile.shots))
     axes.grid(axis='y', alpha=0.3)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def _check_images(dataset: Dataset) -> ImagesCheck:

@@ -7,7 +7,23 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ['shot_classes']
+from ltzoo.errors import LtzooError
+
+__all__ = ['ShotError', 'check_thresholds', 'shot_classes']
+
+
+class ShotError(LtzooError, ValueError):
+    """Thresholds that would put a class into both Many and Few."""
+
+
+def check_thresholds(many_above: int, few_below: int, names: tuple[str, str] = ('many_above', 'few_below')) -> None:
+    """Refuse thresholds that overlap, calling them by the names that they were given under.
+
+    Raises:
+        ShotError: if they would put a class into both Many and Few.
+    """
+    if few_below > many_above + 1:
+        raise ShotError(f'{names[1]} {few_below} must be at most {names[0]} + 1, which is {many_above + 1}')
 
 
 def shot_classes(class_counts: np.ndarray, many_above: int = 100, few_below: int = 20) -> dict[str, np.ndarray]:
@@ -23,10 +39,9 @@ def shot_classes(class_counts: np.ndarray, many_above: int = 100, few_below: int
         be empty.
 
     Raises:
-        ValueError: if the thresholds would put a class into both Many and Few.
+        ShotError: if the thresholds would put a class into both Many and Few.
     """
-    if few_below > many_above + 1:
-        raise ValueError(f'few_below {few_below} must be at most many_above + 1, which is {many_above + 1}')
+    check_thresholds(many_above, few_below)
     counts = np.asarray(class_counts)
     many = counts > many_above
     few = counts < few_below

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ltzoo.files import write_atomically
+from ltzoo.files import save_figure
 
 __all__ = ['format_scores', 'per_class_csv', 'plot_accuracy']
 
@@ -84,6 +84,4 @@ def plot_accuracy(results: Mapping[str, Any], path: Path, many_above: int = 100,
     axes.set_title(f'{results["model"]} on {results["data"]}: top-1 {results["top1"]:.1f}', fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend()
-    image = io.BytesIO()
-    figure.savefig(image, format=path.suffix.removeprefix('.') or 'png', dpi=120)
-    write_atomically(path, image.getvalue())
+    save_figure(figure, path)

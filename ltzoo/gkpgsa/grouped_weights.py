@@ -124,38 +124,35 @@ class GroupedWeights(TorchFunctionMode):
                 self.expanded.add(id(same[0]))
         return results[0]
 
-    def replace(self, tree: Any, slot: int) -> Any:
-        def one(x: Tensor) -> Tensor:
-            found = self.grouped.get(id(x))
-            return x if found is None else found[1][slot]
+    def at(self, x: Tensor, slot: int) -> Tensor:
+        found = self.grouped.get(id(x))
+        return x if found is None else found[1][slot]
 
-        return _map(tree, one)
+    def replace(self, tree: Any, slot: int) -> Any:
+        return _map(tree, lambda x: self.at(x, slot))
 
     def call_by_slot(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows) -> Any:
         """Call a function of single rows with every slot's rows and weights."""
-        length = next(len(t) for t in _tensors((*args, *kwargs.values())) if getattr(t, '_rows', None) is rows)
+        tensors = list(_tensors((*args, *kwargs.values())))
+        example = next(t for t in tensors if getattr(t, '_rows', None) is rows)
 
         def cut(x: Tensor) -> list[Tensor] | None:
             """Return the parts of whatever has these rows, also of something expanded from a grouped parameter."""
             found = self.grouped.get(id(x))
             if found is not None:
-                if id(x) not in self.expanded or x.ndim == 0 or len(x) != length:
+                if id(x) not in self.expanded or x.ndim == 0 or len(x) != len(example):
                     return None
                 parts = [rows.split(w) for w in found[1]]
                 return [parts[slot][i][1] for i, (slot, _) in enumerate(parts[0])]
             known = getattr(x, '_rows', None)
             return [part for _, part in rows.split(x)] if known is not None and rows.fits(x) else None
 
-        cuts = {id(x): parts for x in _tensors((*args, *kwargs.values())) if (parts := cut(x)) is not None}
-        example = next(t for t in _tensors((*args, *kwargs.values())) if getattr(t, '_rows', None) is rows)
+        cuts = {id(x): parts for x in tensors if (parts := cut(x)) is not None}
         results = []
         for i, (slot, _) in enumerate(rows.split(example)):
 
             def one(x: Tensor, i: int = i, slot: int = slot) -> Tensor:
-                if id(x) in cuts:
-                    return cuts[id(x)][i]
-                found = self.grouped.get(id(x))
-                return x if found is None else found[1][slot]
+                return cuts[id(x)][i] if id(x) in cuts else self.at(x, slot)
 
             results.append(func(*_map(args, one), **_map(kwargs, one)))
         if isinstance(results[0], Tensor):
@@ -197,7 +194,6 @@ def _batch_norm(
 
 # What is faster, or joint over the rows, and so cannot be called slot by slot.
 _SPECIAL: dict[Any, Callable[..., Tensor | None]] = {
-    torch.conv2d: _conv2d,
     F.conv2d: _conv2d,
     F.linear: _linear,
     F.batch_norm: _batch_norm,
@@ -300,7 +296,7 @@ class _BatchNorm(torch.autograd.Function):
             spread = rows.spread(torch.stack(weights)).view(shape).to(x.dtype)
             y = y.mul_(spread).add_(rows.spread(torch.stack(biases)).view(shape).to(x.dtype))
         ctx.save_for_backward(x, mean, rstd, weights[0] if shared else spread)
-        ctx.rows, ctx.shared, ctx.eps, ctx.count = rows, shared, eps, count
+        ctx.rows, ctx.shared, ctx.eps = rows, shared, eps
         return y
 
     @staticmethod

@@ -136,7 +136,7 @@ class GkpGsa:
         processes: int = 1,
         seed: int = 0,
     ) -> None:
-        self.module, self.model, self.settings = module, model, settings
+        self.model, self.settings = model, settings
         self.class_counts, self.labels, self.epochs, self.seed = class_counts.cpu(), labels, epochs, seed
         self.log_prior = log_prior
         classifier = {id(p) for p in model.get_classifier().parameters()}
@@ -146,23 +146,18 @@ class GkpGsa:
         self.bank = MemoryBank(len(class_counts), _store(settings, folder))
         self.gram = GramMatrix()
         self.preservation: KnowledgePreservation | None = None
-        # Eq. 13 does not enter before there are groups; one for all stands in.
-        self.class_groups = torch.zeros(len(class_counts), dtype=torch.int64)
+        self.class_groups = self._first_groups()
+        self.grouped = settings.group_by != 'bank'
         self.sharpness = GroupedSharpness(
             module,
             self.class_groups,
-            self.class_counts.sum()[None],
-            None,
+            self._samples_by_group(self.class_groups),
+            settings.sharpness,
             reduce=reduce,
             processes=processes,
         )
-        self.sharpness.settings = settings.sharpness or SharpnessSettings()
-        self.grouped = False
-        if settings.group_by != 'bank':
-            self._set_groups(self._fixed_groups())
         self.quality: FeatureQuality | None = None
         self.alpha = 1.0
-        self._captured: list[Tensor] = []
         self._grad_norm: Tensor | None = None
         self._lengths: list[Tensor] = []
 
@@ -195,25 +190,22 @@ class GkpGsa:
 
         Args: as for `GroupedSharpness.step`.
         """
-        left = len(pieces)
+        left = len(pieces) if self.needs_bank else 0
 
         def observed(views: Views, labels: Tensor) -> Tensor:
+            """In the first pass, take note of the features that the classifier gets, which are those of one view."""
             nonlocal left
-            values = losses(views, labels)
-            # The features of the first pass only; the classifier sees those of one view.
-            if left and self._captured:
-                self._observe(self._captured[-1], labels)
-            left = max(left - 1, 0)
-            self._captured.clear()
-            return values
+            if left == 0:
+                return losses(views, labels)
+            left -= 1
+            hook = self.model.get_classifier().register_forward_pre_hook(
+                lambda _, inputs: self._observe(inputs[0].detach(), labels)
+            )
+            with hook:
+                return losses(views, labels)
 
-        hook = self.model.get_classifier().register_forward_pre_hook(self._capture) if self.needs_bank else None
-        try:
-            take = self.sharpness.step if self.sharp else self.sharpness.ordinary_step
-            report = take(observed, pieces, loss_scale=loss_scale, autocast=autocast)
-        finally:
-            if hook is not None:
-                hook.remove()
+        take = self.sharpness.step if self.sharp else self.sharpness.ordinary_step
+        report = take(observed, pieces, loss_scale=loss_scale, autocast=autocast)
         weight = self.alpha if self._weighted else 1.0
         with torch.no_grad():
             for p in self.sharpness.layout.parameters:
@@ -292,9 +284,6 @@ class GkpGsa:
         assert self.settings.preservation is not None
         return self.settings.preservation.form
 
-    def _capture(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._captured.append(inputs[0].detach())
-
     def _observe(self, features: Tensor, labels: Tensor) -> None:
         if self.quality is None:
             self.quality = FeatureQuality(
@@ -302,7 +291,8 @@ class GkpGsa:
             )
         self.quality.update(features, labels)
 
-    def _fixed_groups(self) -> Tensor:
+    def _first_groups(self) -> Tensor:
+        """Return the groups that never change; until the bank has some, one for all stands in."""
         classes = len(self.class_counts)
         if self.settings.group_by == 'class':
             return torch.arange(classes)
@@ -313,29 +303,21 @@ class GkpGsa:
                 groups[members] = group
         return groups
 
-    def _set_groups(self, class_groups: Tensor) -> bool:
-        """Take groups into use; return whether they changed."""
-        if self.grouped and torch.equal(class_groups, self.class_groups):
-            return False
-        self.class_groups = class_groups
-        samples = torch.bincount(class_groups, weights=self.class_counts.double()).long()
-        self.sharpness.set_groups(class_groups, samples)
-        self.grouped = True
-        return True
+    def _samples_by_group(self, class_groups: Tensor) -> Tensor:
+        return torch.bincount(class_groups, weights=self.class_counts.double()).long()
 
     def _regroup(self, samples: Samples) -> dict[str, Any]:
+        before = self.class_groups
         if self.settings.group_by == 'bank':
             affinity = parameter_affinity(self.gram, self.settings.affinity)
-            before = self.class_groups
-            groups = group_classes(self.bank, affinity, self.settings.groups, self.seed)
-            self._set_groups(groups)
-            moved = int((before != groups).sum())
-        else:
-            moved = 0
-        sizes = torch.bincount(self.class_groups).tolist()
+            self.class_groups = group_classes(self.bank, affinity, self.settings.groups, self.seed)
+            if not self.grouped or not torch.equal(before, self.class_groups):
+                self.sharpness.set_groups(self.class_groups, self._samples_by_group(self.class_groups))
+            self.grouped = True
         if self.settings.preservation is not None:
             self.preservation = self._new_preservation(self.settings.preservation, samples)
-        return {'group_sizes': sizes, 'classes_moved': moved}
+        sizes = torch.bincount(self.class_groups).tolist()
+        return {'group_sizes': sizes, 'classes_moved': int((before != self.class_groups).sum())}
 
     def _empty_preservation(self, part: PreservationSettings) -> KnowledgePreservation:
         empty = KnowledgePreservation(strength=part.strength, normalisation=part.normalisation)
@@ -348,7 +330,7 @@ class GkpGsa:
         preservation = self._empty_preservation(part)
         drawn = group_sample_indices(self.labels, groups.numpy(), part.samples_per_group, self.seed)
         sizes = {
-            'samples': torch.bincount(groups, weights=self.class_counts.double()).tolist(),
+            'samples': self._samples_by_group(groups).tolist(),
             'classes': torch.bincount(groups).tolist(),
         }.get(part.size)
         generator = torch.Generator().manual_seed(self.seed)

@@ -1,7 +1,7 @@
 """Grouped sharpness-aware training, GSA: Eq. 10 to 15; and with other settings SAM and its descendants.
 
 A step asks for the gradient of the loss at perturbed weights. Nothing of a perturbation stays behind: weights are
-restored from a copy, never by subtraction, and the networks's buffers are those of one ordinary pass.
+restored from a copy, never by subtraction, and the network's buffers are those of one ordinary pass.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ class SharpnessSettings:
         ascent: `fresh`, a pass at the weights themselves in every step; a number k, only in every k-th, the
             perturbation being kept in between; `ema`, never: the direction comes from an average of earlier steps.
         regulariser: coefficient of the second term of Eq. 15.
-        synchronised: all processes perturb along the gradient of the whole batch.
 
     Raises:
         SharpnessError: if a setting does not exist or is out of range.
@@ -66,7 +65,6 @@ class SharpnessSettings:
     ascent_views: Literal['all', 'first'] = 'all'
     ascent: Literal['fresh', 'ema'] | int = 'fresh'
     regulariser: float = 0.0
-    synchronised: bool = True
 
     def __post_init__(self) -> None:
         for name, valid in (
@@ -199,16 +197,15 @@ class GroupedSharpness:
         losses: Losses,
         pieces: Sequence[tuple[Views, Tensor]],
         *,
-        ascent_losses: Losses | None = None,
         loss_scale: Tensor | float = 1.0,
         autocast: Callable[[], Any] | None = None,
     ) -> StepReport:
         """Put the gradient of Eq. 14 to 16 into the parameters' `grad`, as an ordinary backward pass would.
 
         Args:
-            losses: the objective; its forward pass runs on `module`.
+            losses: the objective; its forward pass runs on `module`. With `ascent_views='first'` it is also called
+                with the first view alone.
             pieces: views and labels of this process's samples, cut up if the batch does not fit at once.
-            ascent_losses: what `ascent_views='first'` calls with the first view; `losses` if None.
             loss_scale: what the loss is multiplied by for fp16; the gradient keeps it.
             autocast: makes the context of the forward passes.
         """
@@ -224,10 +221,9 @@ class GroupedSharpness:
         )
         loss = None
         if fresh:
-            ascent = (ascent_losses or losses) if first_only else losses
             used = [((views[0],), labels) if first_only else (views, labels) for views, labels in pieces]
             with _buffers_kept(self.module) if first_only else _as_is():
-                loss, by_group, rest = run.shared(ascent, used, None)
+                loss, by_group, rest = run.shared(losses, used, None)
             if first_only:
                 loss = None
             perturbation, report = self._perturbation(theta, by_group / loss_scale, rest / loss_scale, shares)
@@ -237,8 +233,6 @@ class GroupedSharpness:
         else:
             assert self.kept is not None
             perturbation, report = self.kept, self._lengths(self.kept)
-        present = shares > 0
-        perturbation = torch.where(present[:, None], perturbation, 0)
 
         with _buffers_kept(self.module) if loss is not None else _as_is():
             if self.settings.mode == 'per_group':

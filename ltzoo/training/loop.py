@@ -57,9 +57,9 @@ def train_step(
     Returns:
         The mean loss over this process's share, on the device.
     """
-    pieces = list(zip(*(view.chunk(accumulation) for view in batch.views), strict=True))
+    pieces = _cut(batch, accumulation)
     total = torch.zeros((), device=batch.labels.device)
-    for i, (views, labels) in enumerate(zip(pieces, batch.labels.chunk(accumulation), strict=True)):
+    for i, (views, labels) in enumerate(pieces):
         last = i == len(pieces) - 1
         # The forward pass belongs inside too: DistributedDataParallel decides there whether it will synchronise.
         with nullcontext() if last else accelerator.no_sync(learner):
@@ -67,10 +67,7 @@ def train_step(
                 loss = learner(views, labels).sum() / len(batch.labels)
             accelerator.backward(loss)
         total += loss.detach()
-    if clip_grad_norm is not None:
-        accelerator.clip_grad_norm_(learner.parameters(), clip_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
+    _update(learner, optimizer, accelerator, clip_grad_norm)
     return total
 
 
@@ -89,23 +86,27 @@ def grouped_step(
     Args:
         learner: as it was before it was wrapped for several processes: the method reduces gradients itself.
     """
-    pieces = list(
-        zip(
-            zip(*(view.chunk(accumulation) for view in batch.views), strict=True),
-            batch.labels.chunk(accumulation),
-            strict=True,
-        )
-    )
     scale = (
         1.0 if accelerator.scaler is None else accelerator.scaler.scale(batch.labels.new_ones((), dtype=torch.float))
     )
-    report = method.step(learner.forward, pieces, loss_scale=scale, autocast=accelerator.autocast)
+    report = method.step(learner.forward, _cut(batch, accumulation), loss_scale=scale, autocast=accelerator.autocast)
+    _update(learner, optimizer, accelerator, clip_grad_norm)
+    method.after_step(optimizer.param_groups[0]['lr'])
+    return report.loss
+
+
+def _cut(batch: Batch, pieces: int) -> list[tuple[tuple[Tensor, ...], Tensor]]:
+    """Return views and labels of a batch's pieces."""
+    views = zip(*(view.chunk(pieces) for view in batch.views), strict=True)
+    return list(zip(views, batch.labels.chunk(pieces), strict=True))
+
+
+def _update(learner: nn.Module, optimizer: Any, accelerator: Accelerator, clip_grad_norm: float | None) -> None:
+    """Take the optimiser's step along the gradient that lies ready."""
     if clip_grad_norm is not None:
         accelerator.clip_grad_norm_(learner.parameters(), clip_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
-    method.after_step(optimizer.param_groups[0]['lr'])
-    return report.loss
 
 
 def train_one_epoch(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ltzoo.files import save_figure
+
 __all__ = ['plot_curves']
 
 
@@ -13,7 +15,7 @@ def plot_curves(log: list[dict[str, Any]], path: Path) -> None:
 
     Args:
         log: the lines of a run's `log.jsonl`.
-        path: a PNG, PDF or SVG file to write.
+        path: a PNG, PDF or SVG file to write, whole or not at all.
     """
     from matplotlib.figure import Figure
 
@@ -35,4 +37,4 @@ def plot_curves(log: list[dict[str, Any]], path: Path) -> None:
     axes[-1].set_xlabel('epoch')
     for axis in axes:
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ltzoo.data import check_thresholds
 from ltzoo.errors import LtzooError
 from ltzoo.gkpgsa import GkpGsaSettings
 
@@ -91,8 +92,7 @@ class EvaluationPart(_Part):
     def _consistent(self) -> EvaluationPart:
         if self.split == 'test' and self.every_epochs:
             raise ValueError('the test set is touched once, at the end: use split=holdout with every_epochs')
-        if self.few_below > self.many_above + 1:
-            raise ValueError(f'few_below {self.few_below} must be at most many_above + 1, {self.many_above + 1}')
+        check_thresholds(self.many_above, self.few_below)
         return self
 
 

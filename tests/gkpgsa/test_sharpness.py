@@ -247,7 +247,7 @@ def test_scaled_losses_leave_a_scaled_gradient_of_the_same_step() -> None:
 
 def test_an_overflow_in_the_first_pass_perturbs_nothing() -> None:
     s = Setting(scale=0.05)
-    report = s.step(ascent_losses=None, loss_scale=torch.tensor(math.inf))
+    report = s.step(loss_scale=torch.tensor(math.inf))
     assert not report.length.any()
     assert not s.gradient.isfinite().all()
     assert s.theta.isfinite().all()
