@@ -127,9 +127,11 @@ class Dataset:
         """Training images per class: int64, shape (C,)."""
         return np.bincount(self.train.labels, minlength=self.num_classes)
 
-    def longtailed(self, imbalance_ratio: float, kind: ProfileKind = 'exp', seed: int = 0) -> Dataset:
-        """Return this set with a long-tailed training part; the images left out become `spare`."""
-        kept = longtail_indices(self.train.labels, imbalance_ratio, kind, seed)
+    def longtailed(
+        self, imbalance_ratio: float, kind: ProfileKind = 'exp', seed: int = 0, largest: int | None = None
+    ) -> Dataset:
+        """Return this set with a long-tailed training part, see `longtail_indices`; what is left out is `spare`."""
+        kept = longtail_indices(self.train.labels, imbalance_ratio, kind, seed, largest)
         left_out = np.setdiff1d(np.arange(len(self.train)), kept)
         spare = self.train.select(left_out) if len(left_out) else None
         return replace(self, train=self.train.select(kept), spare=spare)
@@ -148,8 +150,15 @@ class _Entry:
     default_ratio: float | None
 
 
+@dataclass(frozen=True)
+class _Profile:
+    ratio: float
+    kind: ProfileKind
+    largest: int | None
+
+
 _SOURCES: dict[str, _Entry] = {}
-_LONGTAIL = re.compile(r'(?P<source>.+?)_lt(?:_r(?P<ratio>\d+(?:\.\d+)?))?(?:_(?P<kind>exp|step))?')
+_LONGTAIL = re.compile(r'(?P<source>.+?)_lt(?:_r(?P<ratio>\d+(?:\.\d+)?))?(?:_n(?P<largest>\d+))?(?:_(?P<kind>exp|step))?')
 
 
 def register_source(
@@ -182,7 +191,7 @@ def load_data(
 
     Args:
         name: a source (`cifar100`, `imagenet_lt`), a source made long-tailed (`cifar100_lt_r100`,
-            `cifar10_lt_r50_step`, `digits_lt`), or a source with its place (`folder:/my/images`, `csv:/my/list.csv`,
+            `cifar10_lt_r50_step`, `digits_lt`), with a smaller head class (`cifar10_lt_r100_n500`), or a source with its place (`folder:/my/images`, `csv:/my/list.csv`,
             `folder_lt_r50:/my/balanced/images`).
         data_dir: the place, where the name does not say it; by default $LTZOO_DATA, else `data`.
         split_seed: seed of the long-tailed draw; published numbers use 0.
@@ -193,31 +202,32 @@ def load_data(
         MissingDataError: if files are missing; the message says which and where they come from.
     """
     base, _, place = name.partition(':')
-    entry, ratio, kind = _resolve(base)
+    entry, profile = _resolve(base)
     location = place or (os.fspath(data_dir) if data_dir is not None else '')
     if not location:
         if entry.needs_location:
             raise DataError(f'{base} needs a place: write {base}:WHERE or give data_dir')
         location = os.environ.get('LTZOO_DATA', 'data')
     dataset = entry.read(Path(location).expanduser(), download)
-    if ratio is not None:
+    if profile is not None:
         try:
-            dataset = dataset.longtailed(ratio, kind, split_seed)
+            dataset = dataset.longtailed(profile.ratio, profile.kind, split_seed, profile.largest)
         except ValueError as error:
             raise DataError(f'{name}: {error}') from error
     return replace(dataset, name=name)
 
 
-def _resolve(base: str) -> tuple[_Entry, float | None, ProfileKind]:
+def _resolve(base: str) -> tuple[_Entry, _Profile | None]:
     if base in _SOURCES:
-        return _SOURCES[base], None, 'exp'
+        return _SOURCES[base], None
     match = _LONGTAIL.fullmatch(base)
     if match and match['source'] in _SOURCES:
         entry = _SOURCES[match['source']]
         ratio = float(match['ratio']) if match['ratio'] else entry.default_ratio
         if ratio is None:
             raise DataError(f'{base} does not say how long-tailed: write {base}_r100 for an imbalance ratio of 100')
-        return entry, ratio, 'step' if match['kind'] == 'step' else 'exp'
+        largest = int(match['largest']) if match['largest'] else None
+        return entry, _Profile(ratio, 'step' if match['kind'] == 'step' else 'exp', largest)
     known = list_data()
     near = difflib.get_close_matches(match['source'] if match else base, known, n=1, cutoff=0.5)
     hint = f'; did you mean {near[0]}?' if near else ''

@@ -51,18 +51,23 @@ def longtail_counts(num_classes: int, largest: int, imbalance_ratio: float, kind
 
 
 def longtail_indices(
-    labels: np.ndarray, imbalance_ratio: float, kind: ProfileKind = 'exp', seed: int = 0
+    labels: np.ndarray,
+    imbalance_ratio: float,
+    kind: ProfileKind = 'exp',
+    seed: int = 0,
+    largest: int | None = None,
 ) -> np.ndarray:
     """Return the indices of a long-tailed subset of a balanced data set, exactly as LDAM draws them.
 
     For every class in ascending order the class's indices are shuffled by NumPy's legacy generator and the first
-    n_c are kept. The counts start from the images per class, N // C, as in LDAM.
+    n_c are kept. The counts start from the images per class, N // C, as in LDAM, unless `largest` says otherwise.
 
     Args:
         labels: integer class labels, shape (N,), 0 to C - 1, in the official file order.
         imbalance_ratio: largest over smallest class.
         kind: 'exp' or 'step', see `longtail_counts`.
         seed: of the legacy generator; published numbers use 0.
+        largest: images of the largest class; a smaller set of the same shape is part of the larger one.
 
     Returns:
         int64 array of indices into `labels`, class after class.
@@ -77,13 +82,15 @@ def longtail_indices(
     if labels.min() < 0:
         raise ValueError(f'labels must be 0 or more, not {labels.min()}')
     num_classes = int(labels.max()) + 1
-    counts = longtail_counts(num_classes, len(labels) // num_classes, imbalance_ratio, kind)
+    largest = len(labels) // num_classes if largest is None else largest
+    counts = longtail_counts(num_classes, largest, imbalance_ratio, kind)
     available = np.bincount(labels, minlength=num_classes)
     if (available < counts).any():
         c = int(np.argmax(available < counts))
         raise ValueError(
             f'class {c} has {available[c]} images where the profile keeps {counts[c]}: a profile is cut from a '
-            f'balanced set (the average class has {len(labels) // num_classes} here); use an unbalanced one as it is'
+            f'balanced set (the average class has {len(labels) // num_classes} here) with at most that many in its '
+            f'largest class; use an unbalanced one as it is'
         )
     generator = np.random.RandomState(seed)
     kept = []

@@ -205,7 +205,7 @@ _cfg = {
     'paper_name': 'Deep Residual Learning for Image Recognition',
     'paper_ids': 'arXiv:1512.03385',
 }
-default_cfgs = generate_default_cfgs({f'resnet{depth}_cifar': _cfg for depth in (20, 32, 44, 56)})
+default_cfgs = generate_default_cfgs({f'resnet{depth}_cifar': _cfg for depth in (8, 20, 32, 44, 56)})
 
 
 def _create(name: str, blocks: int, pretrained: bool, **kwargs: Any) -> CifarResNet:
@@ -213,6 +213,12 @@ def _create(name: str, blocks: int, pretrained: bool, **kwargs: Any) -> CifarRes
         build_model_with_cfg, CifarResNet, name, feature_cfg={'out_indices': (0, 1, 2, 3)}, layers=(blocks,) * 3
     )
     return build_with_head(build, pretrained, **kwargs)
+
+
+@register_model
+def resnet8_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-8 for CIFAR: small enough for studies on a CPU."""
+    return _create('resnet8_cifar', 1, pretrained, **kwargs)
 
 
 @register_model
