@@ -158,7 +158,9 @@ class _Profile:
 
 
 _SOURCES: dict[str, _Entry] = {}
-_LONGTAIL = re.compile(r'(?P<source>.+?)_lt(?:_r(?P<ratio>\d+(?:\.\d+)?))?(?:_n(?P<largest>\d+))?(?:_(?P<kind>exp|step))?')
+_LONGTAIL = re.compile(
+    r'(?P<source>.+?)_lt(?:_r(?P<ratio>\d+(?:\.\d+)?))?(?:_n(?P<largest>\d+))?(?:_(?P<kind>exp|step))?'
+)
 
 
 def register_source(
@@ -191,8 +193,8 @@ def load_data(
 
     Args:
         name: a source (`cifar100`, `imagenet_lt`), a source made long-tailed (`cifar100_lt_r100`,
-            `cifar10_lt_r50_step`, `digits_lt`), with a smaller head class (`cifar10_lt_r100_n500`), or a source with its place (`folder:/my/images`, `csv:/my/list.csv`,
-            `folder_lt_r50:/my/balanced/images`).
+            `cifar10_lt_r50_step`, `digits_lt`), with a smaller head class (`cifar10_lt_r100_n500`), or a source with
+            its place (`folder:/my/images`, `csv:/my/list.csv`, `folder_lt_r50:/my/balanced/images`).
         data_dir: the place, where the name does not say it; by default $LTZOO_DATA, else `data`.
         split_seed: seed of the long-tailed draw; published numbers use 0.
         download: fetch the official files if they are missing and the source can.

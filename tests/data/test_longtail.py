@@ -72,6 +72,20 @@ def test_named_set_holds_the_split_and_the_rest(cifar_dir: Path, labels: dict[st
     assert len(longtailed.test) == 10_000
 
 
+def test_smaller_head_class_keeps_shape_and_is_part_of_the_whole(
+    cifar_dir: Path, labels: dict[str, np.ndarray]
+) -> None:
+    small = longtail_indices(labels['cifar10'], 100, largest=500)
+    assert np.bincount(labels['cifar10'][small]).tolist() == longtail_counts(10, 500, 100).tolist()
+    assert set(small) <= set(longtail_indices(labels['cifar10'], 100))
+    named = load_data('cifar10_lt_r100_n500', cifar_dir)
+    assert named.class_counts.tolist() == [500, 299, 179, 107, 64, 38, 23, 13, 8, 5]
+    assert named.spare is not None
+    assert len(named.train) + len(named.spare) == 50_000
+    step = load_data('cifar10_lt_r100_n500_step', cifar_dir)
+    assert step.class_counts.tolist() == [500] * 5 + [5] * 5
+
+
 def test_draw_follows_the_rule_word_for_word() -> None:
     labels = np.random.default_rng(5).permutation(np.repeat(np.arange(4), 32))
     np.random.seed(3)
@@ -125,7 +139,15 @@ def test_unfit_input_is_refused(labels: np.ndarray, ratio: float, kind: str, mes
         longtail_indices(labels, ratio, kind)  # type: ignore[arg-type]
 
 
+def test_more_than_the_head_class_has_is_refused() -> None:
+    with pytest.raises(DataError, match='digits_lt_r50_n9999: class 0 has 134 images where the profile keeps 9999'):
+        load_data('digits_lt_r50_n9999')
+    with pytest.raises(DataError, match='at most 40'):
+        load_data('digits_lt_r50_n40')
+
+
 def test_names() -> None:
+    assert load_data('digits_lt_r2_n40').class_counts[[0, -1]].tolist() == [40, 20]
     assert load_data('digits_lt').class_counts.tolist() == load_data('digits_lt_r50').class_counts.tolist()
     assert load_data('digits_lt_r2.5').class_counts[[0, -1]].tolist() == [134, 53]
     assert load_data('digits_lt_r4_step').class_counts.tolist() == [134] * 5 + [33] * 5
