@@ -15,7 +15,9 @@ BCL = RECIPES / 'cifar100_lt_r100' / 'bcl.yaml'
 @pytest.mark.parametrize('path', sorted(RECIPES.rglob('*.yaml')), ids=lambda path: f'{path.parent.name}/{path.stem}')
 def test_every_recipe_is_valid_and_names_its_folder(path: Path) -> None:
     recipe = load_recipe(path)
-    if path.parent.name != 'own':
+    if path.parent.name == 'study':
+        assert recipe.evaluation.split == 'holdout'
+    elif path.parent.name != 'own':
         assert recipe.data.name == path.relative_to(RECIPES).parts[0]
     assert recipe.seed == 0
 
