@@ -12,7 +12,13 @@ import ltzoo
 
 # As published with the common PyTorch implementation of the CIFAR ResNets (10 classes: less 650 of the classifier);
 # depth 8 by hand: stem, then two 3x3 convolutions and their norms in each stage.
-ENCODER_PARAMETERS = {8: 464 + 4_672 + 13_952 + 55_552, 20: 269_722 - 650, 32: 463_504, 44: 658_586 - 650, 56: 853_018 - 650}
+ENCODER_PARAMETERS = {
+    8: 464 + 4_672 + 13_952 + 55_552,
+    20: 269_722 - 650,
+    32: 463_504,
+    44: 658_586 - 650,
+    56: 853_018 - 650,
+}
 
 
 @pytest.mark.parametrize(('depth', 'parameters'), ENCODER_PARAMETERS.items())
