@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ltzoo.data import ArrayImages, Dataset, drop_unreadable, load_data, with_holdout
+from ltzoo.data import ArrayImages, Dataset, Split, drop_unreadable, load_data, with_holdout
 from ltzoo.data.loader import Batch, TrainLoader, train_loader
 from ltzoo.data.views import parse_views
 from ltzoo.errors import LtzooError
@@ -71,7 +71,7 @@ def prepare_data(recipe: Recipe) -> Dataset:
     part = recipe.data
     dataset = load_data(part.name, part.data_dir, split_seed=part.split_seed, download=part.download)
     if recipe.evaluation.split == 'holdout':
-        dataset = with_holdout(dataset)
+        dataset = with_holdout(dataset, per_class=recipe.evaluation.holdout_per_class)
     if part.unreadable == 'skip':
         train, bad_train = drop_unreadable(dataset.train)
         test, bad_test = drop_unreadable(dataset.test)
@@ -261,7 +261,7 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
             line['method'] = method.end_epoch(epoch, lambda indices: _samples(dataset, indices, recipe, accelerator))
         every = recipe.evaluation.every_epochs
         if every and (epoch + 1) % every == 0:
-            scores = measure(measured, dataset, recipe, accelerator)
+            scores = measure(measured, dataset.test, dataset, recipe, accelerator)
             line['holdout'] = {key: getattr(scores, key) for key in ('top1', 'many', 'medium', 'few')}
         if recipe.trackers:
             accelerator.log(_numbers(line), step=epoch)
@@ -270,8 +270,10 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
         if (epoch + 1) % recipe.checkpoint_every == 0 or epoch + 1 == recipe.epochs:
             _save(folder, accelerator, learner, optimizer, ema, method, epoch + 1, seconds)
 
-    scores = measure(measured, dataset, recipe, accelerator)
+    scores = measure(measured, dataset.test, dataset, recipe, accelerator)
     results = _results(recipe, dataset, scores, learner, folder, seconds)
+    if recipe.evaluation.train:
+        results['train_top1'] = measure(measured, dataset.train, dataset, recipe, accelerator).top1
     if accelerator.is_main_process:
         _finish(folder, measured, recipe, dataset, results)
     accelerator.wait_for_everyone()
@@ -279,12 +281,12 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
     return results
 
 
-def measure(model: nn.Module, dataset: Dataset, recipe: Recipe, accelerator: Accelerator) -> Scores:
-    """Score the model on the data's test part, the images shared out to all processes."""
+def measure(model: nn.Module, images: Split, dataset: Dataset, recipe: Recipe, accelerator: Accelerator) -> Scores:
+    """Score the model on a part of the data, the images shared out to all processes."""
     part = recipe.evaluation
     predictions = predict(
         model,
-        dataset.test,
+        images,
         dataset.mean,
         dataset.std,
         _image_size(recipe, dataset),

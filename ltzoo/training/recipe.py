@@ -78,11 +78,15 @@ class EvaluationPart(_Part):
     """What is measured. `split: holdout` chooses settings on training images instead of touching the test set.
 
     `every_epochs` measures during training as well, on the hold-out only; 0 measures once, after the last epoch.
+    `holdout_per_class` is its size, by default as `ltzoo.data.with_holdout` has it. `train` measures the training
+    images too, at the end and as one would test: a network that has not fitted them is no ground to judge flatness on.
     `crop_pct` is the share of a resized file's shorter side that the test crop covers; arrays are not cropped.
     """
 
     split: Literal['test', 'holdout'] = 'test'
+    holdout_per_class: int | None = Field(None, ge=1)
     every_epochs: int = Field(0, ge=0)
+    train: bool = False
     batch_size: int = Field(512, ge=1)
     crop_pct: float = Field(0.875, gt=0, le=1)
     many_above: int = Field(100, ge=0)
@@ -92,6 +96,8 @@ class EvaluationPart(_Part):
     def _consistent(self) -> EvaluationPart:
         if self.split == 'test' and self.every_epochs:
             raise ValueError('the test set is touched once, at the end: use split=holdout with every_epochs')
+        if self.split == 'test' and self.holdout_per_class is not None:
+            raise ValueError('holdout_per_class belongs to split=holdout, but split is test')
         check_thresholds(self.many_above, self.few_below)
         return self
 

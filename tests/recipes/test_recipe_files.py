@@ -18,7 +18,7 @@ from ltzoo.models.lt_zoo import ZOO
 from ltzoo.training.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted((ROOT / 'recipes').rglob('*.yaml'))
+FILES = sorted(path for path in (ROOT / 'recipes').rglob('*.yaml') if path.parent.name != 'plans')
 NAMES = [str(path.relative_to(ROOT / 'recipes').with_suffix('')) for path in FILES]
 
 CIFAR = {

@@ -1,0 +1,271 @@
+"""Train the runs of a plan, several at once, and make the table of their scores.
+
+python tools/reproduce.py PLAN.yaml [--jobs 2] [--data-dir DIR] [--only NAME ...] [--table]
+
+The same command goes on where it was stopped. A plan names recipes (paths relative to it), what to change in each, and
+the seeds that all of them are trained with; seeds come one after the other, so that an early table compares everything:
+
+    output: runs/cifar10_study
+    seeds: [0, 1, 2]
+    runs:
+      base: {recipe: ../study/cifar10_bs.yaml}
+      both: {recipe: ../study/cifar10_bs.yaml, overrides: ['method.groups=4']}
+
+Every run has its folder OUTPUT/NAME_seedS; OUTPUT/table.md and OUTPUT/table.json are made anew after each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ltzoo.errors import LtzooError
+
+ROOT = Path(__file__).resolve().parents[1]
+SCORES = {'top1': 'top-1', 'many': 'Many', 'medium': 'Medium', 'few': 'Few', 'train_top1': 'training images'}
+
+
+class PlanError(LtzooError, ValueError):
+    """A plan that cannot be used; the message names the key and what would be right."""
+
+
+class PlannedRun(BaseModel):
+    """One row of the table: a recipe and what is changed in it."""
+
+    model_config = ConfigDict(extra='forbid', frozen=True)
+    recipe: Path
+    overrides: tuple[str, ...] = ()
+
+
+class Plan(BaseModel):
+    """Which recipes are trained with which seeds."""
+
+    model_config = ConfigDict(extra='forbid', frozen=True)
+    output: Path
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    runs: dict[str, PlannedRun] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training."""
+
+    name: str
+    seed: int
+    command: list[str]
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / 'results.json').exists()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('plan', type=Path)
+    parser.add_argument('--jobs', type=int, default=1, help='trainings at once, on the one device (default: 1)')
+    parser.add_argument('--data-dir', help='where the data lies (default: as the recipes say)')
+    parser.add_argument('--only', nargs='+', metavar='NAME', help='only these runs of the plan')
+    parser.add_argument('--table', action='store_true', help='train nothing, make the table of what is finished')
+    args = parser.parse_args()
+    try:
+        if args.jobs < 1:
+            raise PlanError(f'--jobs must be 1 or more, not {args.jobs}')
+        plan = load_plan(args.plan)
+        jobs = plan_jobs(plan, args.plan.parent, args.only, args.data_dir)
+        failed = [] if args.table else train(jobs, args.jobs, plan.output)
+        print(write_table(jobs, plan.output))
+    except LtzooError as error:
+        print(f'reproduce.py: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('\nstopped: the same command goes on from the last checkpoints', file=sys.stderr)
+        return 130
+    for job in failed:
+        print(f'failed: {job.name} with seed {job.seed}, see {log_of(job)}', file=sys.stderr)
+    return 1 if failed else 0
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan.
+
+    Raises:
+        PlanError: if it is missing, not YAML, or a key is unknown, missing or of the wrong type.
+    """
+    try:
+        return Plan.model_validate(yaml.safe_load(path.read_text()))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PlanError(f'{path} cannot be read as a plan: {" ".join(str(error).split())}') from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = '.'.join(map(str, first['loc'])) or 'the file'
+        raise PlanError(f'{path}: {key}: {first["msg"]}') from error
+
+
+def plan_jobs(plan: Plan, folder: Path, only: Sequence[str] | None, data_dir: str | None) -> list[Job]:
+    """Return the plan's trainings, those of the first seed first; every recipe is read before anything is trained.
+
+    Raises:
+        PlanError: if `only` names a run that the plan does not have.
+        RecipeError: if a recipe or an override cannot be used.
+    """
+    from ltzoo.training.recipe import load_recipe
+
+    for name in only or ():
+        if name not in plan.runs:
+            near = difflib.get_close_matches(name, plan.runs, n=1)
+            hint = f'did you mean {near[0]}?' if near else f'it has {", ".join(plan.runs)}'
+            raise PlanError(f'--only: the plan has no run {name}; {hint}')
+    jobs = []
+    for seed in plan.seeds:
+        for name, run in plan.runs.items():
+            if only and name not in only:
+                continue
+            output = plan.output / f'{name}_seed{seed}'
+            overrides = [*run.overrides, f'seed={seed}', f'output={output}', 'resume=auto']
+            if data_dir is not None:
+                overrides.append(f'data.data_dir={data_dir}')
+            load_recipe(folder / run.recipe, overrides)
+            command = [sys.executable, str(ROOT / 'recipes/train.py'), str(folder / run.recipe), *overrides]
+            jobs.append(Job(name, seed, [*command, '--no-progress'], output))
+    return jobs
+
+
+def train(jobs: list[Job], at_once: int, output: Path) -> list[Job]:
+    """Run every training that is not finished, and return those that failed; each one's output goes to its log."""
+    output.mkdir(parents=True, exist_ok=True)
+    threads = os.environ.get('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // at_once)))
+    environment = {**os.environ, 'OMP_NUM_THREADS': threads}
+    stopped = threading.Event()
+    lock = threading.Lock()
+    waiting = [job for job in jobs if not job.finished]
+    print(f'{len(jobs) - len(waiting)} of {len(jobs)} trainings are finished', flush=True)
+
+    def run(job: Job) -> int:
+        if stopped.is_set():
+            return 130
+        with open(log_of(job), 'w') as log:
+            code = subprocess.run(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+        with lock:
+            if not stopped.is_set():
+                write_table(jobs, output)
+                print(f'{job.name}, seed {job.seed}: {"finished" if code == 0 else f"exit code {code}"}', flush=True)
+        return code
+
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            codes = list(pool.map(run, waiting))
+        except KeyboardInterrupt:
+            # The trainings got the same signal and end by themselves; no further one is begun.
+            stopped.set()
+            raise
+    return [job for job, code in zip(waiting, codes, strict=True) if code]
+
+
+def log_of(job: Job) -> Path:
+    return job.folder.with_name(f'{job.folder.name}.log')
+
+
+def write_table(jobs: list[Job], output: Path) -> str:
+    """Write and return the table of the finished trainings: mean and standard deviation over seeds.
+
+    Raises:
+        LtzooError: if it cannot be written.
+    """
+    from ltzoo.files import write_atomically, writing
+
+    rows: dict[str, list[Job]] = {}
+    for job in filter(lambda job: job.finished, jobs):
+        rows.setdefault(job.name, []).append(job)
+    if not rows:
+        return 'no training is finished yet'
+    summaries = [summarise(name, row) for name, row in rows.items()]
+    columns = [key for key in SCORES if any(summary[key] is not None for summary in summaries)]
+    lines = ['| | seeds | ' + ' | '.join(SCORES[key] for key in columns) + ' | minutes |']
+    lines.append('|---' * (len(columns) + 3) + '|')
+    for summary in summaries:
+        cells = [summary['name'], str(len(summary['seeds'])), *(format_mean(summary[key]) for key in columns)]
+        lines.append(f'| {" | ".join(cells)} | {format_mean(summary["minutes"], deviation=False)} |')
+    of_method = [summary for summary in summaries if summary['method']]
+    if of_method:
+        lines += ['', '| | length of the perturbation | penalty to loss gradient | sizes of groups | classes moved |']
+        lines.append('|---|---|---|---|---|')
+        for summary in of_method:
+            said = summary['method']
+            lines.append(
+                f'| {summary["name"]} | {format_number(said["perturbation"])} | '
+                f'{format_number(said["penalty_to_loss_gradient"])} | {said["group_sizes"] or "-"} | '
+                f'{format_number(said["classes_moved"])} |'
+            )
+    table = '\n'.join(lines)
+    if output.is_dir():
+        with writing(output / 'table.md'):
+            write_atomically(output / 'table.md', table + '\n')
+            write_atomically(output / 'table.json', json.dumps(summaries, indent=2) + '\n')
+    return table
+
+
+def summarise(name: str, jobs: list[Job]) -> dict[str, Any]:
+    """Return mean and deviation of every score over a run's finished seeds, and what its log says of the method."""
+    results = [json.loads((job.folder / 'results.json').read_text()) for job in jobs]
+    summary: dict[str, Any] = {'name': name, 'seeds': [job.seed for job in jobs]}
+    for key in SCORES:
+        summary[key] = mean_and_deviation([result.get(key) for result in results])
+    summary['minutes'] = mean_and_deviation([result['training_seconds'] / 60 for result in results])
+    logs = [[json.loads(line) for line in (job.folder / 'log.jsonl').open()] for job in jobs]
+    summary['method'] = summarise_method([[line['method'] for line in log if 'method' in line] for log in logs])
+    return summary
+
+
+def summarise_method(logs: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return medians over the epochs of all seeds, so that an inert or a dominating term is seen."""
+    lines = [line for log in logs for line in log]
+    if not lines:
+        return {}
+    lengths = [statistics.mean(line['perturbation']) for line in lines if any(line.get('perturbation', ()))]
+    pulls = [line['penalty_to_loss_gradient'] for line in lines if 'penalty_to_loss_gradient' in line]
+    # The first grouping moves every class: it says nothing of how stable groups are.
+    moved = [m for log in logs for m in [line['classes_moved'] for line in log if 'classes_moved' in line][1:]]
+    sizes = [line['group_sizes'] for line in logs[0] if 'group_sizes' in line]
+    return {
+        'perturbation': statistics.median(lengths) if lengths else None,
+        'penalty_to_loss_gradient': statistics.median(pulls) if pulls else None,
+        'classes_moved': statistics.mean(moved) if moved else None,
+        'group_sizes': sizes[-1] if sizes else None,
+    }
+
+
+def mean_and_deviation(values: list[float | None]) -> list[float] | None:
+    """Return [mean, sample standard deviation], only the mean of a single value, None if a value is missing."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    return [statistics.mean(known), *([statistics.stdev(known)] if len(known) > 1 else [])]
+
+
+def format_mean(value: list[float] | None, *, deviation: bool = True) -> str:
+    if value is None:
+        return '-'
+    return f'{value[0]:.1f}' + (f' ± {value[1]:.1f}' if deviation and len(value) > 1 else '')
+
+
+def format_number(value: float | None) -> str:
+    return '-' if value is None else f'{value:.2g}'
+
+
+if __name__ == '__main__':
+    sys.exit(main())
