@@ -286,34 +286,40 @@ class _BatchNorm(torch.autograd.Function):
     ) -> Tensor:
         running_mean, running_var, momentum, eps = conf
         weights, biases = tensors[:count], tensors[count:]
-        y, mean, rstd = torch.ops.aten.native_batch_norm(
-            x, weights[0] if shared else None, biases[0] if shared else None, running_mean, running_var, True,
-            momentum, eps,
-        )  # fmt: skip
-        spread = None
-        if not shared:
-            shape = (-1, x.shape[1], *[1] * (x.ndim - 2))
-            spread = rows.spread(torch.stack(weights)).view(shape).to(x.dtype)
-            y = y.mul_(spread).add_(rows.spread(torch.stack(biases)).view(shape).to(x.dtype))
-        ctx.save_for_backward(x, mean, rstd, weights[0] if shared else spread)
-        ctx.rows, ctx.shared, ctx.eps = rows, shared, eps
+        if shared:
+            y, mean, rstd = torch.ops.aten.native_batch_norm(
+                x, weights[0], biases[0], running_mean, running_var, True, momentum, eps
+            )
+        else:
+            mean, variance = torch.batch_norm_update_stats(x, running_mean, running_var, momentum)
+            rstd = (variance + eps).rsqrt()
+            scale = torch.stack(weights) * rstd
+            y = rows.affine(x, scale, torch.stack(biases) - mean * scale).to(x.dtype)
+        ctx.save_for_backward(x, mean, rstd, *weights)
+        ctx.rows, ctx.eps = rows, eps
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, mean, rstd, scale = ctx.saved_tensors
-        places = list(range(2, x.ndim))
-        wide = torch.promote_types(x.dtype, torch.float32)
-        grad_sum = grad.sum(places, dtype=wide) if places else grad.to(wide)
-        product = grad * x
-        product_sum = product.sum(places, dtype=wide) if places else product.to(wide)
-        grad_bias = ctx.rows.gather(grad_sum)
-        grad_weight = (ctx.rows.gather(product_sum) - mean * grad_bias) * rstd
-        grad_x = torch.ops.aten.native_batch_norm_backward(
-            grad if ctx.shared else grad * scale, x, scale if ctx.shared else None, None, None, mean, rstd, True,
-            ctx.eps, [True, False, False],
-        )[0]  # fmt: skip
-        return (grad_x, None, None, None, None, *grad_weight.to(mean.dtype), *grad_bias.to(mean.dtype))
+        x, mean, rstd, *weights = ctx.saved_tensors
+        by_weight: list[Tensor | None] = [None] * len(weights)
+        by_bias: list[Tensor | None] = [None] * len(weights)
+        scaled = [torch.zeros_like(mean), torch.zeros_like(mean)]
+        for (slot, part), (_, g) in zip(ctx.rows.split(x), ctx.rows.split(grad), strict=True):
+            _, *sums = torch.ops.aten.native_batch_norm_backward(
+                g, part, weights[slot], None, None, mean, rstd, True, ctx.eps, [False, True, True]
+            )
+            for known, total, new in zip((by_weight, by_bias), scaled, sums, strict=True):
+                before = known[slot]
+                known[slot] = new if before is None else before + new
+                total += weights[slot] * new
+        # The derivative through the joint mean and variance: slope x + offset, besides each slot's scale times grad.
+        count = x.numel() // x.shape[1]
+        slope = -rstd.square() * scaled[0] / count
+        offset = -rstd * scaled[1] / count - slope * mean
+        grad_x = ctx.rows.affine(grad, torch.stack(weights) * rstd, offset.expand(len(weights), -1))
+        grad_x = grad_x.addcmul_(x, slope.view(-1, *[1] * (x.ndim - 2))).to(x.dtype)
+        return (grad_x, None, None, None, None, *by_weight, *by_bias)
 
 
 def _add(sums: dict[int, tuple[Tensor, Tensor | None]], slot: int, weight: Tensor, bias: Tensor | None) -> None:

@@ -27,11 +27,13 @@ class Rows(Protocol):
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """Undo `split`."""
 
-    def spread(self, by_slot: Tensor) -> Tensor:
-        """Return for every row the entry of its slot: (S, ...) to (R, ...)."""
+    def affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Return x times its slot's scale plus its slot's shift, by channel.
 
-    def gather(self, by_row: Tensor) -> Tensor:
-        """Return the sums of every slot's rows: (R, C) to (S, C)."""
+        Args:
+            x: shape (R, C, ...).
+            scale, shift: shape (S, C).
+        """
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,12 @@ class SampleRows:
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(parts))
 
-    def spread(self, by_slot: Tensor) -> Tensor:
-        return torch.cat([by_slot[s].expand(n, *by_slot.shape[1:]) for s, n in self.parts()])
-
-    def gather(self, by_row: Tensor) -> Tensor:
-        sums = by_row.new_zeros(len(self.sizes), *by_row.shape[1:])
-        for slot, rows in self.split(by_row):
-            sums[slot] += rows.sum(0)
-        return sums
+    def affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        shape = (-1, *[1] * (x.ndim - 2))
+        out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, scale.dtype))
+        for (slot, part), (_, target) in zip(self.split(x), self.split(out), strict=True):
+            torch.addcmul(shift[slot].view(shape), part, scale[slot].view(shape), out=target)
+        return out
 
 
 class ClassRows:
@@ -111,9 +111,6 @@ class ClassRows:
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(parts))[self.inverse]
 
-    def spread(self, by_slot: Tensor) -> Tensor:
-        return by_slot[self.slots]
-
-    def gather(self, by_row: Tensor) -> Tensor:
-        sums = by_row.new_zeros(len(self.sizes), *by_row.shape[1:])
-        return sums.index_add_(0, self.slots, by_row)
+    def affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        shape = (*x.shape[:2], *[1] * (x.ndim - 2))
+        return torch.addcmul(shift[self.slots].view(shape), x, scale[self.slots].view(shape))
