@@ -2,21 +2,28 @@
 
 python tools/benchmark.py views [--data cifar100_lt_r100] [--data-dir DIR] [--json FILE]
 python tools/benchmark.py step  [--recipe recipes/cifar100_lt_r100/bcl.yaml] [--json FILE]
+python tools/benchmark.py epoch [--recipe recipes/cifar100_lt_r100/bcl.yaml] [--json FILE]
+python tools/benchmark.py bank  [--model resnet50] [--classes 8142] [--epochs 100] [--json FILE]
 
 `views`: samples per CPU-second of a recipe's views, batched tensors against torchvision on PIL images.
 `step`:  seconds of one optimiser step, plain, channels-last and compiled, in turn in one process; with --method, of
          GKP/GSA and SAM against the recipe's own step.
+`epoch`: what knowledge preservation adds to a step, and what the end of an epoch (quality, bank, groups, Fisher) takes.
+`bank`:  disk, memory and seconds of a memory bank in which every epoch is some class's best.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +55,33 @@ def main() -> int:
     step.add_argument('--data', help="data set, if not the recipe's")
     step.add_argument('--method', action='store_true', help="forms of GKP/GSA instead, as ratios to the recipe's step")
     step.add_argument('--batch-size', type=int, help="samples of a step, if not the recipe's")
-    for command in (views, step):
+    epoch = commands.add_parser('epoch', help='knowledge preservation in a step and at the end of an epoch')
+    epoch.add_argument('--recipe', type=Path, default=Path('recipes/cifar100_lt_r100/bcl.yaml'))
+    epoch.add_argument('--groups', type=int, nargs='+', default=[2, 4, 8, 16])
+    bank = commands.add_parser('bank', help='memory bank')
+    bank.add_argument('--model', default='timm/resnet50', help='whose parameters are stored')
+    bank.add_argument('--classes', type=int, default=8142)
+    bank.add_argument('--epochs', type=int, default=100)
+    bank.add_argument('--groups', type=int, default=4)
+    bank.add_argument('--dtype', choices=('fp32', 'bf16'), default='fp32', help='of the stored snapshots')
+    bank.add_argument('--folder', type=Path, help="where they are stored for the time being (default: the system's)")
+    for command in (views, step, epoch):
         command.add_argument('--data-dir', help='where the files of the data set are')
         command.add_argument('--rounds', type=int, default=7, help='measurements of each, taken in turn')
-        command.add_argument('--threads', type=int, help="CPU threads (default: views 1, step PyTorch's)")
+    for command in (views, step, epoch, bank):
+        command.add_argument('--threads', type=int, help="CPU threads (default: views 1, else PyTorch's)")
         command.add_argument('--json', type=Path, help='write all figures to this file')
     args = parser.parse_args()
     try:
-        if args.rounds < 1:
-            raise LtzooError(f'--rounds must be 1 or more, not {args.rounds}')
-        if args.threads is not None and args.threads < 1:
-            raise LtzooError(f'--threads must be 1 or more, not {args.threads}')
+        for name in ('rounds', 'threads', 'classes', 'epochs', 'batch_size'):
+            value = getattr(args, name, None)
+            if value is not None and value < 1:
+                raise LtzooError(f'--{name.replace("_", "-")} must be 1 or more, not {value}')
         if args.json:
             check_target(args.json)
-        results = {'views': bench_views, 'step': bench_step}[args.command](args)
+        results = {'views': bench_views, 'step': bench_step, 'epoch': bench_epoch, 'bank': bench_bank}[args.command](
+            args
+        )
         if args.json:
             with writing(args.json):
                 write_atomically(args.json, json.dumps(results, indent=2) + '\n')
@@ -194,6 +214,162 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
         'device': str(accelerator.device),
         'seconds': times,
     }
+
+
+def bench_epoch(args: argparse.Namespace) -> dict[str, Any]:
+    """Time a recipe's own step, and beside it, with GKP alone, what follows each step and each epoch."""
+    import torch
+
+    from ltzoo.training.fit import (
+        create_accelerator,
+        create_learner,
+        create_loader,
+        create_method,
+        prepare_data,
+        training_samples,
+    )
+    from ltzoo.training.learner import create_optimizer
+    from ltzoo.training.loop import grouped_step, train_step
+    from ltzoo.training.recipe import load_recipe
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    where = [f'data.data_dir={args.data_dir}'] if args.data_dir else []
+    base = load_recipe(args.recipe, where)
+    accelerator = create_accelerator(base)
+    dataset = prepare_data(base)
+    results: dict[str, Any] = {'bench': 'epoch', 'recipe': str(args.recipe), 'groups': {}}
+    for groups in args.groups:
+        wanted = [f'method.groups={groups}', 'method.sharpness=null', f'method.first_grouping={groups}']
+        recipe = load_recipe(args.recipe, [*where, *wanted])
+        assert recipe.method is not None
+        learner = create_learner(recipe, dataset).to(accelerator.device)
+        loader = create_loader(recipe, dataset, learner, accelerator)
+        if recipe.channels_last:
+            learner.to(memory_format=torch.channels_last)
+        optimizer = create_optimizer(learner, recipe.optimizer)
+        method = create_method(recipe, dataset, learner, accelerator, Path('bank'))
+        assert method is not None
+        batch = next(loader.epoch(0))
+        times: dict[str, list[float]] = {name: [] for name in ('step', 'pull', 'epoch end', 'epoch end, regrouping')}
+
+        samples = functools.partial(training_samples, dataset, recipe=recipe, accelerator=accelerator)
+
+        period = recipe.method.regroup_every
+        for epoch in range(groups + period * args.rounds):
+            # One step makes the epochs' weights differ, and gives every class features to be measured on.
+            method.start_epoch(epoch)
+            grouped_step(method, learner, optimizer, batch, accelerator)
+            if epoch < args.rounds:
+                times['step'].append(seconds_of(train_step, learner, optimizer, batch, accelerator))
+            if method.preservation is not None:
+                times['pull'].append(seconds_of(method.after_step, recipe.optimizer.lr))
+            since = epoch + 1 - groups
+            name = 'epoch end, regrouping' if since >= 0 and since % period == 0 else 'epoch end'
+            times[name].append(seconds_of(method.end_epoch, epoch, samples))
+        of_epoch = statistics.median(times['step']) * loader.steps_per_epoch
+        often, seldom = statistics.median(times['epoch end']), statistics.median(times['epoch end, regrouping'])
+        results['groups'][groups] = {
+            'seconds': times,
+            'pull_share': statistics.median(times['pull']) / statistics.median(times['step']),
+            'epoch_end_share': (often * (period - 1) + seldom) / period / of_epoch,
+        }
+    print(
+        f'{args.recipe}: {loader.steps_per_epoch} steps of {recipe.batch_size} an epoch, groups every {period} epochs, '
+        f'{accelerator.device}, {torch.get_num_threads()} threads, medians of {args.rounds} rounds'
+    )
+    print(f'  groups{"step s":>9}{"pull ms":>9}{"of a step":>11}{"end s":>8}{"regrouping s":>14}{"of an epoch":>13}')
+    for groups, said in results['groups'].items():
+        step, pull, often, seldom = (statistics.median(values) for values in said['seconds'].values())
+        print(
+            f'  {groups:>6}{step:>9.3f}{1e3 * pull:>9.2f}{said["pull_share"]:>11.2%}{often:>8.2f}{seldom:>14.2f}'
+            f'{said["epoch_end_share"]:>13.2%}'
+        )
+    return {**environment(), **results}
+
+
+def bench_bank(args: argparse.Namespace) -> dict[str, Any]:
+    """Fill a bank on disk so that every epoch stays some class's best, and group it after the last."""
+    import tempfile
+
+    import torch
+
+    import ltzoo
+    from ltzoo.gkpgsa import DiskStore, GramMatrix, MemoryBank, group_anchors, group_classes, parameter_affinity
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    encoder = {name: p.detach() for name, p in ltzoo.create_model(args.model, num_classes=0).named_parameters()}
+    size = sum(p.numel() for p in encoder.values())
+    seconds: dict[str, list[float]] = {'bank': [], 'distances': [], 'groups': [], 'anchors': []}
+    disk = 0
+    generator = torch.Generator().manual_seed(0)
+    dtype = torch.bfloat16 if args.dtype == 'bf16' else torch.float32
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder, peak_memory() as peak:
+        bank, gram = MemoryBank(args.classes, DiskStore(folder, dtype)), GramMatrix()
+        for epoch in range(args.epochs):
+            for p in encoder.values():
+                p += 1e-3 * torch.randn(p.shape, generator=generator)
+            # Independent qualities: each epoch is as likely as any other to be a class's best.
+            quality = torch.rand(args.classes, generator=generator, dtype=torch.float64)
+            seconds['bank'].append(seconds_of(bank.update, epoch, quality, encoder))
+            seconds['distances'].append(seconds_of(gram.update, bank.epochs, bank.snapshot))
+            disk = max(disk, sum(file.stat().st_size for file in Path(folder).iterdir()))
+        started = time.perf_counter()
+        groups = group_classes(bank, parameter_affinity(gram), args.groups)
+        seconds['groups'].append(time.perf_counter() - started)
+        seconds['anchors'].append(seconds_of(group_anchors, bank, groups))
+    print(
+        f'{args.model}, {size / 1e6:.1f} M encoder parameters in {args.dtype}, {args.classes} classes, '
+        f'{args.epochs} epochs, {torch.get_num_threads()} threads'
+    )
+    print(f'  snapshots in use at the end  {len(bank.epochs)}, in {int(groups.max()) + 1} groups')
+    print(f'  largest on disk              {disk / 1e9:.2f} GB')
+    print(f'  most memory beyond the start {peak[0] / 1e9:.2f} GB (a snapshot has {4 * size / 1e9:.2f} GB)')
+    for name, values in seconds.items():
+        print(f'  {name:<29}{statistics.median(values):.3f} s, at most {max(values):.3f} s')
+    return {
+        **environment(),
+        'bench': 'bank',
+        **{key: getattr(args, key) for key in ('model', 'classes', 'epochs', 'groups', 'dtype')},
+        'parameters': size,
+        'snapshots': len(bank.epochs),
+        'disk_bytes': disk,
+        'memory_bytes': peak[0],
+        'seconds': seconds,
+    }
+
+
+def seconds_of(run: Callable[..., Any], *arguments: Any) -> float:
+    """Time one call, until the device has done all it was given."""
+    import torch
+
+    started = time.perf_counter()
+    run(*arguments)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """Watch this process's memory: the list's one entry is the most beyond what it had at the start, in bytes."""
+    import psutil
+
+    process, ended = psutil.Process(), threading.Event()
+    before, most = process.memory_info().rss, [0]
+
+    def watch() -> None:
+        while not ended.wait(0.01):
+            most[0] = max(most[0], process.memory_info().rss - before)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield most
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def convolutions(model: Any, images: Any) -> Callable[[], None]:

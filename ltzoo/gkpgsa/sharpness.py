@@ -32,7 +32,10 @@ class SharpnessSettings:
 
     Args:
         mode: `per_group`, every group's samples see their own perturbed weights (Eq. 14 to 16); `combined`, all see the
-            mean of the groups' perturbations, weighted by their share of the batch (the authors' code).
+            mean of the groups' perturbations, weighted by their share of the batch (the authors' code); `focal`,
+            Focal-SAM (Li et al., ICML 2025), where groups have shares of the sharpness and not directions: with
+            w_g = (1 - |G_g|/N)^focal_power, one perturbation along the gradient of sum_g w_g L_g, and what that sum
+            rises by is added to the loss, focal_weight times.
         direction: see `group_direction`.
         subtract_strength: of direction `subtract`.
         global_gradient: what Eq. 12 projects on: the gradient of the batch, or an exponential moving average of it
@@ -47,12 +50,13 @@ class SharpnessSettings:
         ascent: `fresh`, a pass at the weights themselves in every step; a number k, only in every k-th, the
             perturbation being kept in between; `ema`, never: the direction comes from an average of earlier steps.
         regulariser: coefficient of the second term of Eq. 15.
+        focal_power, focal_weight: gamma and lambda of mode `focal`; the defaults are its authors' for CIFAR-100-LT.
 
     Raises:
         SharpnessError: if a setting does not exist or is out of range.
     """
 
-    mode: Literal['per_group', 'combined'] = 'per_group'
+    mode: Literal['per_group', 'combined', 'focal'] = 'per_group'
     direction: Direction = 'residual'
     subtract_strength: float = 1.0
     global_gradient: Literal['batch', 'ema'] = 'batch'
@@ -65,10 +69,12 @@ class SharpnessSettings:
     ascent_views: Literal['all', 'first'] = 'all'
     ascent: Literal['fresh', 'ema'] | int = 'fresh'
     regulariser: float = 0.0
+    focal_power: float = 3.2
+    focal_weight: float = 0.8
 
     def __post_init__(self) -> None:
         for name, valid in (
-            ('mode', ('per_group', 'combined')),
+            ('mode', ('per_group', 'combined', 'focal')),
             ('direction', ('residual', 'projection', 'full', 'subtract')),
             ('global_gradient', ('batch', 'ema')),
             ('ascent_views', ('all', 'first')),
@@ -77,12 +83,18 @@ class SharpnessSettings:
                 raise SharpnessError(f'{name}: {getattr(self, name)!r} does not exist; known: {", ".join(valid)}')
         if self.ascent not in ('fresh', 'ema') and not (isinstance(self.ascent, int) and self.ascent >= 1):
             raise SharpnessError(f"ascent: 'fresh', 'ema' or a number of steps, not {self.ascent!r}")
-        for name in ('scale', 'radius', 'regulariser', 'adaptive'):
+        for name in ('scale', 'radius', 'regulariser', 'adaptive', 'focal_power', 'focal_weight'):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float('inf'):
                 raise SharpnessError(f'{name} must be 0 or more, not {value}')
         if not 0 <= self.ema_decay < 1:
             raise SharpnessError(f'ema_decay must be 0 or more and below 1, not {self.ema_decay}')
+        if self.mode == 'focal' and self.radius is None:
+            raise SharpnessError('mode focal needs radius, the length of its perturbation')
+        if self.mode == 'focal' and (self.ascent != 'fresh' or self.ascent_views != 'all'):
+            raise SharpnessError(
+                'mode focal takes its direction afresh from all views: leave ascent and ascent_views out'
+            )
         if self.clamp is not None and not 0 <= self.clamp[0] <= self.clamp[1]:
             raise SharpnessError(f'clamp must be (least, greatest), not {self.clamp}')
 
@@ -215,6 +227,8 @@ class GroupedSharpness:
         run = _Run(self, autocast, loss_scale, total)
         shares = run.shares([labels for _, labels in pieces])
         theta = self.layout.flatten([p.detach() for p in self.layout.parameters])
+        if self.settings.mode == 'focal':
+            return self._focal_step(run, losses, pieces, theta)
 
         fresh = self.settings.ascent == 'fresh' or (
             isinstance(self.settings.ascent, int) and (self.kept is None or self.steps % self.settings.ascent == 0)
@@ -242,7 +256,7 @@ class GroupedSharpness:
                 if self.settings.ascent == 'ema':
                     perturbed_loss, by_group, rest = run.shared(losses, pieces, theta + combined)
                 else:
-                    perturbed_loss, gradient = run.whole(losses, pieces, theta + combined)
+                    perturbed_loss, (gradient,) = run.whole(losses, pieces, theta + combined)
                     by_group, rest = gradient[None], torch.zeros_like(gradient)
         if self.settings.ascent == 'ema':
             self._average(by_group / loss_scale, rest / loss_scale, shares)
@@ -265,10 +279,30 @@ class GroupedSharpness:
     ) -> StepReport:
         """Put the gradient at the weights themselves into `grad`; arguments as for `step`."""
         run = _Run(self, autocast, loss_scale, sum(len(labels) for _, labels in pieces))
-        loss, gradient = run.whole(losses, pieces, None)
+        loss, (gradient,) = run.whole(losses, pieces, None)
         self._set_grad(gradient)
         nothing = torch.zeros(self.groups, device=gradient.device)
         return StepReport(loss, loss, nothing, gradient.norm() / loss_scale, nothing.sum())
+
+    def _focal_step(
+        self, run: _Run, losses: Losses, pieces: Sequence[tuple[Views, Tensor]], theta: Tensor
+    ) -> StepReport:
+        """Focal-SAM (arXiv:2505.01660): two forward and three backward passes, however many groups."""
+        settings = self.settings
+        assert settings.radius is not None
+        focus = (1 - self.group_samples / self.group_samples.sum()) ** settings.focal_power
+        loss, (gradient, focused) = run.whole(losses, pieces, None, (None, focus))
+        norm = focused.norm()
+        # Where nothing rises, or half precision overflowed, nothing is perturbed.
+        reaches = (norm > 0) & norm.isfinite()
+        perturbation = torch.where(reaches, focused * (settings.radius / torch.where(reaches, norm, 1)), 0)
+        with _buffers_kept(self.module):
+            perturbed_loss, (perturbed,) = run.whole(losses, pieces, theta + perturbation, (focus,))
+        gradient = gradient + settings.focal_weight * (perturbed - focused)
+        self._set_grad(gradient)
+        self.steps += 1
+        lengths = perturbation.norm().expand(self.groups)
+        return StepReport(loss, perturbed_loss, lengths, gradient.norm() / run.loss_scale, torch.zeros_like(norm))
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -405,21 +439,37 @@ class _Run:
         return self._grouped(losses, pieces, weights, shared=False)
 
     def whole(
-        self, losses: Losses, pieces: Sequence[tuple[Views, Tensor]], theta: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Everything at the weights `theta` (those of the module if None): the gradient (d,)."""
+        self,
+        losses: Losses,
+        pieces: Sequence[tuple[Views, Tensor]],
+        theta: Tensor | None,
+        weightings: Sequence[Tensor | None] = (None,),
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Everything at the weights `theta` (those of the module if None).
+
+        Args:
+            weightings: what each group's losses count, shape (G,), None for 1.
+
+        Returns:
+            The mean loss, unweighted, and the gradient (d,) of each weighting's.
+        """
         layout = self.of.layout
         device = layout.parameters[0].device
         mean = torch.zeros((), device=device)
-        gradient = torch.zeros(sum(layout.sizes), device=device, dtype=layout.dtype)
+        gradients = [torch.zeros(sum(layout.sizes), device=device, dtype=layout.dtype) for _ in weightings]
         with _as_is() if theta is None else _weights(layout, theta):
             for views, labels in pieces:
                 with self.context():
-                    loss = losses(views, labels).sum() / self.total
-                grads = torch.autograd.grad(loss * self.loss_scale, layout.parameters, allow_unused=True)
-                gradient += layout.flatten(grads)
-                mean += loss.detach()
-        return mean, self.reduced(gradient)
+                    values = losses(views, labels)
+                groups = self.of.class_groups[labels]
+                for i, (gradient, weights) in enumerate(zip(gradients, weightings, strict=True)):
+                    weighted = values if weights is None else values * weights[groups]
+                    loss = weighted.sum() / self.total * self.loss_scale
+                    last = i + 1 == len(weightings)
+                    grads = torch.autograd.grad(loss, layout.parameters, allow_unused=True, retain_graph=not last)
+                    gradient += layout.flatten(grads)
+                mean += values.detach().sum() / self.total
+        return mean, [self.reduced(gradient) for gradient in gradients]
 
     def _grouped(
         self,

@@ -258,7 +258,9 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
         line = {'epoch': epoch, 'lr': rate, **asdict(log)}
         if method is not None:
             _equalise(learner, accelerator)
-            line['method'] = method.end_epoch(epoch, lambda indices: _samples(dataset, indices, recipe, accelerator))
+            line['method'] = method.end_epoch(
+                epoch, lambda indices: training_samples(dataset, indices, recipe, accelerator)
+            )
         every = recipe.evaluation.every_epochs
         if every and (epoch + 1) % every == 0:
             scores = measure(measured, dataset.test, dataset, recipe, accelerator)
@@ -306,7 +308,7 @@ def measure(model: nn.Module, images: Split, dataset: Dataset, recipe: Recipe, a
     )
 
 
-def _samples(
+def training_samples(
     dataset: Dataset, indices: np.ndarray, recipe: Recipe, accelerator: Accelerator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield training images as evaluation would see them, with their labels."""

@@ -150,6 +150,33 @@ def test_imbsam_leaves_head_classes_alone() -> None:
     torch.testing.assert_close(s.gradient, expected)
 
 
+def test_focal_sam_adds_the_rise_of_the_weighted_losses() -> None:
+    classes = torch.arange(CLASSES)
+    s = Setting(classes, COUNTS, mode='focal', radius=0.3, focal_power=2.0, focal_weight=0.7)
+    weights = (1 - COUNTS / COUNTS.sum()) ** 2.0
+
+    def focused(theta: Tensor) -> Tensor:
+        net = copy.deepcopy(s.net)
+        nn.utils.vector_to_parameters(theta, net.parameters())
+        loss = (weights[s.labels] * F.cross_entropy(net(s.x), s.labels, reduction='none')).mean()
+        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(net.parameters()))])
+
+    v = focused(s.theta)
+    expected = s.gradient_at(s.theta) + 0.7 * (focused(s.theta + 0.3 * v / v.norm()) - v)
+    report = s.step()
+    torch.testing.assert_close(s.gradient, expected)
+    assert (s.gradient - s.gradient_at(s.theta)).norm() > 1e-3
+    torch.testing.assert_close(report.length, torch.full((CLASSES,), 0.3))
+    plain = F.cross_entropy(s.start(s.x), s.labels)
+    torch.testing.assert_close(report.loss, plain.detach())
+    # Where all groups count alike and fully, it is SAM.
+    same = Setting(classes, COUNTS, mode='focal', radius=0.3, focal_power=0.0, focal_weight=1.0)
+    sam = Setting(torch.zeros_like(classes), COUNTS.sum()[None], mode='combined', direction='full', radius=0.3)
+    same.step(pieces=2)
+    sam.step()
+    torch.testing.assert_close(same.gradient, sam.gradient)
+
+
 def test_one_group_falls_back_on_the_average() -> None:
     s = Setting(torch.zeros(CLASSES, dtype=torch.int64), torch.tensor([208]), scale=0.05)
     first = s.step()
@@ -281,6 +308,7 @@ def test_with_batchnorm_and_prototypes_nothing_is_lost(mode: str, ascent_views: 
     [
         {'mode': 'per_group'}, {'mode': 'combined', 'direction': 'full'}, {'ascent_views': 'first'},
         {'mode': 'combined', 'ascent_views': 'first', 'global_gradient': 'ema'}, {'ascent': 'ema'},
+        {'mode': 'focal', 'radius': 0.1},
     ],
 )  # fmt: skip
 def test_nothing_of_a_perturbation_stays(settings: dict[str, Any]) -> None:
@@ -331,7 +359,9 @@ def test_bf16_autocast_is_that_of_the_ordinary_step() -> None:
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        ({'mode': 'each'}, "mode: 'each' does not exist; known: per_group, combined"),
+        ({'mode': 'each'}, "mode: 'each' does not exist; known: per_group, combined, focal"),
+        ({'mode': 'focal'}, 'mode focal needs radius'),
+        ({'mode': 'focal', 'radius': 0.1, 'ascent': 'ema'}, 'leave ascent and ascent_views out'),
         ({'ascent': 0}, "ascent: 'fresh', 'ema' or a number of steps, not 0"),
         ({'scale': -1.0}, 'scale must be 0 or more, not -1'),
         ({'clamp': (2.0, 1.0)}, r'clamp must be \(least, greatest\)'),
