@@ -20,6 +20,7 @@ import argparse
 import difflib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -160,6 +161,9 @@ def train(jobs: list[Job], at_once: int, output: Path) -> list[Job]:
             return 130
         with open(log_of(job), 'w') as log:
             code = subprocess.run(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+        # Ctrl-C reaches the trainings too, and one may have ended before this process hears of it.
+        if code in (130, -signal.SIGINT):
+            stopped.set()
         with lock:
             if not stopped.is_set():
                 write_table(jobs, output)
@@ -170,9 +174,10 @@ def train(jobs: list[Job], at_once: int, output: Path) -> list[Job]:
         try:
             codes = list(pool.map(run, waiting))
         except KeyboardInterrupt:
-            # The trainings got the same signal and end by themselves; no further one is begun.
             stopped.set()
             raise
+    if stopped.is_set():
+        raise KeyboardInterrupt
     return [job for job, code in zip(waiting, codes, strict=True) if code]
 
 
