@@ -22,8 +22,10 @@ def script() -> Script:
         spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
         with pytest.MonkeyPatch.context() as patch:
+            # Dataclasses and pydantic look their module up by its name.
+            patch.setitem(sys.modules, spec.name, module)
+            spec.loader.exec_module(module)
             patch.setattr(sys, 'argv', [path, *map(str, arguments)])
             try:
                 return module.main()
