@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 import ltzoo
 from ltzoo.training import fit as fit_module
 from ltzoo.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from ltzoo.training.fit import fit
+from ltzoo.training.fit import fit, prepare_data
 from ltzoo.training.loop import DivergedError
 from ltzoo.training.recipe import Recipe, RecipeError
 
@@ -185,6 +186,21 @@ def test_the_hold_out_is_measured_during_training(make_recipe: MakeRecipe, tmp_p
     assert [line['epoch'] for line in lines if 'holdout' in line] == [1, 3]
     assert results['split'] == 'holdout'
     assert lines[-1]['holdout']['top1'] == results['top1']
+
+
+def test_hold_out_size_and_the_training_images(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    overrides = ('evaluation.split=holdout', 'evaluation.holdout_per_class=1', 'evaluation.train=true', 'epochs=2')
+    recipe = make_recipe(*overrides)
+    results = fit(recipe, tmp_path / 'run', progress=False)
+    assert results['samples'] == 10
+    model = ltzoo.create_model(f'local-dir:{tmp_path / "run" / "model"}', pretrained=True).eval()
+    dataset = prepare_data(recipe)
+    train, mean, std = dataset.train, dataset.mean, dataset.std
+    images = np.stack([np.asarray(train.images[i]) for i in range(len(train))]) / 255.0
+    logits = model(torch.from_numpy(((images - mean) / std).transpose(0, 3, 1, 2)).float())
+    right = (logits.argmax(1).numpy() == train.labels).mean()
+    assert results['train_top1'] == pytest.approx(100 * right)
+    assert 10 < results['train_top1'] < 100
 
 
 def test_folders_that_cannot_be_used(make_recipe: MakeRecipe, tmp_path: Path) -> None:
