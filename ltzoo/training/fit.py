@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,14 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
     if recipe.resume == 'auto' and folder.results.exists() and folder.model.exists():
         return json.loads(folder.results.read_text())
     accelerator.wait_for_everyone()
+    with folder.alone() if accelerator.is_main_process else nullcontext():
+        results = _train(recipe, folder, accelerator, progress)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return results
 
+
+def _train(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, progress: bool) -> dict[str, Any]:
     set_seed(recipe.seed)
     dataset = prepare_data(recipe)
     learner = create_learner(recipe, dataset)
@@ -278,8 +286,6 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
         results['train_top1'] = measure(measured, dataset.train, dataset, recipe, accelerator).top1
     if accelerator.is_main_process:
         _finish(folder, measured, recipe, dataset, results)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
     return results
 
 

@@ -17,16 +17,21 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from ltzoo.files import write_atomically
 from ltzoo.training.checkpoint import CheckpointError, load_checkpoint
 from ltzoo.training.recipe import Recipe
 
 __all__ = ['RunFolder', 'describe_environment']
+
+_LOCK = '.lock'
 
 
 class RunFolder:
@@ -53,7 +58,7 @@ class RunFolder:
         if not self.path.is_dir():
             raise CheckpointError(f'output={self.path} is a file, not a folder')
         if not self.recipe.exists():
-            if any(self.path.iterdir()):
+            if any(path.name != _LOCK for path in self.path.iterdir()):
                 raise CheckpointError(f'output={self.path} is not empty and holds no run; give an empty or new folder')
             return
         if not self.checkpoint.exists():
@@ -71,6 +76,31 @@ class RunFolder:
                 f'output={self.path} holds a run of another recipe: {key} was {before.get(key)}, is {now.get(key)}'
                 f'{f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""}; give another output'
             )
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from training into this folder, which is made; one that stays empty is taken away again.
+
+        The operating system gives the lock back when the process ends, however it ends.
+
+        Raises:
+            CheckpointError: if another process is at it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / _LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise CheckpointError(
+                f'output={self.path} is being trained by another process: wait for it, or give another output'
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+            (self.path / _LOCK).unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.rmdir()
 
     def checkpoint_state(self) -> dict[str, Any] | None:
         """Return the checkpoint to continue from, None at the start of a run."""

@@ -23,6 +23,7 @@ from ltzoo.training.checkpoint import CheckpointError, load_checkpoint, save_che
 from ltzoo.training.fit import fit, prepare_data
 from ltzoo.training.loop import DivergedError
 from ltzoo.training.recipe import Recipe, RecipeError
+from ltzoo.training.run import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / 'recipes' / 'train.py'
@@ -188,8 +189,18 @@ def test_the_hold_out_is_measured_during_training(make_recipe: MakeRecipe, tmp_p
     assert lines[-1]['holdout']['top1'] == results['top1']
 
 
+def test_two_processes_cannot_train_into_one_folder(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run = tmp_path / 'run'
+    with RunFolder(run).alone(), pytest.raises(CheckpointError, match='is being trained by another process'):
+        fit(make_recipe('resume=auto', 'epochs=1'), run, progress=False)
+    # A folder in which nothing came to be is gone, and free.
+    assert not run.exists()
+    fit(make_recipe('resume=auto', 'epochs=1'), run, progress=False)
+    assert not (run / '.lock').exists()
+
+
 def test_hold_out_size_and_the_training_images(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    overrides = ('evaluation.split=holdout', 'evaluation.holdout_per_class=1', 'evaluation.train=true', 'epochs=2')
+    overrides = ('evaluation.split=holdout', 'evaluation.holdout_per_class=1', 'evaluation.train=true', 'objective.name=ce')
     recipe = make_recipe(*overrides)
     results = fit(recipe, tmp_path / 'run', progress=False)
     assert results['samples'] == 10
