@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -202,14 +202,17 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
     if recipe.resume == 'auto' and folder.results.exists() and folder.model.exists():
         return json.loads(folder.results.read_text())
     accelerator.wait_for_everyone()
-    with folder.alone() if accelerator.is_main_process else nullcontext():
-        results = _train(recipe, folder, accelerator, progress)
+    with ExitStack() as held:
+        results = _train(recipe, folder, accelerator, held, progress)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return results
 
 
-def _train(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, progress: bool) -> dict[str, Any]:
+def _train(
+    recipe: Recipe, folder: RunFolder, accelerator: Accelerator, held: ExitStack, progress: bool
+) -> dict[str, Any]:
+    """Do what `fit` does; the folder is made, and held to the end of `held`, when nothing can be refused any more."""
     set_seed(recipe.seed)
     dataset = prepare_data(recipe)
     learner = create_learner(recipe, dataset)
@@ -227,6 +230,8 @@ def _train(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, progress
     prepared, optimizer = accelerator.prepare(learner, optimizer)
     set_seed(recipe.seed, device_specific=True)
 
+    if accelerator.is_main_process:
+        held.enter_context(folder.alone())
     first_epoch, seconds = _restore(folder, recipe, accelerator, learner, optimizer, ema, method)
     if recipe.trackers:
         accelerator.init_trackers('ltzoo', config={'recipe': recipe.to_yaml()})

@@ -200,7 +200,12 @@ def test_two_processes_cannot_train_into_one_folder(make_recipe: MakeRecipe, tmp
 
 
 def test_hold_out_size_and_the_training_images(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    overrides = ('evaluation.split=holdout', 'evaluation.holdout_per_class=1', 'evaluation.train=true', 'objective.name=ce')
+    overrides = (
+        'evaluation.split=holdout',
+        'evaluation.holdout_per_class=1',
+        'evaluation.train=true',
+        'objective.name=ce',
+    )
     recipe = make_recipe(*overrides)
     results = fit(recipe, tmp_path / 'run', progress=False)
     assert results['samples'] == 10
