@@ -51,7 +51,7 @@ class PreservationSettings:
         grouped: False holds all classes to the mean of their anchors, as elastic weight consolidation would (Eq. 4).
     """
 
-    strength: float = 100.0
+    strength: float = 1.0
     form: Literal['proximal', 'gradient'] = 'proximal'
     fisher: FisherKind = 'empirical'
     size: Literal['none', 'samples', 'classes'] = 'none'

@@ -61,7 +61,7 @@ class SharpnessSettings:
     subtract_strength: float = 1.0
     global_gradient: Literal['batch', 'ema'] = 'batch'
     ema_decay: float = 0.9
-    scale: float = 1e-2
+    scale: float = 3e-3
     radius: float | None = None
     radius_by_group: tuple[float, ...] | None = None
     clamp: tuple[float, float] | None = None

@@ -98,6 +98,16 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     assert len((checkpoint.parent / 'log.jsonl').read_text().splitlines()) == 60
 
 
+@pytest.mark.parametrize('plan', sorted((ROOT / 'recipes' / 'plans').iterdir()), ids=lambda path: path.stem)
+def test_the_plans_that_come_along_name_recipes_and_keys_that_exist(
+    script: Script, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert script('tools/reproduce.py', plan, '--table') == 0
+    assert capsys.readouterr().out == 'no training is finished yet\n'
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ('plan', 'arguments', 'message'),
     [
