@@ -54,6 +54,7 @@ def main() -> int:
     step.add_argument('--recipe', type=Path, default=Path('recipes/cifar100_lt_r100/bcl.yaml'))
     step.add_argument('--data', help="data set, if not the recipe's")
     step.add_argument('--method', action='store_true', help="forms of GKP/GSA instead, as ratios to the recipe's step")
+    step.add_argument('--only', nargs='+', metavar='FORM', help='with --method: these forms alone, beside the base')
     step.add_argument('--batch-size', type=int, help="samples of a step, if not the recipe's")
     epoch = commands.add_parser('epoch', help='knowledge preservation in a step and at the end of an epoch')
     epoch.add_argument('--recipe', type=Path, default=Path('recipes/cifar100_lt_r100/bcl.yaml'))
@@ -147,6 +148,9 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
     from ltzoo.training.loop import grouped_step, train_step
     from ltzoo.training.recipe import load_recipe
 
+    for name in args.only or ():
+        if not args.method or name not in METHODS:
+            raise LtzooError(f'--only {name!r}: with --method, the forms are {", ".join(map(repr, METHODS))}')
     if args.threads:
         torch.set_num_threads(args.threads)
     overrides = [f'data.name={args.data}'] if args.data else []
@@ -186,7 +190,11 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.method:
         layout = recipe.channels_last
-        forms = {name: make(layout, False, method) for name, method in METHODS.items()}
+        forms = {
+            name: make(layout, False, method)
+            for name, method in METHODS.items()
+            if method is None or not args.only or name in args.only
+        }
     else:
         forms = {
             'plain': make(False, False, None),
@@ -243,6 +251,9 @@ def bench_epoch(args: argparse.Namespace) -> dict[str, Any]:
         wanted = [f'method.groups={groups}', 'method.sharpness=null', f'method.first_grouping={groups}']
         recipe = load_recipe(args.recipe, [*where, *wanted])
         assert recipe.method is not None
+        period = recipe.method.regroup_every
+        epochs = groups + period * args.rounds
+        recipe = recipe.model_copy(update={'epochs': max(epochs, recipe.epochs)})
         learner = create_learner(recipe, dataset).to(accelerator.device)
         loader = create_loader(recipe, dataset, learner, accelerator)
         if recipe.channels_last:
@@ -255,8 +266,7 @@ def bench_epoch(args: argparse.Namespace) -> dict[str, Any]:
 
         samples = functools.partial(training_samples, dataset, recipe=recipe, accelerator=accelerator)
 
-        period = recipe.method.regroup_every
-        for epoch in range(groups + period * args.rounds):
+        for epoch in range(epochs):
             # One step makes the epochs' weights differ, and gives every class features to be measured on.
             method.start_epoch(epoch)
             grouped_step(method, learner, optimizer, batch, accelerator)

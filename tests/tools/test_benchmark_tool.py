@@ -96,11 +96,49 @@ def test_steps_of_the_method_are_compared_with_the_recipes_own(
     monkeypatch.setattr(time, 'perf_counter', Clock())
     (tmp_path / 'small.yaml').write_text(yaml.safe_dump(RECIPE))
     options = ['--recipe', tmp_path / 'small.yaml', '--method', '--rounds', 1, '--json', tmp_path / 'step.json']
+    assert script('tools/benchmark.py', 'step', *options, '--only', 'SAM') == 0
+    assert list(json.loads((tmp_path / 'step.json').read_text())['seconds']) == ['base', 'SAM']
     assert script('tools/benchmark.py', 'step', *options, '--batch-size', 8) == 0
     results = json.loads((tmp_path / 'step.json').read_text())
     assert results['batch_size'] == 8
     assert list(results['seconds'])[:2] == ['base', 'SAM']
     assert {'per group, G 1', 'per group, G 16', 'combined, ema, G 4'} <= results['seconds'].keys()
+
+
+def test_epoch_ends_are_compared_with_an_epoch(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(time, 'perf_counter', Clock())
+    (tmp_path / 'small.yaml').write_text(yaml.safe_dump(RECIPE))
+    options = ['--recipe', tmp_path / 'small.yaml', '--rounds', 1, '--groups', 2, '--json', tmp_path / 'epoch.json']
+    assert script('tools/benchmark.py', 'epoch', *options) == 0
+    of_two = json.loads((tmp_path / 'epoch.json').read_text())['groups']['2']
+    # Grouped after the second epoch and five later; after the first grouping, every step is followed by a pull.
+    assert {name: len(values) for name, values in of_two['seconds'].items()} == {
+        'step': 1, 'pull': 5, 'epoch end': 5, 'epoch end, regrouping': 2,
+    }  # fmt: skip
+    # Everything takes two seconds: of 23 steps an epoch, its end takes one step's time.
+    assert of_two['pull_share'] == 1
+    assert of_two['epoch_end_share'] == pytest.approx(1 / 23)
+    assert 'cpu' in capsys.readouterr().out
+
+
+def test_a_bank_holds_every_epoch_and_no_more(script: Script, tmp_path: Path) -> None:
+    options = ['--model', 'resnet8_cifar', '--classes', 500, '--epochs', 6, '--groups', 2, '--folder', tmp_path]
+    sizes = {}
+    for dtype in ('fp32', 'bf16'):
+        assert script('tools/benchmark.py', 'bank', *options, '--dtype', dtype, '--json', tmp_path / 'bank.json') == 0
+        results = json.loads((tmp_path / 'bank.json').read_text())
+        assert (results['classes'], results['snapshots']) == (500, 6)
+        assert {name: len(values) for name, values in results['seconds'].items()} == {
+            'bank': 6, 'distances': 6, 'groups': 1, 'anchors': 1,
+        }  # fmt: skip
+        assert results['memory_bytes'] >= 0
+        sizes[dtype] = results['disk_bytes']
+    # Files of that many numbers, and their headers.
+    assert 6 * 4 * results['parameters'] < sizes['fp32'] < 6 * (4 * results['parameters'] + 10_000)
+    assert 6 * 2 * results['parameters'] < sizes['bf16'] < 6 * (2 * results['parameters'] + 10_000)
+    assert os.listdir(tmp_path) == ['bank.json']
 
 
 @pytest.mark.parametrize(
@@ -113,6 +151,10 @@ def test_steps_of_the_method_are_compared_with_the_recipes_own(
         (['views', '--data', 'digits_lt', '--views', 'cifr_bcl'], 'did you mean cifar_bcl?'),
         (['views', '--data', 'digits_lt'], 'size 32 is larger than images of 8 x 8'),
         (['step', '--recipe', '{tmp}/nothing.yaml'], 'there is no recipe file {tmp}/nothing.yaml'),
+        (['step', '--method', '--only', 'SMA'], "--only 'SMA': with --method, the forms are 'base', 'SAM'"),
+        (['epoch', '--recipe', '{tmp}/nothing.yaml'], 'there is no recipe file {tmp}/nothing.yaml'),
+        (['bank', '--classes', '0'], '--classes must be 1 or more, not 0'),
+        (['bank', '--model', 'resnet32_cifr'], "no model is called 'resnet32_cifr'"),
         (['step', '--recipe', '{tmp}/bad.yaml'], 'the key data is missing'),
     ],
 )
