@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
+import torch
 import torch.nn as nn
 from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.data import create_transform, resolve_input_data_config
 from timm.data.transforms import str_to_interp_mode
 from timm.models import PretrainedCfg, is_model, split_model_name_tag
@@ -134,7 +136,10 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         else:
             entry, kwargs = 'lt_timm', {'backbone': entry, **kwargs}
     try:
-        return timm.create_model(entry, pretrained=pretrained, **kwargs)
+        model = None
+        if pretrained and name.startswith(_LOCAL):
+            model = _assigned(entry, Path(name.removeprefix(_LOCAL)) / 'model.safetensors', kwargs)
+        return model or timm.create_model(entry, pretrained=pretrained, **kwargs)
     except TypeError as error:
         if 'unexpected keyword argument' not in str(error):
             raise
@@ -211,6 +216,31 @@ def _check_weights(name: str) -> None:
     none_yet = f'no weights are published yet for {entry.name}.{entry.tag}'
     command = f'accelerate launch recipes/train.py {entry.recipe}'
     raise NoWeightsError(f'{none_yet}; this makes them: {command}')
+
+
+def _assigned(entry: str, weights: Path, kwargs: dict[str, Any]) -> nn.Module | None:
+    """Build a model without memory and put the file's tensors in its places, which spares initialising and copying.
+
+    Returns:
+        The model; None where that cannot be done: the file is of another shape than the model asked for, which timm
+        adapts, or part of the model is in no file.
+    """
+    try:
+        with torch.device('meta'):
+            model = timm.create_model(entry, pretrained=False, **kwargs)
+    except (RuntimeError, NotImplementedError):
+        # Some networks compute with their own weights when they are made.
+        return None
+    wanted = model.state_dict()
+    if any(name not in wanted for name, _ in model.named_buffers()):
+        return None
+    state = load_file(weights)
+    if wanted.keys() != state.keys() or any(
+        wanted[key].shape != value.shape or wanted[key].dtype != value.dtype for key, value in state.items()
+    ):
+        return None
+    model.load_state_dict(state, assign=True)
+    return model
 
 
 def _check_folder(folder: Path, pretrained: bool) -> None:

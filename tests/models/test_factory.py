@@ -268,3 +268,43 @@ def test_transforms_of_large_and_grey_images() -> None:
     assert train(Image.new('L', (32, 32))).shape == evaluate(Image.new('L', (32, 32))).shape == (1, 32, 32)
     *_, evaluate = ltzoo.create_model_and_transforms('resnet50_inat18_bcl')
     assert evaluate(Image.new('RGB', (300, 400))).shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments', 'quick'),
+    [
+        ('resnet18', {}, True),
+        ('resnet18', {'num_classes': 7}, False),
+        ('resnet18', {'in_chans': 1}, False),
+        ('resnet18', {'features_only': True}, False),
+        ('vit_tiny_patch16_224', {}, True),
+        # Its tables of positions are in no file.
+        ('swin_tiny_patch4_window7_224', {}, False),
+    ],
+)
+def test_weights_are_put_in_place_and_nothing_is_lost(
+    name: str, arguments: dict, quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = timm.create_model(name, num_classes=5)
+    with torch.no_grad():
+        for tensor in saved.state_dict().values():
+            tensor.copy_(torch.rand_like(tensor.float()))
+    save_for_hf(saved, str(tmp_path), safe_serialization=True, model_config={})
+    source = f'local-dir:{tmp_path}'
+    torch.manual_seed(0)
+    expected = timm.create_model(source, pretrained=True, **arguments)
+    asked: list[bool] = []
+    original = timm.create_model
+    monkeypatch.setattr(timm, 'create_model', lambda *a, **k: (asked.append(k['pretrained']), original(*a, **k))[1])
+    torch.manual_seed(0)
+    model = ltzoo.create_model(source, pretrained=True, **arguments)
+    assert asked == ([False] if quick else [False, True])
+    assert type(model) is type(expected)
+    there, here = dict(expected.named_buffers()), dict(model.named_buffers())
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[key], there[key]) and not here[key].is_meta for key in there)
+    there, here = expected.state_dict(), model.state_dict()
+    assert here.keys() == there.keys()
+    # A classifier of another size is drawn anew.
+    assert all(torch.equal(here[key], there[key]) for key in there if not key.startswith('fc'))
+    assert all(p.requires_grad and not p.is_meta for p in model.parameters())
