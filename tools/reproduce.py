@@ -226,13 +226,16 @@ def write_table(jobs: list[Job], output: Path) -> str:
 
 def summarise(name: str, jobs: list[Job]) -> dict[str, Any]:
     """Return mean and deviation of every score over a run's finished seeds, and what its log says of the method."""
-    results = [json.loads((job.folder / 'results.json').read_text()) for job in jobs]
+    from ltzoo.training.run import RunFolder
+
+    folders = [RunFolder(job.folder) for job in jobs]
+    results = [json.loads(folder.results.read_text()) for folder in folders]
     summary: dict[str, Any] = {'name': name, 'seeds': [job.seed for job in jobs]}
     for key in SCORES:
         summary[key] = mean_and_deviation([result.get(key) for result in results])
     summary['minutes'] = mean_and_deviation([result['training_seconds'] / 60 for result in results])
-    logs = [[json.loads(line) for line in (job.folder / 'log.jsonl').open()] for job in jobs]
-    summary['method'] = summarise_method([[line['method'] for line in log if 'method' in line] for log in logs])
+    logs = [[line['method'] for line in folder.read_log() if 'method' in line] for folder in folders]
+    summary['method'] = summarise_method(logs)
     return summary
 
 

@@ -302,24 +302,24 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, mean, rstd, *weights = ctx.saved_tensors
-        by_weight: list[Tensor | None] = [None] * len(weights)
-        by_bias: list[Tensor | None] = [None] * len(weights)
-        scaled = [torch.zeros_like(mean), torch.zeros_like(mean)]
+        sums: dict[int, tuple[Tensor, Tensor | None]] = {}
         for (slot, part), (_, g) in zip(ctx.rows.split(x), ctx.rows.split(grad), strict=True):
-            _, *sums = torch.ops.aten.native_batch_norm_backward(
+            _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
                 g, part, weights[slot], None, None, mean, rstd, True, ctx.eps, [False, True, True]
             )
-            for known, total, new in zip((by_weight, by_bias), scaled, sums, strict=True):
-                before = known[slot]
-                known[slot] = new if before is None else before + new
-                total += weights[slot] * new
+            _add(sums, slot, grad_weight, grad_bias)
+        by_slot = _by_slot(sums, len(weights), biased=True)
+        through_variance, through_mean = (
+            torch.stack([weights[s] * grads[s] for s in sums]).sum(0)
+            for grads in (by_slot[: len(weights)], by_slot[len(weights) :])
+        )
         # The derivative through the joint mean and variance: slope x + offset, besides each slot's scale times grad.
         count = x.numel() // x.shape[1]
-        slope = -rstd.square() * scaled[0] / count
-        offset = -rstd * scaled[1] / count - slope * mean
+        slope = -rstd.square() * through_variance / count
+        offset = -rstd * through_mean / count - slope * mean
         grad_x = ctx.rows.affine(grad, torch.stack(weights) * rstd, offset.expand(len(weights), -1))
         grad_x = grad_x.addcmul_(x, slope.view(-1, *[1] * (x.ndim - 2))).to(x.dtype)
-        return (grad_x, None, None, None, None, *by_weight, *by_bias)
+        return (grad_x, None, None, None, None, *by_slot)
 
 
 def _add(sums: dict[int, tuple[Tensor, Tensor | None]], slot: int, weight: Tensor, bias: Tensor | None) -> None:

@@ -225,10 +225,10 @@ class GroupedSharpness:
         total = sum(len(labels) for _, labels in pieces)
         pieces = [self._sorted(views, labels) for views, labels in pieces]
         run = _Run(self, autocast, loss_scale, total)
-        shares = run.shares([labels for _, labels in pieces])
         theta = self.layout.flatten([p.detach() for p in self.layout.parameters])
         if self.settings.mode == 'focal':
             return self._focal_step(run, losses, pieces, theta)
+        shares = run.shares([labels for _, labels in pieces])
 
         fresh = self.settings.ascent == 'fresh' or (
             isinstance(self.settings.ascent, int) and (self.kept is None or self.steps % self.settings.ascent == 0)
