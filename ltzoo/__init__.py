@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
+from typing import Any
 
 from ltzoo.errors import LtzooError
 from ltzoo.models import (
     create_model,
     create_model_and_transforms,
     get_pretrained_cfg,
+    get_results,
     list_models,
     list_pretrained,
 )
@@ -23,8 +24,10 @@ __all__ = [
     'create_model',
     'create_model_and_transforms',
     'get_pretrained_cfg',
+    'get_results',
     'list_models',
     'list_pretrained',
+    'verify',
 ]
 
 try:
@@ -36,11 +39,14 @@ except PackageNotFoundError:
 _SUBPACKAGES = ('data', 'evaluation', 'hub', 'losses', 'training')
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
+    if name == 'verify':
+        # It needs the data and evaluation packages, which importing ltzoo does not load.
+        return importlib.import_module('ltzoo.hub.verify').verify
     if name in _SUBPACKAGES:
         return importlib.import_module(f'ltzoo.{name}')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_SUBPACKAGES])
+    return sorted([*globals(), 'verify', *_SUBPACKAGES])

@@ -1,6 +1,17 @@
-"""The way out: exported folders and their cards."""
+"""The way out: model folders, their cards, and the Hub."""
 
-from ltzoo.hub.card import model_card
-from ltzoo.hub.export import ExportError, copy_export, export_model
+from ltzoo.hub.card import model_card, planned_card
+from ltzoo.hub.export import ExportError, export_model
+from ltzoo.hub.release import release
+from ltzoo.hub.verify import Verification, VerificationError, verify
 
-__all__ = ['ExportError', 'copy_export', 'export_model', 'model_card']
+__all__ = [
+    'ExportError',
+    'Verification',
+    'VerificationError',
+    'export_model',
+    'model_card',
+    'planned_card',
+    'release',
+    'verify',
+]

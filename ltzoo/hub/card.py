@@ -1,16 +1,19 @@
-"""The card of an exported model: what it is, how it was trained, what it scores, what it is not for."""
+"""Model cards: what a model is, how it was trained, what it scores, what it is for and not for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
-__all__ = ['model_card']
+from ltzoo.models.lt_zoo import METHODS, ZooEntry
 
-_METRICS = {
+__all__ = ['METRICS', 'eval_results', 'model_card', 'planned_card']
+
+# What is reported: the Hub's name of the metric, and the title.
+METRICS = {
     'top1': ('accuracy', 'Top-1'),
     'many': ('accuracy', 'Many-shot'),
     'medium': ('accuracy', 'Medium-shot'),
@@ -19,52 +22,50 @@ _METRICS = {
     'ece': ('ece', 'Expected calibration error'),
 }
 
+# The Hub's data sets that benchmarks are cut from.
+_HUB_DATA = {'cifar100': 'uoft-cs/cifar100', 'cifar10': 'uoft-cs/cifar10', 'imagenet': 'ILSVRC/imagenet-1k'}
 
-def model_card(lt: Mapping[str, Any], pretrained_cfg: Mapping[str, Any]) -> str:
-    """Return the card as Markdown with front matter that the Hub reads, one seed's scores in it.
+_PURPOSE = """## Intended use
+
+Comparing methods for long-tailed recognition, starting point for tuning on related images, teaching. It is no ground
+for decisions about people."""
+
+Summary = Mapping[str, Mapping[str, Any] | None]
+
+
+def model_card(
+    lt: Mapping[str, Any],
+    pretrained_cfg: Mapping[str, Any],
+    *,
+    results: Mapping[str, Any] | None = None,
+    plots: Sequence[str] = (),
+) -> str:
+    """Return the card of a trained model as Markdown with front matter that the Hub reads.
 
     Args:
-        lt: data, class_counts, many_above, few_below, recipe, seed, split and scores of the training, as
-            `export_model` takes them.
+        lt: data, class_counts, many_above, few_below, recipe, seed, split and scores of the training that made the
+            weights, as `export_model` takes them.
         pretrained_cfg: timm's, for architecture, licence and paper.
+        results: of several trainings, as `ltzoo.get_results` returns them; without, the scores are those of `lt`.
+        plots: files beside the card to show.
     """
-    scores, recipe = lt['scores'], lt['recipe']
-    data, split = lt['data'], lt['split']
-    name = f'{recipe["model"]["name"]} on {data}'
-    known = {key: scores[key] for key in _METRICS if scores[key] is not None}
-    front = ModelCardData(
-        library_name='timm',
-        license=pretrained_cfg.get('license') or 'apache-2.0',
-        pipeline_tag='image-classification',
-        tags=['ltzoo', 'timm', 'image-classification', 'long-tailed'],
-        model_name=name,
-        eval_results=[
-            EvalResult(
-                task_type='image-classification',
-                dataset_type=data.replace(':', '-').replace('/', '-'),
-                dataset_name=data,
-                dataset_split=split,
-                metric_type=metric,
-                metric_name=title,
-                metric_value=round(known[key], 2),
-            )
-            for key, (metric, title) in _METRICS.items()
-            if key in known
-        ],
-    )
+    recipe, data = lt['recipe'], lt['data']
+    title = f'{recipe["model"]["name"]} on {data}'
+    results = results or {}
+    scores: Summary = results.get('scores') or {
+        key: None if lt['scores'][key] is None else {'mean': lt['scores'][key], 'std': None} for key in METRICS
+    }
     counts = lt['class_counts']
-    rows = '\n'.join(
-        f'| {title} | {"none" if scores[key] is None else f"{scores[key]:.2f}"} |'
-        for key, (_, title) in _METRICS.items()
-    )
     paper = pretrained_cfg.get('paper_name')
     source = f'- Paper: {paper} ({pretrained_cfg.get("paper_ids")})\n' if paper else ''
-    part = 'the test set' if split == 'test' else 'a hold-out of training images, not the test set'
+    part = 'the test set' if lt['split'] == 'test' else 'a hold-out of training images, not the test set'
+    load = results['name'] if results.get('hub_id') else 'local-dir:FOLDER'
+    front = _front(title, pretrained_cfg.get('license'), data, lt['split'], scores)
     return f"""---
 {front.to_yaml()}
 ---
 
-# {name}
+# {title}
 
 An image classifier for long-tailed data, trained with ltzoo.
 
@@ -75,31 +76,188 @@ An image classifier for long-tailed data, trained with ltzoo.
 
 ## Use
 
-```python
-import ltzoo
-
-model, _, transform = ltzoo.create_model_and_transforms('local-dir:FOLDER', pretrained=True)
-logits = model.eval()(transform(image).unsqueeze(0))      # image: a PIL image in RGB
-```
+{_usage(load, pretrained=True)}
 
 ## Scores
 
-In percent, on {scores['samples']:,} images of {part}, after the last epoch; one seed.
+In percent, on {lt['scores']['samples']:,} images of {part}, after the last epoch{_seeds(results)}.
 
-| | |
-|---|---|
-{rows}
+{_table(scores, results.get('paper'))}
 
 Many-shot classes have more than {lt['many_above']} training images, few-shot classes fewer than {lt['few_below']}.
+{''.join(f'{chr(10)}![{plot.partition(".")[0]}]({plot}){chr(10)}' for plot in plots)}
+{_PURPOSE}
 
 ## Recipe
-
+{_command(results)}
 ```yaml
 {yaml.safe_dump(dict(recipe), sort_keys=False).rstrip()}
 ```
 
 ## Limits
 
-The scores hold for images like those of {data}. A class with few training images is recognised less reliably, and
-confidences are off by the calibration error above on average. It is no ground for decisions about people.
+The scores hold for images like those of {data}.
+A class with few training images is recognised less reliably, and confidences are off by the calibration error above
+on average.
+{_citation(recipe['objective']['name'], recipe.get('method'), paper, pretrained_cfg.get('paper_ids'))}"""
+
+
+def planned_card(entry: ZooEntry, paper: Mapping[str, Any] | None) -> str:
+    """Return the card of a model of the zoo that has no published weights: how to make them, and no score of ours.
+
+    Args:
+        entry: its row of the zoo's table.
+        paper: what the method's paper reports, as `paper_results` returns it.
+    """
+    cfg = entry.pretrained_cfg
+    front = _front(entry.full_name, cfg.license, entry.tag, 'test', {})
+    rows = ''
+    if paper:
+        rows = f"""
+## What the paper reports
+
+{_table({}, paper)}
+
+Not measured by us.
+"""
+    method = METHODS[entry.method]
+    return f"""---
+{front.to_yaml()}
+---
+
+# {entry.full_name}
+
+An image classifier for long-tailed data. **Its weights do not exist yet**: nobody has published a training of this
+recipe, so there are no scores of ours.
+
+- Architecture: {entry.architecture}
+- Data: {entry.tag}, {cfg.num_classes} classes
+- Objective: {entry.method}
+
+## Make the weights
+
+```bash
+accelerate launch recipes/train.py {entry.recipe}
+python tools/export.py RUN --to DIR
+```
+
+## Use
+
+The network without trained weights:
+
+{_usage(entry.full_name, pretrained=False)}
+{rows}
+{_PURPOSE}
+
+## Limits
+
+Nothing is known of it yet.
+{_citation(entry.method, None, method.paper, method.paper_id)}"""
+
+
+def eval_results(results: Mapping[str, Any]) -> str | None:
+    """Return the file `.eval_results/NAME.yaml` of a model's results; None if the Hub does not have its data.
+
+    Args:
+        results: as `ltzoo.get_results` returns them.
+    """
+    dataset = _HUB_DATA.get(results['data'].partition('_')[0])
+    if dataset is None:
+        return None
+    count = len(results['seeds'])
+    entries = [
+        EvalResultEntry(
+            dataset_id=dataset,
+            task_id=f'{results["data"]}_{key}',
+            value=round(score['mean'], 2),
+            notes=f'last epoch, {f"mean of {count} seeds" if count > 1 else "one seed"}',
+        )
+        for key, score in results['scores'].items()
+        if score is not None
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+
+
+def _front(title: str, licence: str | None, data: str, split: str, scores: Summary) -> ModelCardData:
+    known = {key: score for key, score in scores.items() if score is not None}
+    results = [
+        EvalResult(
+            task_type='image-classification',
+            dataset_type=data.replace(':', '-').replace('/', '-'),
+            dataset_name=data,
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=name,
+            metric_value=round(known[key]['mean'], 2),
+        )
+        for key, (metric, name) in METRICS.items()
+        if key in known
+    ]
+    return ModelCardData(
+        library_name='timm',
+        license=licence or 'apache-2.0',
+        pipeline_tag='image-classification',
+        tags=['ltzoo', 'timm', 'image-classification', 'long-tailed'],
+        model_name=title,
+        eval_results=results or None,
+    )
+
+
+def _usage(name: str, pretrained: bool) -> str:
+    return f"""```python
+import ltzoo
+
+model, _, transform = ltzoo.create_model_and_transforms('{name}', pretrained={pretrained})
+logits = model.eval()(transform(image).unsqueeze(0))      # image: a PIL image in RGB
+```"""
+
+
+def _seeds(results: Mapping[str, Any]) -> str:
+    seeds = results.get('seeds') or []
+    if len(seeds) < 2:
+        return '; one seed'
+    listed = ', '.join(map(str, seeds))
+    return f'; mean and standard deviation of seeds {listed}, the weights are those of seed {results["weights_seed"]}'
+
+
+def _table(scores: Summary, paper: Mapping[str, Any] | None) -> str:
+    ours = {key: _shown(score) for key, score in scores.items()}
+    theirs = {key: f'{paper[key]:.1f}' for key in METRICS if key in paper} if paper else {}
+    columns = [(title, column) for title, column in (('ltzoo', ours), ('paper', theirs)) if column]
+    lines = ['| | ' + ' | '.join(title for title, _ in columns) + ' |', '|' + '---|' * (len(columns) + 1)]
+    for key, (_, title) in METRICS.items():
+        if any(key in column for _, column in columns):
+            lines.append(f'| {title} | ' + ' | '.join(column.get(key, '') for _, column in columns) + ' |')
+    if paper:
+        lines += ['', f'Paper: {paper["source"]}.']
+    return '\n'.join(lines)
+
+
+def _shown(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return 'none'
+    return f'{score["mean"]:.2f}' + ('' if score['std'] is None else f' ± {score["std"]:.2f}')
+
+
+def _command(results: Mapping[str, Any]) -> str:
+    if not results.get('recipe'):
+        return ''
+    commit = f', at commit {results["commit"]}' if results.get('commit') else ''
+    return f'\n`accelerate launch recipes/train.py {results["recipe"]}`{commit}:\n'
+
+
+def _citation(objective: str, method: Any, paper: str | None, paper_ids: str | None) -> str:
+    if not paper:
+        return ''
+    key = 'gkpgsa' if method else objective
+    return f"""
+## Citation
+
+```bibtex
+@misc{{{key},
+  title = {{{paper}}},
+  eprint = {{{(paper_ids or '').removeprefix('arXiv:')}}},
+  archivePrefix = {{arXiv}}
+}}
+```
 """

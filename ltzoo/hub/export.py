@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder
 from ltzoo.hub.card import model_card
 
-__all__ = ['ExportError', 'copy_export', 'export_model']
+__all__ = ['ExportError', 'check_target', 'export_model']
 
 
 class ExportError(LtzooError, OSError):
@@ -52,7 +51,7 @@ def export_model(
     Raises:
         ExportError: if `folder` holds something and `force` is not given, or it cannot be written.
     """
-    _check_target(folder, force)
+    check_target(folder, force)
     # Channels-last weights would be refused; a copy leaves the trained model as it is.
     plain = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
     data_config = {
@@ -72,21 +71,12 @@ def export_model(
         raise ExportError(f'{folder} cannot be written: {getattr(error, "strerror", None) or error}') from error
 
 
-def copy_export(source: Path, folder: Path, *, force: bool = False) -> None:
-    """Copy an exported folder, whole or not at all.
+def check_target(folder: Path, force: bool) -> None:
+    """Refuse a folder that holds something, unless it may be replaced.
 
     Raises:
-        ExportError: if `folder` holds something and `force` is not given, or it cannot be written.
+        ExportError: if it does, or is a file.
     """
-    _check_target(folder, force)
-    try:
-        with new_folder(folder) as made:
-            shutil.copytree(source, made, dirs_exist_ok=True)
-    except OSError as error:
-        raise ExportError(f'{folder} cannot be written: {error.strerror or error}') from error
-
-
-def _check_target(folder: Path, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ExportError(f'{folder} is a file; an export needs a folder')
     if not force and folder.is_dir() and any(folder.iterdir()):

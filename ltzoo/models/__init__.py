@@ -2,6 +2,7 @@
 
 from ltzoo.models import cifar_resnet, lt_timm, lt_zoo
 from ltzoo.models.cifar_resnet import CifarResNet
+from ltzoo.models.entries import NoResultsError, get_results
 from ltzoo.models.factory import (
     ModelArgumentError,
     ModelFilesError,
@@ -21,6 +22,7 @@ __all__ = [
     'HeadError',
     'ModelArgumentError',
     'ModelFilesError',
+    'NoResultsError',
     'NoWeightsError',
     'ProjectionMLP',
     'UnknownModelError',
@@ -28,6 +30,7 @@ __all__ = [
     'create_model',
     'create_model_and_transforms',
     'get_pretrained_cfg',
+    'get_results',
     'list_models',
     'list_pretrained',
     'lt_timm',

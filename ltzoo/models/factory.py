@@ -21,7 +21,8 @@ from torch import Tensor
 from torchvision import transforms
 
 from ltzoo.errors import LtzooError
-from ltzoo.models.lt_zoo import ZOO
+from ltzoo.models.entries import entry_of, get_results
+from ltzoo.models.lt_zoo import METHODS, ZOO, ZooEntry
 
 __all__ = [
     'ModelArgumentError',
@@ -41,7 +42,8 @@ Transform = Callable[[Image.Image], Tensor]
 _MODULES = ['cifar_resnet', 'lt_zoo']
 _TIMM = 'timm/'
 _LOCAL = 'local-dir:'
-_SOURCES = (_LOCAL, 'hf-hub:')
+_HUB = 'hf-hub:'
+_WEIGHTS = 'model.safetensors'
 _FORMS = 'timm/NAME, local-dir:PATH or hf-hub:ORG/NAME'
 # Images up to this side are trained on padded crops, as CIFAR is; larger ones on random resized crops.
 _SMALL_IMAGE = 64
@@ -86,9 +88,28 @@ def list_models(
     )
 
 
-def list_pretrained(filter: str | Sequence[str] = '', *, exclude_filters: str | Sequence[str] = '') -> list[str]:
-    """Return the names, with tags, of ltzoo's models that have published weights."""
-    return list_models(filter, exclude_filters=exclude_filters, pretrained=True)
+def list_pretrained(
+    filter: str | Sequence[str] = '',
+    *,
+    exclude_filters: str | Sequence[str] = '',
+    data: str | None = None,
+    method: str | None = None,
+) -> list[str]:
+    """Return the names, with tags, of ltzoo's models that have published weights; `get_results` says what they score.
+
+    Args:
+        filter, exclude_filters: as in `list_models`.
+        data: only those trained on this data set, such as `cifar100_lt_r100`.
+        method: only those trained this way: `ce`, `bs`, `bcl` or `gkpgsa`.
+
+    Raises:
+        UnknownModelError: if the zoo has no such data set or method.
+    """
+    for key, value, known in (('data', data, {e.tag for e in ZOO.values()}), ('method', method, set(METHODS))):
+        if value is not None and value not in known:
+            raise UnknownModelError(f'the zoo has no {key} {value!r}: it can be {", ".join(sorted(known))}')
+    names = list_models(filter, exclude_filters=exclude_filters, pretrained=True)
+    return [name for name in names if data in (None, ZOO[name].tag) and method in (None, ZOO[name].method)]
 
 
 def get_pretrained_cfg(name: str) -> PretrainedCfg:
@@ -121,25 +142,22 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         ModelArgumentError: if the model does not take an argument.
         HeadError: if there is no such head, or the model cannot have it.
     """
-    if name.startswith(_LOCAL):
-        _check_folder(Path(name.removeprefix(_LOCAL)), pretrained)
-    elif not name.startswith(_SOURCES):
-        _check_name(name)
-        if pretrained and not kwargs.keys() & {'pretrained_cfg', 'pretrained_cfg_overlay'}:
-            _check_weights(name)
-    entry = name
+    entry, weights = _locate(name, pretrained, kwargs)
     if name.startswith(_TIMM):
-        entry = name.removeprefix(_TIMM)
         if kwargs.get('head', 'linear') == 'linear':
             # A plain timm model: it must not carry arguments that timm, reading it back, would not know.
             kwargs = {key: value for key, value in kwargs.items() if key not in ('head', 'head_scale')}
         else:
             entry, kwargs = 'lt_timm', {'backbone': entry, **kwargs}
     try:
-        model = None
-        if pretrained and name.startswith(_LOCAL):
-            model = _assigned(entry, Path(name.removeprefix(_LOCAL)) / 'model.safetensors', kwargs)
-        return model or timm.create_model(entry, pretrained=pretrained, **kwargs)
+        if weights is None:
+            return timm.create_model(entry, pretrained=pretrained, **kwargs)
+        model = _assigned(entry, weights, kwargs)
+        if model is not None:
+            return model
+        if not entry.startswith(_LOCAL):
+            kwargs = {**kwargs, 'pretrained_cfg_overlay': {'file': str(weights)}}
+        return timm.create_model(entry, pretrained=True, **kwargs)
     except TypeError as error:
         if 'unexpected keyword argument' not in str(error):
             raise
@@ -152,7 +170,6 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     except OSError as error:
         if isinstance(error, LtzooError):
             raise
-        # The Hub client's: no such repository, no way to it.
         raise ModelFilesError(f'{name} cannot be loaded: {" ".join(str(error).split())}') from error
 
 
@@ -206,16 +223,50 @@ def _check_name(name: str) -> None:
     raise UnknownModelError(f'no model is called {name!r}: {hint}')
 
 
-def _check_weights(name: str) -> None:
+def weights_file(entry: ZooEntry) -> Path:
+    """Return the file with a published model's weights: that in this package, else the Hub's, verified.
+
+    Raises:
+        NoResultsError: if none are published.
+        DownloadError: if they cannot be had.
+    """
+    results = get_results(entry.full_name)
+    assert entry.folder is not None
+    bundled = entry.folder / _WEIGHTS
+    if bundled.is_file():
+        return bundled
+    from ltzoo.models.download import fetch
+
+    return fetch(entry.hub_id, files=(_WEIGHTS,), sha256=results['sha256']) / _WEIGHTS
+
+
+def _locate(name: str, pretrained: bool, kwargs: dict[str, Any]) -> tuple[str, Path | None]:
+    """Return what timm calls a model, and the file with its weights, where they are wanted and we know it."""
+    if name.startswith(_HUB):
+        from ltzoo.models.download import fetch
+
+        repo, _, revision = name.removeprefix(_HUB).partition('@')
+        files = ('config.json', _WEIGHTS) if pretrained else ('config.json',)
+        name = _LOCAL + str(fetch(repo, revision=revision or None, files=files))
+    if name.startswith(_LOCAL):
+        folder = Path(name.removeprefix(_LOCAL))
+        _check_folder(folder, pretrained)
+        return name, folder / _WEIGHTS if pretrained else None
+    _check_name(name)
+    entry = name.removeprefix(_TIMM)
+    if not pretrained or kwargs.keys() & {'pretrained_cfg', 'pretrained_cfg_overlay'}:
+        return entry, None
+    ours = entry_of(name)
+    if ours is not None and ours.folder is not None:
+        return entry, weights_file(ours)
     cfg = get_pretrained_cfg(name)
-    if cfg.has_weights:
-        return
-    entry = ZOO.get(f'{cfg.architecture}.{cfg.tag}')
-    if entry is None:
-        raise NoWeightsError(f'{name} is an architecture without published weights: use pretrained=False')
-    none_yet = f'no weights are published yet for {entry.name}.{entry.tag}'
-    command = f'accelerate launch recipes/train.py {entry.recipe}'
-    raise NoWeightsError(f'{none_yet}; this makes them: {command}')
+    if not cfg.has_weights:
+        if ours is None:
+            raise NoWeightsError(f'{name} is an architecture without published weights: use pretrained=False')
+        none_yet = f'no weights are published yet for {ours.full_name}'
+        command = f'accelerate launch recipes/train.py {ours.recipe}'
+        raise NoWeightsError(f'{none_yet}; this makes them: {command}')
+    return entry, None
 
 
 def _assigned(entry: str, weights: Path, kwargs: dict[str, Any]) -> nn.Module | None:

@@ -6,7 +6,9 @@ A tag behind a dot says which data exactly, by the name that `ltzoo.data.load_da
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -15,7 +17,15 @@ from timm.models import PretrainedCfg, generate_default_cfgs, model_entrypoint, 
 from ltzoo.models.cifar_resnet import CIFAR_MEAN, CIFAR_STD
 from ltzoo.models.heads import Head, build_with_head
 
-__all__ = ['ARCHITECTURES', 'DATA', 'METHODS', 'ZOO', 'Architecture', 'Data', 'Method', 'ZooEntry']
+__all__ = ['ARCHITECTURES', 'DATA', 'METHODS', 'ZOO', 'Architecture', 'Data', 'Method', 'ZooEntry', 'organisation']
+
+# A folder for every published model, with its results and, while it is small, its weights.
+_WEIGHTS = Path(__file__).parent / 'weights'
+
+
+def organisation() -> str:
+    """Return whose models are loaded from the Hub: the environment variable LTZOO_ORG, else 'ltzoo'."""
+    return os.environ.get('LTZOO_ORG') or 'ltzoo'
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,23 @@ class ZooEntry:
         return f'{self.architecture}_{self.data}_{self.method}'
 
     @property
+    def full_name(self) -> str:
+        """Its name with the tag."""
+        return f'{self.name}.{self.tag}'
+
+    @property
+    def hub_id(self) -> str:
+        """Where it is on the Hub; the default tag is left out."""
+        default = next(iter(DATA[self.data].classes))
+        return f'{organisation()}/{self.name if self.tag == default else self.full_name}'
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of its results, and of its weights while they are small; None if it is not published."""
+        folder = _WEIGHTS / self.full_name
+        return folder if (folder / 'results.json').is_file() else None
+
+    @property
     def recipe(self) -> str:
         """The file that `recipes/train.py` makes its weights from."""
         rule = DATA[self.data].recipe
@@ -121,7 +148,10 @@ class ZooEntry:
     def pretrained_cfg(self) -> PretrainedCfg:
         """What timm keeps about it."""
         architecture, data, method = ARCHITECTURES[self.architecture], DATA[self.data], METHODS[self.method]
+        weights = self.folder and self.folder / 'model.safetensors'
         return PretrainedCfg(
+            hf_hub_id=self.hub_id if self.folder else None,
+            file=str(weights) if weights and weights.is_file() else None,
             num_classes=data.classes[self.tag],
             input_size=data.input_size,
             pool_size=data.pool_size,
@@ -138,7 +168,7 @@ class ZooEntry:
 
 
 ZOO = {
-    f'{entry.name}.{entry.tag}': entry
+    entry.full_name: entry
     for entry in (
         ZooEntry(architecture, data, method, tag)
         for data, row in DATA.items()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import ltzoo
-from ltzoo.hub import ExportError, copy_export, export_model
+from ltzoo.hub import ExportError, export_model
 from ltzoo.hub import export as export_module
 from ltzoo.models import CosineLinear
 
@@ -157,8 +157,6 @@ def test_a_folder_in_use_is_replaced_only_by_force(train: Train, lt: dict[str, A
     before = contents(folder)
     with pytest.raises(ExportError, match=r'out is not empty; give a new folder'):
         export(model, folder, lt)
-    with pytest.raises(ExportError, match=r'out is not empty; give a new folder'):
-        copy_export(folder, folder)
     with pytest.raises(ExportError, match=r'notes\.txt is a file; an export needs a folder'):
         export(model, folder / 'notes.txt', lt, force=True)
     assert contents(folder) == before
@@ -208,8 +206,6 @@ def test_a_full_disk(train: Train, lt: dict[str, Any], tmp_path: Path, file_size
     file_size_limit(len(before['model.safetensors']) // 2)
     with pytest.raises(ExportError, match=r'out cannot be written: .*File too large'):
         export(model, tmp_path / 'out', lt)
-    with pytest.raises(ExportError, match=r'out cannot be written: .*File too large'):
-        copy_export(tmp_path / 'old', tmp_path / 'out')
     with pytest.raises(ExportError, match=r'old cannot be written: .*File too large'):
         export(model, tmp_path / 'old', lt, force=True)
     assert contents(tmp_path / 'old') == before
@@ -221,12 +217,3 @@ def test_a_place_that_cannot_be_written(train: Train, lt: dict[str, Any], tmp_pa
     with pytest.raises(ExportError, match=r'file/out cannot be written: (File exists|Not a directory)'):
         export(train('resnet20_cifar'), tmp_path / 'file' / 'out', lt)
     assert (tmp_path / 'file').read_text() == 'mine'
-
-
-def test_a_copy_has_the_same_bytes(train: Train, lt: dict[str, Any], tmp_path: Path) -> None:
-    export(train('resnet20_cifar'), tmp_path / 'one', lt)
-    copy_export(tmp_path / 'one', tmp_path / 'deep' / 'two')
-    assert contents(tmp_path / 'deep' / 'two') == contents(tmp_path / 'one')
-    (tmp_path / 'deep' / 'two' / 'README.md').write_text('old')
-    copy_export(tmp_path / 'one', tmp_path / 'deep' / 'two', force=True)
-    assert contents(tmp_path / 'deep' / 'two') == contents(tmp_path / 'one')

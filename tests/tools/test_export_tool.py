@@ -26,15 +26,16 @@ def test_a_run_becomes_a_folder_that_loads(
     run_before = contents(digits_run)
     out = tmp_path / 'new' / 'out'
     assert script('tools/export.py', digits_run, '--to', out) == 0
-    assert set(contents(out)) == {'config.json', 'model.safetensors', 'README.md'}
+    assert set(contents(out)) == {
+        *('config.json', 'model.safetensors', 'vectors.safetensors', 'results.json', 'log.jsonl', 'README.md'),
+        *('accuracy.png', 'curves.png'),
+    }
     model = ltzoo.create_model(f'local-dir:{out}', pretrained=True)
     # The checkpoint of the last epoch is an independent record of the weights that were trained.
     trained = torch.load(digits_run / 'checkpoint.pt', weights_only=True)['learner']
     for key, value in model.state_dict().items():
         assert torch.equal(value, trained[f'model.{key}']), key
-    parameters = sum(value.numel() for value in model.parameters())
     printed = capsys.readouterr().out
-    assert f'{parameters:,} parameters' in printed
     assert f"ltzoo.create_model('local-dir:{out}', pretrained=True)" in printed
     assert contents(digits_run) == run_before
     results = json.loads((digits_run / 'results.json').read_text())
@@ -42,6 +43,8 @@ def test_a_run_becomes_a_folder_that_loads(
     assert block['class_counts'] == [row['train_count'] for row in results['per_class']]
     assert block['recipe'] == results['recipe']
     assert block['scores'].items() <= results.items()
+    assert f'seeds 0, top-1 {results["top1"]:.2f}\n' in printed
+    assert (out / 'log.jsonl').read_bytes() == (digits_run / 'log.jsonl').read_bytes()
 
 
 def test_force_replaces_what_is_there(script: Script, digits_run: Path, tmp_path: Path) -> None:
@@ -50,7 +53,8 @@ def test_force_replaces_what_is_there(script: Script, digits_run: Path, tmp_path
     assert script('tools/export.py', digits_run, '--to', out) == 0, 'an empty folder is as good as none'
     (out / 'old.txt').write_text('old')
     assert script('tools/export.py', digits_run, '--to', out, '--force') == 0
-    assert contents(out) == contents(digits_run / 'model')
+    assert 'old.txt' not in contents(out)
+    assert contents(out)['model.safetensors'] == (digits_run / 'model' / 'model.safetensors').read_bytes()
 
 
 @pytest.fixture

@@ -1,0 +1,200 @@
+"""Release: finished runs of one recipe as a folder that can be published, loaded and checked.
+
+model.safetensors, config.json    the weights of the first run, in timm's layout
+results.json                      the scores of all runs, see `ltzoo.get_results`
+vectors.safetensors               images and the logits that the weights give for them
+log.jsonl, *.png                  the first run's log and plots
+README.md, .eval_results          the card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ltzoo.errors import LtzooError
+from ltzoo.files import new_folder
+from ltzoo.hub.card import METRICS, eval_results, model_card
+from ltzoo.hub.export import ExportError, check_target
+from ltzoo.models import create_model
+from ltzoo.models.entries import entry_of, paper_results
+
+__all__ = ['release', 'sha256_of', 'summarise', 'test_vectors', 'write_card']
+
+_PLOTS = ('accuracy.png', 'curves.png')
+# What a command line says that is not part of the recipe.
+_NOT_RECIPE = ('output', 'resume', 'seed', 'trackers', 'data.data_dir')
+
+
+def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[str, Any]:
+    """Write the folder of one or several finished runs, which differ in their seed alone.
+
+    Args:
+        runs: run folders; the weights are the first one's.
+        folder: where to; it appears whole or not at all.
+        force: replace what is in `folder`.
+
+    Returns:
+        The content of its results.json.
+
+    Raises:
+        ExportError: if a run is not finished, the runs are not of one recipe, or the folder cannot be written.
+        ModelFilesError: if a run's model is damaged.
+    """
+    check_target(folder, force)
+    records = [_record(run) for run in runs]
+    _check_one_recipe(runs, records)
+    model = create_model(f'local-dir:{runs[0] / "model"}', pretrained=True).eval()
+    try:
+        with new_folder(folder) as made:
+            for name in ('model.safetensors', 'config.json'):
+                shutil.copyfile(runs[0] / 'model' / name, made / name)
+            for name in ('log.jsonl', *_PLOTS):
+                if (runs[0] / name).is_file():
+                    shutil.copyfile(runs[0] / name, made / name)
+            save_file(test_vectors(model), made / 'vectors.safetensors')
+            results = summarise(records, sha256_of(made / 'model.safetensors'))
+            (made / 'results.json').write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+            write_card(made)
+    except OSError as error:
+        raise ExportError(f'{folder} cannot be written: {error.strerror or error}') from error
+    return results
+
+
+def summarise(records: Sequence[Mapping[str, Any]], sha256: str) -> dict[str, Any]:
+    """Return what a results.json says of several seeds' scores.
+
+    Args:
+        records: the results.json of each run; the first one's weights are published.
+        sha256: of those weights, hexadecimal.
+    """
+    first = records[0]
+    entry = entry_of(first['model'])
+    if entry and entry.tag != first['data']:
+        # The zoo's network, but trained on other data.
+        entry = None
+    counts = [row['train_count'] for row in first['per_class']]
+    scores: dict[str, Any] = {}
+    for key in METRICS:
+        values = [record[key] for record in records]
+        scores[key] = None
+        if None not in values:
+            std = statistics.stdev(values) if len(values) > 1 else None
+            scores[key] = {'mean': statistics.fmean(values), 'std': std, 'values': values}
+    return {
+        'name': entry.full_name if entry else first['model'],
+        'hub_id': entry.hub_id if entry else None,
+        'sha256': sha256,
+        'data': first['data'],
+        'imbalance_ratio': max(counts) / max(min(counts), 1),
+        'method': entry.method if entry else first['recipe']['objective']['name'],
+        'recipe': _recipe_file(first['environment'].get('command') or ''),
+        'commit': first['environment']['commit'],
+        'license': 'apache-2.0',
+        'seeds': [record['seed'] for record in records],
+        'weights_seed': first['seed'],
+        'scores': scores,
+        'paper': paper_results(entry.full_name) if entry else None,
+        'runs': [
+            {
+                **{key: record[key] for key in ('seed', 'split', 'samples', *METRICS, 'training_seconds')},
+                'environment': {k: v for k, v in record['environment'].items() if k != 'command'},
+                'per_class': record['per_class'],
+            }
+            for record in records
+        ],
+    }
+
+
+def write_card(folder: Path, to: Path | None = None) -> None:
+    """Write the card of a model folder, `README.md` and `.eval_results`, from its config.json and results.json.
+
+    Args:
+        folder: the model folder.
+        to: where to, if not into it; its plots are copied there.
+    """
+    target = to or folder
+    config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    results = json.loads((folder / 'results.json').read_text(encoding='utf-8'))
+    plots = [name for name in _PLOTS if (folder / name).is_file()]
+    cfg = {**config['pretrained_cfg'], 'architecture': config['architecture']}
+    card = model_card(config['lt'], cfg, results=results, plots=plots)
+    (target / 'README.md').write_text(card, encoding='utf-8')
+    scores = eval_results(results)
+    if scores is not None:
+        (target / '.eval_results').mkdir(exist_ok=True)
+        (target / '.eval_results' / f'{results["data"]}.yaml').write_text(scores, encoding='utf-8')
+    if to is not None:
+        for name in plots:
+            shutil.copyfile(folder / name, to / name)
+
+
+@torch.inference_mode()
+def test_vectors(model: nn.Module) -> dict[str, Tensor]:
+    """Return images of noise, normalised as the model wants them, and its logits: what shows that it is still the same.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+
+    Returns:
+        `images` (N, 3, H, W) and `logits` (N, C), float32; N is 4 for images of up to 64 pixels, else 1.
+    """
+    cfg: Any = model.pretrained_cfg
+    channels, height, width = cfg['input_size']
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(4 if height <= 64 else 1, channels, height, width, generator=generator)
+    mean, std = (torch.tensor(cfg[key]).view(1, -1, 1, 1) for key in ('mean', 'std'))
+    images = (images - mean) / std
+    return {'images': images, 'logits': model(images)}
+
+
+def sha256_of(file: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
+    with open(file, 'rb') as content:
+        digest = hashlib.file_digest(content, 'sha256') if hasattr(hashlib, 'file_digest') else None
+        return (digest or hashlib.sha256(content.read())).hexdigest()
+
+
+def _record(run: Path) -> dict[str, Any]:
+    if not (run / 'recipe.yaml').is_file():
+        raise LtzooError(f'{run} holds no run: recipe.yaml is missing')
+    if not (run / 'results.json').is_file():
+        raise LtzooError(f'the run {run} is not finished: continue it with resume=auto')
+    record: dict[str, Any] = json.loads((run / 'results.json').read_text(encoding='utf-8'))
+    # The exported model's block leaves the folders of the machine out.
+    config = run / 'model' / 'config.json'
+    if config.is_file():
+        record['data'] = json.loads(config.read_text(encoding='utf-8'))['lt']['data']
+    return record
+
+
+def _recipe_file(command: str) -> str | None:
+    """Return the recipe that a command trained, with what it changed in it, less folders and the seed."""
+    found = re.search(r'(\S+\.ya?ml)(.*)', command)
+    if found is None:
+        return None
+    file = PurePosixPath(os.path.normpath(found[1]))
+    words = [word for word in re.split(r' (?=-|[\w.]+=)', found[2]) if word and not word.startswith('-')]
+    changes = [word for word in words if word.partition('=')[0].strip() not in _NOT_RECIPE]
+    return ' '.join([file.name if file.is_absolute() else str(file), *(f"'{word}'" for word in changes)])
+
+
+def _check_one_recipe(runs: Sequence[Path], records: Sequence[Mapping[str, Any]]) -> None:
+    seeds: dict[int, Path] = {}
+    for run, record in zip(runs, records, strict=True):
+        if record['seed'] in seeds:
+            raise ExportError(f'{run} and {seeds[record["seed"]]} are both of seed {record["seed"]}')
+        seeds[record['seed']] = run
+        if {**record['recipe'], 'seed': 0} != {**records[0]['recipe'], 'seed': 0}:
+            raise ExportError(f'{run} is of another recipe than {runs[0]}; only the seed may differ')

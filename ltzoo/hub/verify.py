@@ -1,0 +1,113 @@
+"""Verify: that a published model is what its results say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from timm.data import resolve_input_data_config
+
+from ltzoo.errors import LtzooError
+from ltzoo.hub.release import sha256_of
+from ltzoo.models import create_model
+from ltzoo.models.entries import entry_of, get_results
+from ltzoo.models.factory import weights_file
+
+__all__ = ['Verification', 'VerificationError', 'check_vectors', 'verify']
+
+# Points of accuracy that another machine's rounding may move: one image of 10,000 is 0.01.
+_SCORE_TOLERANCE = 0.05
+# Largest difference of a logit, relative to the largest logit, that another machine's rounding may make.
+_LOGIT_TOLERANCE = 1e-4
+
+
+class VerificationError(LtzooError, ValueError):
+    """A model that is not what its results say."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked, and found right.
+
+    Attributes:
+        name: the model, with its tag.
+        sha256: of its weights.
+        logit_difference: largest difference to the stored logits, relative to the largest of them.
+        scores: top1, many, medium, few measured anew, in percent; None if no data was given.
+    """
+
+    name: str
+    sha256: str
+    logit_difference: float
+    scores: dict[str, float | None] | None
+
+
+def verify(name: str, data_dir: str | Path | None = None) -> Verification:
+    """Check a published model: the hash of its weights, its stored logits, and with data its scores.
+
+    Args:
+        name: a zoo name, with or without a tag.
+        data_dir: where the files of its data set are; without, scores are not measured.
+
+    Raises:
+        NoResultsError: if it is not published.
+        DownloadError: if its weights cannot be had.
+        VerificationError: if something is not what the results say.
+    """
+    results = get_results(name)
+    entry = entry_of(name)
+    assert entry is not None and entry.folder is not None
+    digest = sha256_of(weights_file(entry))
+    if digest != results['sha256']:
+        raise VerificationError(f'the weights of {entry.full_name} have SHA-256 {digest}, not {results["sha256"]}')
+    model = create_model(entry.full_name, pretrained=True).eval()
+    difference = check_vectors(model, entry.folder / 'vectors.safetensors', entry.full_name)
+    scores = None if data_dir is None else _check_scores(model, results, data_dir)
+    return Verification(entry.full_name, digest, difference, scores)
+
+
+@torch.inference_mode()
+def check_vectors(model: Any, vectors: Path, name: str) -> float:
+    """Return how far a model's logits are from stored ones, relative to the largest of them.
+
+    Raises:
+        VerificationError: if they differ by more than rounding.
+    """
+    stored = load_file(vectors)
+    logits = model(stored['images'])
+    if logits.shape != stored['logits'].shape:
+        raise VerificationError(
+            f'{name} gives logits of shape {tuple(logits.shape)}, stored are {tuple(stored["logits"].shape)}'
+        )
+    difference = float((logits - stored['logits']).abs().max() / stored['logits'].abs().max())
+    if not difference <= _LOGIT_TOLERANCE:
+        raise VerificationError(
+            f'{name} gives other logits than those stored with it: off by {difference:.1e} of the largest'
+        )
+    return difference
+
+
+def _check_scores(model: Any, results: dict[str, Any], data_dir: str | Path) -> dict[str, float | None]:
+    from ltzoo.data import load_data
+    from ltzoo.evaluation import predict, score
+
+    dataset = load_data(results['data'], data_dir)
+    cfg = resolve_input_data_config(model)
+    said = predict(
+        model, dataset.test, cfg['mean'], cfg['std'], cfg['input_size'][-1], crop_pct=cfg['crop_pct'], workers=2
+    )
+    measured = score(said.labels, said.predictions, said.confidences, dataset.class_counts, dataset.class_names)
+    stated = next(run for run in results['runs'] if run['seed'] == results['weights_seed'])
+    scores: dict[str, float | None] = {}
+    for key in ('top1', 'many', 'medium', 'few'):
+        scores[key] = value = getattr(measured, key)
+        if (value is None) != (stated[key] is None) or (
+            value is not None and abs(value - stated[key]) > _SCORE_TOLERANCE
+        ):
+            raise VerificationError(
+                f'{results["name"]} scores {key} {value} on {results["data"]}, stated {stated[key]}'
+            )
+    return scores

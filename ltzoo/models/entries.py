@@ -1,0 +1,64 @@
+"""What is known of the zoo's published weights: where they are, how they were made, what they score.
+
+Every published model has a folder `weights/NAME.TAG` here with its `results.json` and test vectors; small models have
+their weights in it too, so that they load without a network.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from timm.models import split_model_name_tag
+
+from ltzoo.errors import LtzooError
+from ltzoo.models.lt_zoo import ZOO, ZooEntry
+from ltzoo.models.paper_results import PAPER_RESULTS
+
+__all__ = ['NoResultsError', 'entry_of', 'get_results', 'paper_results']
+
+
+class NoResultsError(LtzooError, LookupError):
+    """A model that nobody has published weights of."""
+
+
+def entry_of(name: str) -> ZooEntry | None:
+    """Return the row of the zoo's table that a name, with or without a tag, stands for; None if it is no name of it."""
+    base, tag = split_model_name_tag(name)
+    return next((entry for entry in ZOO.values() if entry.name == base and tag in ('', entry.tag)), None)
+
+
+def get_results(name: str) -> dict[str, Any]:
+    """Return everything known of a model's published weights.
+
+    Args:
+        name: a zoo name, with or without a tag.
+
+    Returns:
+        `name`, `hub_id`, `sha256` (of model.safetensors), `data`, `imbalance_ratio`, `method`, `recipe`, `commit`,
+        `seeds`, `weights_seed` (that of the weights), `license`; `scores`: for top1, many, medium, few,
+        balanced_accuracy and ece the `mean`, the standard deviation `std` (None for one seed) and the `values` of the
+        seeds, in percent; `paper`: what the method's paper reports, with its `source`, or None; `runs`: the scores of
+        each seed with every class.
+
+    Raises:
+        NoResultsError: if no weights are published, or the zoo has no such model.
+    """
+    entry = entry_of(name)
+    if entry is None:
+        raise NoResultsError(f'{name} is no model of the zoo: list_pretrained() has those with results')
+    if entry.folder is None:
+        raise NoResultsError(f'no weights are published yet for {entry.full_name}, so there are no results')
+    results: dict[str, Any] = json.loads((entry.folder / 'results.json').read_text(encoding='utf-8'))
+    return {**results, 'hub_id': entry.hub_id, 'paper': paper_results(name)}
+
+
+def paper_results(name: str) -> dict[str, Any] | None:
+    """Return what the paper of a model's method reports: `top1`, `many`, `medium`, `few` as far as given, `source`.
+
+    Args:
+        name: a zoo name, with or without a tag; for any other there is None.
+    """
+    entry = entry_of(name)
+    row = None if entry is None else PAPER_RESULTS.get(entry.full_name)
+    return None if row is None else dict(row)

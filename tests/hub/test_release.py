@@ -1,0 +1,178 @@
+"""A release: what it says of several seeds, that it loads, and that what does not belong together is refused."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import ltzoo
+from ltzoo.hub import ExportError, VerificationError, export_model, release
+from ltzoo.hub.verify import check_vectors
+
+Train = Callable[..., nn.Module]
+KEYS = ('top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece')
+
+
+@pytest.fixture
+def make_run(train: Train, lt: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that makes what a finished training leaves behind."""
+
+    def make(seed: int, top1: float, **changes: Any) -> Path:
+        run = tmp_path / f'run{len(os.listdir(tmp_path))}'
+        torch.manual_seed(seed)
+        scores = {**lt['scores'], 'top1': top1, 'many': top1 / 3, **changes.pop('scores', {})}
+        block = {**lt, 'seed': seed, 'scores': scores}
+        model = train('resnet20_cifar')
+        with torch.no_grad():
+            model.fc.bias.add_(seed)
+        export_model(model, run / 'model', block, input_size=(3, 16, 16), mean=(0.3, 0.4, 0.5), std=(0.1, 0.2, 0.3))
+        (run / 'recipe.yaml').write_text('epochs: 37\n')
+        (run / 'log.jsonl').write_text(json.dumps({'epoch': 0, 'seed': seed}) + '\n')
+        (run / 'curves.png').write_bytes(b'curves')
+        record = {
+            'model': 'resnet20_cifar',
+            **scores,
+            'data': '/secret/place/pets_lt',
+            'split': 'test',
+            'seed': seed,
+            'training_seconds': 12.5,
+            'environment': {'commit': 'abc', 'torch': '2.99', 'command': 'recipes/train.py /secret/own.yaml epochs=3'},
+            'recipe': {**lt['recipe'], 'seed': seed},
+            'per_class': [{'class': c, 'train_count': n, 'accuracy': 50.0} for c, n in enumerate(lt['class_counts'])],
+        }
+        (run / 'results.json').write_text(json.dumps({**record, **changes}))
+        return run
+
+    return make
+
+
+def test_scores_of_three_seeds(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    top1 = [41.25, 39.5, 43.0]
+    results = release([make_run(seed, value) for seed, value in zip((7, 3, 5), top1, strict=True)], tmp_path / 'out')
+    assert results == json.loads((tmp_path / 'out' / 'results.json').read_text())
+    assert (results['seeds'], results['weights_seed']) == ([7, 3, 5], 7)
+    assert results['scores']['top1']['values'] == top1
+    assert results['scores']['top1']['mean'] == pytest.approx(np.mean(top1))
+    assert results['scores']['top1']['std'] == pytest.approx(np.std(top1, ddof=1))
+    assert results['scores']['many']['std'] == pytest.approx(np.std(top1, ddof=1) / 3)
+    assert results['scores']['medium'] is None
+    assert results['imbalance_ratio'] == pytest.approx(1234 / 5)
+    assert [run['top1'] for run in results['runs']] == top1
+    card = ModelCard.load(tmp_path / 'out' / 'README.md')
+    assert f'| Top-1 | {np.mean(top1):.2f} ± {np.std(top1, ddof=1):.2f} |' in card.text
+    assert 'seeds 7, 3, 5, the weights are those of seed 7' in card.text
+    assert card.data.eval_results[0].metric_value == pytest.approx(np.mean(top1), abs=0.005)
+
+
+def test_the_weights_are_the_first_run_s_and_the_vectors_are_theirs(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    first, second = make_run(1, 50.0), make_run(2, 60.0)
+    out = tmp_path / 'out'
+    results = release([first, second], out)
+    weights = (out / 'model.safetensors').read_bytes()
+    assert weights == (first / 'model' / 'model.safetensors').read_bytes()
+    assert weights != (second / 'model' / 'model.safetensors').read_bytes()
+    assert results['sha256'] == hashlib.sha256(weights).hexdigest()
+    vectors = load_file(out / 'vectors.safetensors')
+    model = ltzoo.create_model(f'local-dir:{out}', pretrained=True).eval()
+    with torch.inference_mode():
+        assert torch.equal(model(vectors['images']), vectors['logits'])
+    # Pixels of 0 and 1 are the ends of the normalised range, and the noise comes near to both.
+    low, high = (torch.tensor(ends) for ends in ([-3.0, -2.0, -5 / 3], [7.0, 3.0, 5 / 3]))
+    torch.testing.assert_close(vectors['images'].amin((0, 2, 3)), low, atol=0.1, rtol=0)
+    torch.testing.assert_close(vectors['images'].amax((0, 2, 3)), high, atol=0.1, rtol=0)
+    assert json.loads((out / 'log.jsonl').read_text())['seed'] == 1
+    assert check_vectors(model, out / 'vectors.safetensors', 'it') == 0
+    with pytest.raises(VerificationError, match='it gives other logits than those stored with it: off by'):
+        check_vectors(
+            ltzoo.create_model(f'local-dir:{second / "model"}', pretrained=True).eval(),
+            out / 'vectors.safetensors',
+            'it',
+        )
+    save_file({**vectors, 'logits': vectors['logits'] * float('nan')}, out / 'vectors.safetensors')
+    with pytest.raises(VerificationError):
+        check_vectors(model, out / 'vectors.safetensors', 'it')
+
+
+def test_nothing_of_the_machine_is_released(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    results = release([make_run(0, 50.0)], tmp_path / 'out')
+    assert results['recipe'] == "own.yaml 'epochs=3'"
+    assert results['data'] == 'pets_lt'
+    for file in (tmp_path / 'out').rglob('*'):
+        assert not file.is_file() or b'secret' not in file.read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    ('model', 'data', 'name', 'hub_id'),
+    [
+        (
+            'resnet32_cifar_ce.cifar100_lt_r100',
+            'cifar100_lt_r100',
+            'resnet32_cifar_ce.cifar100_lt_r100',
+            'ltzoo/resnet32_cifar_ce',
+        ),
+        (
+            'resnet32_cifar_ce.cifar10_lt_r50',
+            'cifar10_lt_r50',
+            'resnet32_cifar_ce.cifar10_lt_r50',
+            'ltzoo/resnet32_cifar_ce.cifar10_lt_r50',
+        ),
+        # The zoo's network trained on other data is no model of the zoo.
+        ('resnet32_cifar_ce', 'mine', 'resnet32_cifar_ce', None),
+    ],
+)
+def test_what_it_is_called(
+    make_run: Callable[..., Path], lt: dict[str, Any], tmp_path: Path, model: str, data: str, name: str, hub_id: str
+) -> None:
+    run = make_run(0, 50.0, model=model)
+    config = json.loads((run / 'model' / 'config.json').read_text())
+    config['lt']['data'] = data
+    (run / 'model' / 'config.json').write_text(json.dumps(config))
+    results = release([run], tmp_path / 'out')
+    assert (results['name'], results['hub_id']) == (name, hub_id)
+    usage = re.search(r"transforms\('(.*?)', pretrained=True\)", (tmp_path / 'out' / 'README.md').read_text())
+    assert usage is not None
+    assert usage[1] == (name if hub_id else 'local-dir:FOLDER')
+    assert (results['paper'] is None) == (hub_id is None)
+    scores = tmp_path / 'out' / '.eval_results' / f'{data}.yaml'
+    assert scores.is_file() == (hub_id is not None)
+    if hub_id is not None:
+        # No Medium-shot classes, so no such entry.
+        tasks = {entry['dataset']['task_id'] for entry in yaml.safe_load(scores.read_text())}
+        assert tasks == {f'{data}_{key}' for key in KEYS if key != 'medium'}
+
+
+def test_what_does_not_belong_together_is_refused(
+    make_run: Callable[..., Path], lt: dict[str, Any], tmp_path: Path
+) -> None:
+    first, same, other = make_run(0, 50.0), make_run(0, 51.0), make_run(1, 52.0)
+    record = json.loads((other / 'results.json').read_text())
+    changed = copy.deepcopy(record)
+    changed['recipe']['epochs'] = 38
+    (other / 'results.json').write_text(json.dumps(changed))
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(ExportError, match=f'{same} and {first} are both of seed 0'):
+        release([first, same], tmp_path / 'out')
+    with pytest.raises(ExportError, match=r'is of another recipe than .*; only the seed may differ'):
+        release([first, other], tmp_path / 'out')
+    assert sorted(os.listdir(tmp_path)) == before
+    (other / 'results.json').write_text(json.dumps(record))
+    release([first, other], tmp_path / 'out')
+    with pytest.raises(ExportError, match='out is not empty; give a new folder'):
+        release([first], tmp_path / 'out')
+    assert release([first], tmp_path / 'out', force=True)['seeds'] == [0]

@@ -1,0 +1,92 @@
+"""The cards of the zoo: up to date, readable by the Hub, and silent on what nobody measured."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from PIL import Image
+
+import ltzoo
+from ltzoo.models.entries import paper_results
+from ltzoo.models.lt_zoo import ZOO
+
+Script = Callable[..., int]
+ROOT = Path(__file__).resolve().parents[2]
+CARDS = ROOT / 'hub_cards'
+PUBLISHED = ltzoo.list_pretrained()
+
+
+def card(name: str) -> ModelCard:
+    return ModelCard.load(CARDS / ZOO[name].hub_id.partition('/')[2] / 'README.md')
+
+
+def usage(text: str) -> str:
+    (code,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    return code
+
+
+def test_the_cards_here_are_what_the_tool_makes(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script('tools/make_cards.py', '--check') == 0
+    assert 'is up to date' in capsys.readouterr().out
+
+
+def test_a_card_written_by_hand_is_noticed_and_made_again(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cards = tmp_path / 'cards'
+    shutil.copytree(CARDS, cards)
+    for change in (
+        lambda: (cards / 'resnet32_cifar_bs' / 'README.md').open('a').write('Top-1: 99.9'),
+        lambda: (cards / 'resnet32_cifar_bs' / 'README.md').unlink(),
+        lambda: (cards / 'resnet32_cifar_bs' / 'more.md').write_text('more'),
+    ):
+        change()
+        assert script('tools/make_cards.py', '--to', cards, '--check') == 2
+        assert 'is not up to date (resnet32_cifar_bs/' in capsys.readouterr().err
+        assert script('tools/make_cards.py', '--to', cards) == 0
+        assert script('tools/make_cards.py', '--to', cards, '--check') == 0
+        capsys.readouterr()
+
+
+def test_every_model_has_a_card(script: Script) -> None:
+    assert len(list(CARDS.iterdir())) == len(ZOO)
+    for name in ZOO:
+        data = card(name).data
+        assert isinstance(data, ModelCardData)
+        assert (data.library_name, data.license, data.pipeline_tag) == ('timm', 'apache-2.0', 'image-classification')
+
+
+@pytest.mark.parametrize('name', [name for name in ZOO if name not in PUBLISHED])
+def test_a_model_without_weights_says_so_and_prints_no_score_of_ours(name: str) -> None:
+    found = card(name)
+    assert found.data.eval_results is None
+    assert 'Its weights do not exist yet' in found.text
+    assert f'accelerate launch recipes/train.py {ZOO[name].recipe}' in found.text
+    paper = paper_results(name) or {}
+    cells = [cell.strip() for line in found.text.splitlines() if line.startswith('|') for cell in line.split('|')]
+    numbers = [float(cell) for cell in cells if re.fullmatch(r'[\d.]+', cell)]
+    assert numbers == [value for key, value in paper.items() if key != 'source']
+    assert 'ltzoo' not in cells
+    assert 'pretrained=False' in usage(found.text)
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_a_model_with_weights_has_its_scores_and_usage_that_runs(name: str) -> None:
+    found, results = card(name), ltzoo.get_results(name)
+    by_name = {result.metric_name: result.metric_value for result in found.data.eval_results}
+    assert by_name['Top-1'] == round(results['scores']['top1']['mean'], 2)
+    assert by_name['Few-shot'] == round(results['scores']['few']['mean'], 2)
+    names: dict[str, Any] = {'image': Image.effect_noise((40, 30), 80).convert('RGB')}
+    with torch.inference_mode():
+        exec(usage(found.text), names)
+    assert names['logits'].shape == (1, ltzoo.get_pretrained_cfg(name).num_classes)
+    for shown in re.findall(r'!\[.*?\]\((.*?)\)', found.text):
+        with Image.open(CARDS / ZOO[name].hub_id.partition('/')[2] / shown) as picture:
+            assert min(picture.size) > 200
