@@ -208,7 +208,7 @@ def _usage(name: str, pretrained: bool) -> str:
 import ltzoo
 
 model, _, transform = ltzoo.create_model_and_transforms('{name}', pretrained={pretrained})
-logits = model.eval()(transform(image).unsqueeze(0))      # image: a PIL image in RGB
+logits = model.eval()(transform(image).unsqueeze(0))  # image: a PIL image in RGB
 ```"""
 
 
