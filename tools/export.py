@@ -1,9 +1,11 @@
 """Export finished runs: a folder that can be loaded, checked and published.
 
 python tools/export.py RUN [RUN ...] --to DIR
+python tools/export.py MODEL --to FILE.onnx|FILE.pt2
 
 Several runs are the seeds of one recipe: DIR gets the first one's model and the scores of all.
 `ltzoo.create_model('local-dir:DIR', pretrained=True)` loads it; tools/publish.py puts it on the Hub.
+FILE is for use without ltzoo, by ONNX Runtime or torch.export.load; MODEL is a run or any name of a model with weights.
 """
 
 from __future__ import annotations
@@ -17,16 +19,35 @@ from ltzoo.errors import LtzooError
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('runs', type=Path, nargs='+', metavar='RUN', help='a run folder')
-    parser.add_argument('--to', type=Path, required=True, metavar='DIR', help='the folder to make')
-    parser.add_argument('--force', action='store_true', help='replace what is in DIR')
+    parser.add_argument('runs', nargs='+', metavar='RUN', help='a run folder; for a FILE also the name of a model')
+    parser.add_argument(
+        '--to', type=Path, required=True, metavar='DIR', help='the folder, or .onnx or .pt2 file, to make'
+    )
+    parser.add_argument('--force', action='store_true', help='replace what is there')
     args = parser.parse_args()
     try:
-        export(args.runs, args.to, args.force)
+        if args.to.suffix in ('.onnx', '.pt2'):
+            export_file(args.runs, args.to, args.force)
+        else:
+            export([Path(run) for run in args.runs], args.to, args.force)
     except LtzooError as error:
         print(f'export.py: {error}', file=sys.stderr)
         return 2
     return 0
+
+
+def export_file(models: list[str], file: Path, force: bool) -> None:
+    import ltzoo
+    from ltzoo.hub import deploy
+
+    if len(models) > 1:
+        raise LtzooError(f'{file} takes one model, not {len(models)}')
+    if file.exists() and not force:
+        raise LtzooError(f'{file} exists already; give another name, or --force')
+    run = Path(models[0])
+    name = f'local-dir:{run / "model"}' if (run / 'recipe.yaml').is_file() else models[0]
+    difference = deploy(ltzoo.create_model(name, pretrained=True), file)
+    print(f"{file}: logits equal the model's, to {difference:.1e} of the largest")
 
 
 def export(runs: list[Path], folder: Path, force: bool) -> None:

@@ -1,14 +1,17 @@
 """The way out: model folders, their cards, and the Hub."""
 
 from ltzoo.hub.card import model_card, planned_card
+from ltzoo.hub.deploy import DeployError, deploy
 from ltzoo.hub.export import ExportError, export_model
 from ltzoo.hub.release import release
 from ltzoo.hub.verify import Verification, VerificationError, verify
 
 __all__ = [
+    'DeployError',
     'ExportError',
     'Verification',
     'VerificationError',
+    'deploy',
     'export_model',
     'model_card',
     'planned_card',

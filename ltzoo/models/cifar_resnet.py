@@ -4,7 +4,7 @@ Source: He et al., Deep Residual Learning for Image Recognition (CVPR 2016), sec
 shortcuts; initialised as in Cao et al., LDAM (NeurIPS 2019), which later papers follow.
 """
 
-from __future__ import annotations
+# No postponed annotations: torch.fx writes those of forward into the code that it makes, and TorchScript reads them.
 
 import functools
 from typing import Any

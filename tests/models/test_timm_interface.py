@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from timm.models import FeatureInfo, group_parameters
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import ltzoo
 
@@ -195,6 +196,15 @@ def test_torchscript_and_dtype(name: str) -> None:
     assert low(x.bfloat16()).dtype == torch.bfloat16
     low.reset_classifier(3)
     assert low(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_torch_fx_and_torchscript_of_what_it_makes(name: str) -> None:
+    model = timm.create_model(name, scriptable=True).eval()
+    x = images(model)
+    traced = create_feature_extractor(model, ['fc'])
+    torch.testing.assert_close(traced(x)['fc'], model(x))
+    torch.testing.assert_close(torch.jit.script(traced)(x)['fc'], model(x))
 
 
 @pytest.mark.parametrize('name', ['resnet20_cifar', 'resnet32_cifar_bcl'])
