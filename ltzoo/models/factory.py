@@ -138,6 +138,7 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     Raises:
         UnknownModelError: if no model has that name.
         NoWeightsError: if `pretrained` and none are published.
+        DownloadError: if what is published cannot be had from the Hub, or is not what it should be.
         ModelFilesError: if the folder of a `local-dir:` name holds no usable model.
         ModelArgumentError: if the model does not take an argument.
         HeadError: if there is no such head, or the model cannot have it.
@@ -152,7 +153,8 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     try:
         if weights is None:
             return timm.create_model(entry, pretrained=pretrained, **kwargs)
-        model = _assigned(entry, weights, kwargs)
+        # Files of timm's models may need what its loader does to them.
+        model = None if name.startswith(_TIMM) else _assigned(entry, weights, kwargs)
         if model is not None:
             return model
         if not entry.startswith(_LOCAL):
@@ -266,6 +268,11 @@ def _locate(name: str, pretrained: bool, kwargs: dict[str, Any]) -> tuple[str, P
         none_yet = f'no weights are published yet for {ours.full_name}'
         command = f'accelerate launch recipes/train.py {ours.recipe}'
         raise NoWeightsError(f'{none_yet}; this makes them: {command}')
+    if cfg.hf_hub_id and not cfg.custom_load and (cfg.hf_hub_filename or _WEIGHTS).endswith('.safetensors'):
+        from ltzoo.models.download import fetch
+
+        file = cfg.hf_hub_filename or _WEIGHTS
+        return entry, fetch(cfg.hf_hub_id, files=(file,)) / file
     return entry, None
 
 
