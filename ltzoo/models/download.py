@@ -46,14 +46,15 @@ def fetch(
     from huggingface_hub import try_to_load_from_cache
 
     where = f'hf-hub:{repo}' + (f'@{revision}' if revision else '')
-    named, commit, unreachable = {}, revision or 'main', None
+    branch = revision or 'main'
+    named, commit, unreachable = {}, branch, None
     for file in files:
         metadata = _ask(repo, file, commit, where) if unreachable is None else None
         if isinstance(metadata, Exception):
             unreachable, metadata = metadata, None
         if metadata is not None:
             commit, named[file] = metadata.commit_hash or commit, metadata.etag
-    folder = Path()
+    folder: Path | None = None
     for file in files:
         found = try_to_load_from_cache(repo, file, revision=commit)
         if isinstance(found, str) and not _right(Path(found), file, named, sha256):
@@ -63,10 +64,11 @@ def fetch(
         if not isinstance(found, str):
             if unreachable is not None:
                 raise DownloadError(
-                    f'{where} cannot be loaded: {_endpoint()} cannot be reached ({_reason(unreachable)}), and {file} is '
-                    'not in the cache'
+                    f'{where} cannot be loaded: {_endpoint()} cannot be reached ({_reason(unreachable)}), '
+                    f'and {file} is not in the cache'
                 ) from unreachable
-            found = _download(repo, file, commit, where)
+            # By the branch's name once, so that the client knows offline too where it was.
+            found = _download(repo, file, branch if folder is None else commit, where)
             path = Path(found)
             if not _right(path, file, named, sha256):
                 digest = file_hash(path)
@@ -76,7 +78,11 @@ def fetch(
                     f'{file} of {where} came damaged or is not what was published: its SHA-256 is {digest}, '
                     f'{expected} was expected; nothing of it was kept'
                 )
+        if folder is None and unreachable is None and try_to_load_from_cache(repo, file, revision=branch) != found:
+            # The branch has moved to a commit that was in the cache already.
+            _download(repo, file, branch, where)
         folder = Path(found).parents[len(Path(file).parents) - 1]
+    assert folder is not None
     return folder
 
 

@@ -1,0 +1,183 @@
+"""Publish: a model folder as one commit on the Hub, after everything that it says has been checked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from ltzoo.errors import LtzooError
+from ltzoo.hub.card import METRICS
+from ltzoo.hub.release import sha256_of
+from ltzoo.hub.verify import VerificationError, check_vectors
+from ltzoo.models import create_model
+from ltzoo.models.download import probe
+
+__all__ = ['Publication', 'PublishError', 'check_folder', 'publish']
+
+_NEEDED = ('model.safetensors', 'config.json', 'README.md', 'results.json', 'vectors.safetensors', 'log.jsonl')
+_OPTIONAL = ('accuracy.png', 'curves.png', '.eval_results/*.yaml')
+_PICKLES = ('.bin', '.pth', '.pt', '.ckpt', '.pkl')
+_PLACE = 'local-dir:FOLDER'
+
+
+class PublishError(LtzooError, RuntimeError):
+    """A folder that must not be published, or a repository that does not take it."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What became of a folder.
+
+    Attributes:
+        repo: where it is on the Hub.
+        files: what is in the commit.
+        url: of the commit; None if nothing had to be changed, or nothing was to be.
+    """
+
+    repo: str
+    files: tuple[str, ...]
+    url: str | None
+
+
+def publish(
+    folder: Path,
+    repo: str,
+    *,
+    force: bool = False,
+    private: bool = False,
+    revision: str = 'main',
+    token: str | None = None,
+    dry_run: bool = False,
+) -> Publication:
+    """Put a model folder on the Hub, all of it in one commit, and make its repository if there is none.
+
+    Args:
+        folder: as `ltzoo.hub.release` writes it.
+        repo: `ORG/NAME`.
+        force: replace a different model.
+        private: of a repository that is made now.
+        revision: the branch.
+        token: by default that of `hf auth login` or HF_TOKEN.
+        dry_run: check everything, also what is on the Hub, and change nothing.
+
+    Raises:
+        PublishError: if the folder lacks something, does not load back equal, has no scores, or the repository holds a
+            different model, may not be written, or was changed meanwhile.
+        DownloadError: if the Hub cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, errors
+
+    if repo.count('/') != 1 or not all(repo.split('/')):
+        raise PublishError(f'{repo!r} names no repository: write ORG/NAME')
+    content = check_folder(folder)
+    content['README.md'] = content['README.md'].replace(_PLACE.encode(), f'hf-hub:{repo}'.encode())
+    probe()
+    api = HfApi(token=token)
+    try:
+        try:
+            info = api.model_info(repo, revision=revision, files_metadata=True)
+        except errors.GatedRepoError:
+            raise
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+            info = None
+        if info is not None and _holds_another(api, repo, info, sha256_of(folder / 'model.safetensors')) and not force:
+            raise PublishError(f'{repo} holds another model already: give another name, or replace it with --force')
+        changed = {name: data for name, data in content.items() if not _same(info, name, data)}
+        if dry_run or not changed:
+            return Publication(repo, tuple(changed), None)
+        if info is None:
+            api.create_repo(repo, private=private, exist_ok=True)
+            if revision != 'main':
+                api.create_branch(repo, branch=revision, exist_ok=True)
+            parent = api.model_info(repo, revision=revision).sha
+        else:
+            parent = info.sha
+        commit = api.create_commit(
+            repo,
+            [CommitOperationAdd(name, data) for name, data in changed.items()],
+            commit_message=f'{_name(content)}: weights, configuration, card, results',
+            revision=revision,
+            parent_commit=parent,
+        )
+    except LtzooError:
+        raise
+    except Exception as error:  # Whatever HTTP library the client is built on.
+        raise PublishError(f'{repo} could not be written: {_explain(error)}') from error
+    return Publication(repo, tuple(changed), commit.commit_url)
+
+
+def check_folder(folder: Path) -> dict[str, bytes]:
+    """Return the files of a model folder that are to be published, by their names.
+
+    Raises:
+        PublishError: if one is missing, the weights are not those of its results, it has no scores, it does not give
+            the logits stored with it, or it holds a pickle.
+    """
+    if not folder.is_dir():
+        raise PublishError(f'there is no folder {folder}: tools/export.py makes one of finished runs')
+    missing = [name for name in _NEEDED if not (folder / name).is_file()]
+    if missing:
+        raise PublishError(f'{folder} lacks {missing[0]}: tools/export.py makes a whole folder of finished runs')
+    pickles = sorted(path.name for path in folder.rglob('*') if path.suffix in _PICKLES)
+    if pickles:
+        raise PublishError(f'{folder} holds {pickles[0]}, a pickle: only safetensors are published')
+    try:
+        results = json.loads((folder / 'results.json').read_text(encoding='utf-8'))
+        scores, stated, runs = results['scores'], results['sha256'], results['runs']
+        whole = bool(runs) and scores['top1'] is not None and set(METRICS) <= set(scores)
+    except (ValueError, KeyError, TypeError) as error:
+        raise PublishError(f'{folder / "results.json"} holds no scores: {error!r}') from error
+    if not whole:
+        raise PublishError(f'{folder / "results.json"} holds no scores')
+    digest = sha256_of(folder / 'model.safetensors')
+    if digest != stated:
+        raise PublishError(f'the weights in {folder} have SHA-256 {digest}, its results are of {stated}')
+    try:
+        model = create_model(f'local-dir:{folder}', pretrained=True).eval()
+        check_vectors(model, folder / 'vectors.safetensors', str(folder))
+    except (VerificationError, SafetensorError, KeyError) as error:
+        raise PublishError(f'{folder} does not load back equal: {error}') from error
+    names = [*_NEEDED, *(str(path.relative_to(folder)) for pattern in _OPTIONAL for path in folder.glob(pattern))]
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def _holds_another(api: Any, repo: str, info: Any, sha256: str) -> bool:
+    from ltzoo.models.download import fetch, file_hash
+
+    names = {file.rfilename: file for file in info.siblings or ()}
+    weights = names.get('model.safetensors')
+    if weights is None:
+        # A repository with other weights is another model too.
+        return any(name.endswith((*_PICKLES, '.safetensors')) for name in names)
+    if weights.lfs is not None:
+        return bool(weights.lfs.sha256 != sha256)
+    folder = fetch(repo, revision=info.sha, files=('model.safetensors',))
+    return file_hash(folder / 'model.safetensors') != sha256
+
+
+def _same(info: Any, name: str, data: bytes) -> bool:
+    import hashlib
+
+    file = next((file for file in (info.siblings or () if info else ()) if file.rfilename == name), None)
+    if file is None:
+        return False
+    if file.lfs is not None:
+        return bool(file.lfs.sha256 == hashlib.sha256(data).hexdigest())
+    return bool(file.blob_id == hashlib.sha1(f'blob {len(data)}\0'.encode() + data).hexdigest())
+
+
+def _name(content: dict[str, bytes]) -> str:
+    return str(json.loads(content['results.json'])['name'])
+
+
+def _explain(error: Exception) -> str:
+    status = getattr(getattr(error, 'response', None), 'status_code', None)
+    if status in (401, 403):
+        return f'the Hub answers {status}; log in with a token that may write there (hf auth login, or HF_TOKEN)'
+    if status == 412:
+        return 'it was changed meanwhile; look at what is there and publish again'
+    return ' '.join(str(error).split()) or type(error).__name__

@@ -1,0 +1,230 @@
+"""From the Hub: what comes is what was published, and what cannot come is said in one sentence, at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from hub_server import TOKEN, Hub
+from torch import nn
+
+import ltzoo
+from ltzoo.hub import export_model
+from ltzoo.models.download import DownloadError, fetch, file_hash, probe
+
+Train = Callable[..., nn.Module]
+REPO = 'someone/model'
+
+
+def use_endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', url + '/{repo_id}/resolve/{revision}/{filename}')
+    monkeypatch.setattr(constants, 'ENDPOINT', url)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    server = Hub()
+    use_endpoint(monkeypatch, server.url)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.delenv('HF_TOKEN', raising=False)
+    monkeypatch.setattr(time, 'sleep', lambda seconds: None)
+    yield server
+    server.shutdown()
+
+
+@pytest.fixture
+def files(train: Train, lt: dict[str, Any], tmp_path: Path) -> dict[str, bytes]:
+    model = train('resnet20_cifar')
+    export_model(model, tmp_path / 'made', lt, input_size=(3, 16, 16), mean=(0.3,) * 3, std=(0.2,) * 3)
+    return {path.name: path.read_bytes() for path in (tmp_path / 'made').iterdir()}
+
+
+def refused(name: str, pretrained: bool = True) -> str:
+    start = time.perf_counter()
+    with pytest.raises(DownloadError) as caught:
+        ltzoo.create_model(name, pretrained=pretrained)
+    assert time.perf_counter() - start < 1.5
+    message = str(caught.value)
+    assert '\n' not in message
+    return message
+
+
+def cached(tmp_path: Path) -> list[Path]:
+    return [path for path in (tmp_path / 'cache').rglob('*') if path.is_file() and 'snapshots' in path.parts]
+
+
+def test_a_model_comes_whole_once_and_then_from_the_cache(
+    hub: Hub, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = hub.add(REPO, files)
+    model = ltzoo.create_model(f'hf-hub:{REPO}', pretrained=True).eval()
+    wanted = ltzoo.create_model(f'local-dir:{tmp_path / "made"}', pretrained=True).eval()
+    images = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        assert torch.equal(model(images), wanted(images))
+    assert sorted(name for name, _ in hub.sent) == ['config.json', 'model.safetensors']
+    ltzoo.create_model(f'hf-hub:{REPO}', pretrained=True)
+    assert len(hub.sent) == 2
+    # A new commit is noticed; the old one can still be had by its name.
+    first = repository.branches['main']
+    repository.commit({'config.json': files['config.json'].replace(b'"pets_lt"', b'"dogs_lt"')})
+    assert b'dogs_lt' in (fetch(REPO) / 'config.json').read_bytes()
+    assert b'pets_lt' in (fetch(REPO, revision=first) / 'config.json').read_bytes()
+    assert ltzoo.create_model(f'hf-hub:{REPO}@{first}').num_classes == 5
+    # Without a way to the Hub, and told not to try, the last one is taken.
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    assert b'dogs_lt' in (fetch(REPO) / 'config.json').read_bytes()
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
+    hub.shutdown()
+    hub.server_close()
+    huggingface_hub.close_session()
+    assert b'dogs_lt' in (fetch(REPO) / 'config.json').read_bytes()
+    assert 'cannot be reached' in refused('hf-hub:someone/other')
+
+
+def test_only_what_is_needed_comes(hub: Hub, files: dict[str, bytes]) -> None:
+    hub.add(REPO, {**files, 'pytorch_model.bin': b'pickle'})
+    ltzoo.create_model(f'hf-hub:{REPO}')
+    assert [name for name, _ in hub.sent] == ['config.json']
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'config.json'])
+def test_flipped_bytes_are_noticed_and_not_kept(hub: Hub, files: dict[str, bytes], tmp_path: Path, name: str) -> None:
+    hub.add(REPO, files)
+    hub.faults[name] = 'flip'
+    assert f'{name} of hf-hub:{REPO} came damaged or is not what was published: its SHA-256 is ' in refused(
+        f'hf-hub:{REPO}'
+    )
+    assert name not in {path.name for path in cached(tmp_path)}
+    hub.faults.clear()
+    ltzoo.create_model(f'hf-hub:{REPO}', pretrained=True)
+    assert name in {path.name for path in cached(tmp_path)}
+
+
+def test_weights_that_are_not_those_of_the_entry(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    hub.add(REPO, files)
+    digest = hashlib.sha256(files['model.safetensors']).hexdigest()
+    folder = fetch(REPO, sha256=digest)
+    assert file_hash(folder / 'model.safetensors') == digest
+    # Published anew under the same name: right by the server's hash, wrong by ours.
+    with pytest.raises(DownloadError, match=f'SHA-256 is {digest}, {"0" * 64} was expected; nothing of it was kept'):
+        fetch(REPO, sha256='0' * 64)
+    assert [path.name for path in cached(tmp_path)] == ['config.json']
+
+
+def test_a_file_damaged_in_the_cache_is_fetched_anew(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    hub.add(REPO, files)
+    weights = fetch(REPO) / 'model.safetensors'
+    damaged = bytearray(files['model.safetensors'])
+    damaged[-1] ^= 1
+    weights.resolve().write_bytes(damaged)
+    assert (fetch(REPO) / 'model.safetensors').read_bytes() == files['model.safetensors']
+    assert [name for name, _ in hub.sent].count('model.safetensors') == 2
+
+
+def test_a_cut_connection_goes_on_where_it_was_cut(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What has come is kept in chunks of this size, by default larger than the file.
+    monkeypatch.setattr(huggingface_hub.constants, 'DOWNLOAD_CHUNK_SIZE', 4096)
+    hub.add(REPO, files)
+    hub.faults['model.safetensors'] = 'cut'
+    folder = fetch(REPO)
+    assert (folder / 'model.safetensors').read_bytes() == files['model.safetensors']
+    starts = [start for name, start in hub.sent if name == 'model.safetensors']
+    assert len(starts) == 2
+    assert starts[1] == len(files['model.safetensors']) // 2 // 4096 * 4096
+
+
+def test_a_short_body_is_refused(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    hub.add(REPO, files)
+    hub.faults['model.safetensors'] = 'truncate'
+    assert f'model.safetensors of hf-hub:{REPO} could not be downloaded: ' in refused(f'hf-hub:{REPO}')
+    assert [path.name for path in cached(tmp_path)] == ['config.json']
+    assert not list((tmp_path / 'cache').rglob('*.incomplete'))
+    hub.faults.clear()
+    ltzoo.create_model(f'hf-hub:{REPO}', pretrained=True)
+
+
+def test_what_is_not_there_or_not_for_everyone(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(REPO, {'config.json': files['config.json'], 'notes.txt': b''})
+    hub.add('someone/pickled', {'config.json': files['config.json'], 'pytorch_model.bin': b'cos\nsystem'})
+    hub.add('someone/gated', files, gated=True)
+    assert 'hf-hub:someone/missing does not exist, or is private' in refused('hf-hub:someone/missing')
+    assert "the repository has no revision 'v9'" in refused(f'hf-hub:{REPO}@v9')
+    assert refused(f'hf-hub:{REPO}') == f'hf-hub:{REPO} has no file model.safetensors; it has config.json, notes.txt'
+    pickled = refused('hf-hub:someone/pickled')
+    assert 'has no safetensors, only pytorch_model.bin, a pickle' in pickled
+    assert 'tools/convert.py pytorch_model.bin --from timm --to DIR' in pickled
+    assert 'pytorch_model.bin' not in {name for name, _ in hub.sent}
+    assert 'hf-hub:someone/gated is gated: ask for access' in refused('hf-hub:someone/gated')
+    monkeypatch.setenv('HF_TOKEN', TOKEN)
+    ltzoo.create_model('hf-hub:someone/gated', pretrained=True)
+    for name in ('hf-hub:nobody', 'hf-hub:a b/c', 'hf-hub:', 'hf-hub:a/b/c/d'):
+        assert 'names no repository: write hf-hub:ORG/NAME' in refused(name)
+
+
+def test_timm_s_weights_come_the_same_way(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+    from safetensors.torch import save
+
+    torch.manual_seed(1)
+    state = timm.create_model('test_resnet', pretrained=False).state_dict()
+    repo = timm.get_pretrained_cfg('test_resnet').hf_hub_id
+    hub.add(repo, {'model.safetensors': save(state), 'pytorch_model.bin': b'never'})
+    model = ltzoo.create_model('timm/test_resnet', pretrained=True, num_classes=7)
+    assert torch.equal(model.state_dict()['conv1.0.weight'], state['conv1.0.weight'])
+    assert model.num_classes == 7
+    cosine = ltzoo.create_model('timm/test_resnet', pretrained=True, num_classes=7, head='cosine')
+    assert torch.equal(cosine.state_dict()['conv1.0.weight'], state['conv1.0.weight'])
+    hub.repositories.clear()
+    assert 'does not exist' in refused('timm/test_resnet')
+
+
+def test_no_way_to_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe()
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        use_endpoint(monkeypatch, f'http://127.0.0.1:{taken.getsockname()[1]}')
+        assert 'cannot be reached' in refused(f'hf-hub:{REPO}')
+        with pytest.raises(DownloadError, match='cannot be reached'):
+            probe()
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    assert 'cannot be reached (HF_HUB_OFFLINE is set), and config.json is not in the cache' in refused(f'hf-hub:{REPO}')
+    with pytest.raises(DownloadError, match='HF_HUB_OFFLINE is set'):
+        probe()
+
+
+def test_a_server_that_takes_the_call_and_says_nothing(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A full queue of connections that nobody accepts: new ones hang, as behind a firewall.
+    with socket.socket() as silent:
+        silent.bind(('127.0.0.1', 0))
+        silent.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(silent.getsockname())
+        use_endpoint(monkeypatch, f'http://127.0.0.1:{silent.getsockname()[1]}')
+        assert 'cannot be reached' in refused(f'hf-hub:{REPO}')
+        for one in waiting:
+            one.close()
+
+
+def test_hashes_are_those_of_git_and_sha256sum(tmp_path: Path) -> None:
+    file = tmp_path / 'file'
+    file.write_bytes(b'hello\n')
+    # `git hash-object file`, `sha256sum file`
+    assert file_hash(file, 'git') == 'ce013625030ba8dba906f756967f9e9ca394464a'
+    assert file_hash(file) == '5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03'
+    assert os.listdir(tmp_path) == ['file']

@@ -1,0 +1,54 @@
+"""Publish a model folder on the Hub.
+
+python tools/publish.py DIR --to ORG/NAME [--private] [--revision BRANCH] [--force] [--dry-run]
+
+DIR is what tools/export.py makes. It is loaded and checked against its results and stored logits; then all its files go
+into one commit. Log in with `hf auth login`, or set HF_TOKEN.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ltzoo.errors import LtzooError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('folder', type=Path, metavar='DIR')
+    parser.add_argument('--to', required=True, metavar='ORG/NAME', help='the repository; it is made if there is none')
+    parser.add_argument('--private', action='store_true', help='of a repository that is made now')
+    parser.add_argument('--revision', default='main', metavar='BRANCH')
+    parser.add_argument('--force', action='store_true', help='replace a different model')
+    parser.add_argument('--dry-run', action='store_true', help='check everything and change nothing')
+    args = parser.parse_args()
+    try:
+        print(publish(args))
+    except LtzooError as error:
+        print(f'publish.py: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+def publish(args: argparse.Namespace) -> str:
+    from ltzoo.hub import publish
+
+    done = publish(
+        args.folder,
+        args.to,
+        force=args.force,
+        private=args.private,
+        revision=args.revision,
+        dry_run=args.dry_run,
+    )
+    if not done.files:
+        return f'{done.repo} holds all of it already; nothing was changed'
+    if args.dry_run:
+        return f'would be committed to {done.repo}: {", ".join(done.files)}'
+    return f'{done.url}\nltzoo.create_model({f"hf-hub:{done.repo}"!r}, pretrained=True) loads it'
+
+
+if __name__ == '__main__':
+    sys.exit(main())
