@@ -1,0 +1,46 @@
+"""The publishing tool as users run it, up to where a Hub would be needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+Script = Callable[..., int]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+
+
+def test_a_released_run_is_checked_before_the_hub_is_asked(
+    script: Script, digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / 'out'
+    assert script('tools/export.py', digits_run, '--to', out) == 0
+    assert script('tools/publish.py', out, '--to', 'me/digits') == 2
+    assert capsys.readouterr().err.startswith('publish.py: ')
+    (out / 'results.json').unlink()
+    assert script('tools/publish.py', out, '--to', 'me/digits') == 2
+    assert 'lacks results.json: tools/export.py makes a whole folder of finished runs' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('folder', 'to', 'message'),
+    [
+        ('missing', 'me/digits', 'there is no folder'),
+        ('.', 'me/digits', 'lacks model.safetensors'),
+        ('.', 'digits', "'digits' names no repository: write ORG/NAME"),
+        ('.', 'me/', "'me/' names no repository"),
+    ],
+)
+def test_what_cannot_be_published(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str, to: str, message: str
+) -> None:
+    assert script('tools/publish.py', tmp_path / folder, '--to', to) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('publish.py: ')
+    assert message in line
