@@ -4,12 +4,16 @@ python tools/benchmark.py views [--data cifar100_lt_r100] [--data-dir DIR] [--js
 python tools/benchmark.py step  [--recipe recipes/cifar100_lt_r100/bcl.yaml] [--json FILE]
 python tools/benchmark.py epoch [--recipe recipes/cifar100_lt_r100/bcl.yaml] [--json FILE]
 python tools/benchmark.py bank  [--model resnet50] [--classes 8142] [--epochs 100] [--json FILE]
+python tools/benchmark.py load  [--model timm/resnet50] [--json FILE]
+python tools/benchmark.py zoo   --models 'resnet32*' local-dir:DIR ... --data cifar100_lt_r100 ... --output DIR
 
 `views`: samples per CPU-second of a recipe's views, batched tensors against torchvision on PIL images.
 `step`:  seconds of one optimiser step, plain, channels-last and compiled, in turn in one process; with --method, of
          GKP/GSA and SAM against the recipe's own step.
 `epoch`: what knowledge preservation adds to a step, and what the end of an epoch (quality, bank, groups, Fisher) takes.
 `bank`:  disk, memory and seconds of a memory bank in which every epoch is some class's best.
+`load`:  `import ltzoo` against `import timm`, and a saved model loaded by ltzoo and by timm.
+`zoo`:   scores, size and speed of many models on many data sets, with a leaderboard; goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -66,23 +70,42 @@ def main() -> int:
     bank.add_argument('--groups', type=int, default=4)
     bank.add_argument('--dtype', choices=('fp32', 'bf16'), default='fp32', help='of the stored snapshots')
     bank.add_argument('--folder', type=Path, help="where they are stored for the time being (default: the system's)")
+    load = commands.add_parser('load', help='importing and loading')
+    load.add_argument('--model', default='timm/resnet50', help='which is saved and loaded')
+    zoo = commands.add_parser('zoo', help='many models on many data sets')
+    zoo.add_argument('--models', nargs='+', required=True, metavar='MODEL', help='names or wildcards, with weights')
+    zoo.add_argument('--data', nargs='+', required=True, metavar='DATA')
+    zoo.add_argument('--output', type=Path, required=True, metavar='DIR', help='new, or of an earlier call')
+    zoo.add_argument('--batch-size', type=int, default=256, help='halved where memory runs out')
+    zoo.add_argument('--device', help='cpu, cuda, mps (default: the best there is)')
+    zoo.add_argument('--rerun', action='store_true', help='also measure what is done')
+    zoo.add_argument('--data-dir', help='where the files of the data sets are')
     for command in (views, step, epoch):
         command.add_argument('--data-dir', help='where the files of the data set are')
         command.add_argument('--rounds', type=int, default=7, help='measurements of each, taken in turn')
-    for command in (views, step, epoch, bank):
+    load.add_argument('--rounds', type=int, default=7, help='measurements of each, taken in turn')
+    for command in (views, step, epoch, bank, load, zoo):
         command.add_argument('--threads', type=int, help="CPU threads (default: views 1, else PyTorch's)")
-        command.add_argument('--json', type=Path, help='write all figures to this file')
+        if command is not zoo:
+            command.add_argument('--json', type=Path, help='write all figures to this file')
     args = parser.parse_args()
     try:
         for name in ('rounds', 'threads', 'classes', 'epochs', 'batch_size'):
             value = getattr(args, name, None)
             if value is not None and value < 1:
                 raise LtzooError(f'--{name.replace("_", "-")} must be 1 or more, not {value}')
+        if args.command == 'zoo':
+            return bench_zoo(args)
         if args.json:
             check_target(args.json)
-        results = {'views': bench_views, 'step': bench_step, 'epoch': bench_epoch, 'bank': bench_bank}[args.command](
-            args
-        )
+        benches = {
+            'views': bench_views,
+            'step': bench_step,
+            'epoch': bench_epoch,
+            'bank': bench_bank,
+            'load': bench_load,
+        }
+        results = benches[args.command](args)
         if args.json:
             with writing(args.json):
                 write_atomically(args.json, json.dumps(results, indent=2) + '\n')
@@ -90,6 +113,70 @@ def main() -> int:
         print(f'benchmark.py: {error}', file=sys.stderr)
         return 2
     return 0
+
+
+def bench_zoo(args: argparse.Namespace) -> int:
+    """Measure many models; the exit code is 1 if one failed."""
+    from ltzoo.evaluation.many import choose_models, evaluate_many
+
+    try:
+        rows = evaluate_many(
+            choose_models(args.models),
+            args.data,
+            args.output,
+            data_dir=args.data_dir,
+            batch_size=args.batch_size,
+            device=args.device,
+            threads=args.threads,
+            rerun=args.rerun,
+            say=functools.partial(print, flush=True),
+        )
+    except KeyboardInterrupt:
+        print('\nstopped: the same command goes on with what is missing', file=sys.stderr)
+        return 130
+    print(f'{args.output / "leaderboard.html"}, results.csv and results.json')
+    return int(any(row['status'] == 'failed' for row in rows))
+
+
+def bench_load(args: argparse.Namespace) -> dict[str, Any]:
+    """Time imports in processes of their own, and loading a saved model in this one."""
+    import subprocess
+    import tempfile
+
+    import timm
+    import torch
+
+    import ltzoo
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+
+    def run(package: str) -> None:
+        subprocess.run([sys.executable, '-c', f'import {package}'], check=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        timm.models.save_for_hf(ltzoo.create_model(args.model), folder, safe_serialization=True)
+        name = f'local-dir:{folder}'
+        times = in_turn(
+            {
+                'import timm': functools.partial(run, 'timm'),
+                'import ltzoo': functools.partial(run, 'ltzoo'),
+                'loaded by timm': functools.partial(timm.create_model, name, pretrained=True),
+                'loaded by ltzoo': functools.partial(ltzoo.create_model, name, pretrained=True),
+            },
+            args.rounds,
+            time.perf_counter,
+        )
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    print(f'{args.model}, {torch.get_num_threads()} threads, median of {args.rounds} rounds')
+    for key, value in medians.items():
+        print(f'  {key:<16}{value:>8.3f} s')
+    ratios = {
+        'import': medians['import ltzoo'] / medians['import timm'],
+        'load': medians['loaded by timm'] / medians['loaded by ltzoo'],
+    }
+    print(f'  import: {ratios["import"]:.2f} times timm; loading: {ratios["load"]:.1f} times as fast')
+    return {**environment(), 'bench': 'load', 'model': args.model, 'seconds': times, 'ratios': ratios}
 
 
 def bench_views(args: argparse.Namespace) -> dict[str, Any]:

@@ -56,61 +56,19 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    import torch
-    from timm.data import resolve_input_data_config
+    from ltzoo.evaluation import evaluate_model
 
-    import ltzoo
-    from ltzoo.data import load_data
-    from ltzoo.evaluation import predict, score, shifted_accuracy
-
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise LtzooError(f'--device {device} cannot be used: {str(error).splitlines()[0]}') from error
-    model = ltzoo.create_model(resolve_model(args.model), pretrained=True).to(device)
-    dataset = load_data(args.data, args.data_dir)
-    if model.num_classes != dataset.num_classes:
-        raise LtzooError(f'{args.model} has {model.num_classes} classes, {args.data} has {dataset.num_classes}')
-    config = resolve_input_data_config(model)
-    predictions = predict(
-        model,
-        dataset.test,
-        config['mean'],
-        config['std'],
-        config['input_size'][-1],
-        crop_pct=config['crop_pct'],
+    return evaluate_model(
+        args.model,
+        args.data,
+        data_dir=args.data_dir,
         batch_size=args.batch_size,
-        device=device,
+        device=args.device,
         workers=args.workers,
-    )
-    scores = score(
-        predictions.labels,
-        predictions.predictions,
-        predictions.confidences,
-        dataset.class_counts,
-        dataset.class_names,
         many_above=args.many_above,
         few_below=args.few_below,
+        shifted=args.shifted,
     )
-    results = {'model': args.model, 'data': args.data, **scores.to_json_dict()}
-    if args.shifted:
-        results['shifted'] = shifted_accuracy(scores)
-    return results
-
-
-def resolve_model(name: str) -> str:
-    """Return the name that `create_model` takes; a run's folder stands for the model exported from it."""
-    run = Path(name)
-    if ':' in name or not (run / 'recipe.yaml').exists():
-        if run.is_dir() and ':' not in name:
-            raise LtzooError(
-                f'{name} holds no run (recipe.yaml is missing); for an exported model write local-dir:{name}'
-            )
-        return name
-    if not (run / 'model').is_dir():
-        raise LtzooError(f'the run {name} is not finished: continue it with resume=auto')
-    return f'local-dir:{run / "model"}'
 
 
 def write(args: argparse.Namespace, results: dict[str, Any]) -> None:

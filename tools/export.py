@@ -38,15 +38,14 @@ def main() -> int:
 
 def export_file(models: list[str], file: Path, force: bool) -> None:
     import ltzoo
+    from ltzoo.evaluation import resolve_model
     from ltzoo.hub import deploy
 
     if len(models) > 1:
         raise LtzooError(f'{file} takes one model, not {len(models)}')
     if file.exists() and not force:
         raise LtzooError(f'{file} exists already; give another name, or --force')
-    run = Path(models[0])
-    name = f'local-dir:{run / "model"}' if (run / 'recipe.yaml').is_file() else models[0]
-    difference = deploy(ltzoo.create_model(name, pretrained=True), file)
+    difference = deploy(ltzoo.create_model(resolve_model(models[0]), pretrained=True), file)
     print(f"{file}: logits equal the model's, to {difference:.1e} of the largest")
 
 

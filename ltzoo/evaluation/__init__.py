@@ -1,18 +1,22 @@
 """Evaluation: predictions, the scores of long-tailed recognition, and reports of them."""
 
+from ltzoo.evaluation.evaluate import EvaluationError, evaluate_model, resolve_model
 from ltzoo.evaluation.metrics import ClassScore, Scores, expected_calibration_error, score, shifted_accuracy
 from ltzoo.evaluation.predict import Predictions, predict
 from ltzoo.evaluation.report import format_scores, per_class_csv, plot_accuracy
 
 __all__ = [
     'ClassScore',
+    'EvaluationError',
     'Predictions',
     'Scores',
+    'evaluate_model',
     'expected_calibration_error',
     'format_scores',
     'per_class_csv',
     'plot_accuracy',
     'predict',
+    'resolve_model',
     'score',
     'shifted_accuracy',
 ]

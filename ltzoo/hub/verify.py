@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from timm.data import resolve_input_data_config
 
 from ltzoo.errors import LtzooError
 from ltzoo.hub.release import sha256_of
@@ -92,18 +91,13 @@ def check_vectors(model: Any, vectors: Path, name: str) -> float:
 
 def _check_scores(model: Any, results: dict[str, Any], data_dir: str | Path) -> dict[str, float | None]:
     from ltzoo.data import load_data
-    from ltzoo.evaluation import predict, score
+    from ltzoo.evaluation.evaluate import score_model
 
-    dataset = load_data(results['data'], data_dir)
-    cfg = resolve_input_data_config(model)
-    said = predict(
-        model, dataset.test, cfg['mean'], cfg['std'], cfg['input_size'][-1], crop_pct=cfg['crop_pct'], workers=2
-    )
-    measured = score(said.labels, said.predictions, said.confidences, dataset.class_counts, dataset.class_names)
+    measured = score_model(model, load_data(results['data'], data_dir), 256, 'cpu')
     stated = next(run for run in results['runs'] if run['seed'] == results['weights_seed'])
     scores: dict[str, float | None] = {}
     for key in ('top1', 'many', 'medium', 'few'):
-        scores[key] = value = getattr(measured, key)
+        scores[key] = value = measured[key]
         if (value is None) != (stated[key] is None) or (
             value is not None and abs(value - stated[key]) > _SCORE_TOLERANCE
         ):

@@ -81,6 +81,8 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     first = subprocess.Popen(
         command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
+        # Where the tests run in the background, Ctrl-C is ignored, and so it would be by what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )  # fmt: skip
     checkpoint = tmp_path / 'out' / 'long_seed0' / 'checkpoint.pt'
     deadline = time.monotonic() + 60

@@ -1,0 +1,135 @@
+"""A model by name on a data set by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import resolve_input_data_config
+from torch import nn
+
+from ltzoo.data import Dataset, load_data
+from ltzoo.errors import LtzooError
+from ltzoo.evaluation.metrics import score, shifted_accuracy
+from ltzoo.evaluation.predict import predict
+from ltzoo.models import create_model
+
+__all__ = ['EvaluationError', 'check_classes', 'evaluate_model', 'resolve_model', 'score_model', 'usable_device']
+
+
+class EvaluationError(LtzooError, ValueError):
+    """A model, data set or device that do not go together."""
+
+
+def evaluate_model(
+    name: str,
+    data: str,
+    *,
+    data_dir: str | Path | None = None,
+    batch_size: int = 256,
+    device: str | None = None,
+    workers: int = 2,
+    many_above: int = 100,
+    few_below: int = 20,
+    shifted: bool = False,
+) -> dict[str, Any]:
+    """Score a model on the test set of a data set.
+
+    Args:
+        name: what `create_model` takes, or the folder of a run.
+        data, data_dir: as `load_data` takes them.
+        device: `cpu`, `cuda`, `mps`; by default the best there is.
+        workers: processes that read image files.
+        many_above, few_below: the shots' thresholds, in training images.
+        shifted: also score long-tailed test distributions.
+
+    Returns:
+        `model`, `data` and the scores, in percent, with every class.
+
+    Raises:
+        EvaluationError: if the numbers of classes differ, or the device cannot be used.
+        LtzooError: as `create_model` and `load_data`.
+    """
+    where = usable_device(device)
+    model = create_model(resolve_model(name), pretrained=True).to(where)
+    dataset = load_data(data, data_dir)
+    check_classes(model, dataset, name, data)
+    return {
+        'model': name,
+        'data': data,
+        **score_model(model, dataset, batch_size, where, workers, many_above, few_below, shifted),
+    }
+
+
+def score_model(
+    model: nn.Module,
+    dataset: Dataset,
+    batch_size: int,
+    device: str,
+    workers: int = 2,
+    many_above: int = 100,
+    few_below: int = 20,
+    shifted: bool = False,
+) -> dict[str, Any]:
+    """Return the scores of a model that lies on the device, as `evaluate_model` does."""
+    config = resolve_input_data_config(model)
+    predictions = predict(
+        model,
+        dataset.test,
+        config['mean'],
+        config['std'],
+        config['input_size'][-1],
+        crop_pct=config['crop_pct'],
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+    )
+    scores = score(
+        predictions.labels,
+        predictions.predictions,
+        predictions.confidences,
+        dataset.class_counts,
+        dataset.class_names,
+        many_above=many_above,
+        few_below=few_below,
+    )
+    return {**scores.to_json_dict(), **({'shifted': shifted_accuracy(scores)} if shifted else {})}
+
+
+def check_classes(model: Any, dataset: Dataset, name: str, data: str) -> None:
+    """Raise an EvaluationError if a model is for another number of classes."""
+    if model.num_classes != dataset.num_classes:
+        raise EvaluationError(f'{name} has {model.num_classes} classes, {data} has {dataset.num_classes}')
+
+
+def usable_device(device: str | None) -> str:
+    """Return the device asked for, or the best there is.
+
+    Raises:
+        EvaluationError: if it cannot be used.
+    """
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise EvaluationError(f'--device {device} cannot be used: {str(error).splitlines()[0]}') from error
+    return device
+
+
+def resolve_model(name: str) -> str:
+    """Return the name that `create_model` takes; a run's folder stands for the model exported from it.
+
+    Raises:
+        EvaluationError: if a folder is neither.
+    """
+    run = Path(name)
+    if ':' in name or not (run / 'recipe.yaml').exists():
+        if run.is_dir() and ':' not in name:
+            raise EvaluationError(
+                f'{name} holds no run (recipe.yaml is missing); for an exported model write local-dir:{name}'
+            )
+        return name
+    if not (run / 'model').is_dir():
+        raise EvaluationError(f'the run {name} is not finished: continue it with resume=auto')
+    return f'local-dir:{run / "model"}'

@@ -1,0 +1,197 @@
+"""Many models on many data sets, one process for each pair, and the tables of what came out.
+
+rows/*.json         one for each pair that is done; a later call leaves it out
+results.csv, results.json, leaderboard.html
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ltzoo.data import load_data
+from ltzoo.errors import LtzooError
+from ltzoo.evaluation.evaluate import resolve_model
+from ltzoo.evaluation.leaderboard import leaderboard
+from ltzoo.evaluation.measure import FAILED, OUT_OF_MEMORY, UNFIT
+from ltzoo.files import write_atomically
+from ltzoo.models import list_pretrained
+from ltzoo.models.entries import entry_of
+from ltzoo.models.paper_results import PAPER_RESULTS
+
+__all__ = ['COLUMNS', 'ManyError', 'choose_models', 'evaluate_many']
+
+COLUMNS = (
+    *('model', 'data', 'method', 'status', 'samples', 'top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece'),
+    *('parameters', 'gmacs', 'images_per_second', 'memory_mb', 'batch_size', 'device', 'threads', 'torch', 'reason'),
+)
+
+
+_STATUS = {0: 'ok', UNFIT: 'skipped', FAILED: 'failed'}
+
+
+class ManyError(LtzooError, ValueError):
+    """A list of models or a folder that cannot be used."""
+
+
+def choose_models(patterns: Sequence[str]) -> list[str]:
+    """Return the models that patterns stand for, each once, in order.
+
+    Args:
+        patterns: wildcards of the zoo's names with published weights (`resnet32*`), or single models: zoo names,
+            `timm/NAME`, `hf-hub:ORG/NAME`, `local-dir:PATH`, folders of runs.
+
+    Raises:
+        ManyError: if one stands for nothing.
+        EvaluationError: if a folder is no finished run.
+    """
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        if ':' in pattern or pattern.startswith('timm/') or Path(pattern).is_dir():
+            resolve_model(pattern)
+            found = [pattern]
+        else:
+            # A name without its tag stands for the default one.
+            entry = entry_of(pattern)
+            found = list_pretrained(entry.full_name if entry else pattern)
+        if not found:
+            raise ManyError(f'{pattern} matches no model with published weights: list_pretrained() has them')
+        chosen.update(dict.fromkeys(found))
+    return list(chosen)
+
+
+def evaluate_many(
+    models: Sequence[str],
+    data: Sequence[str],
+    output: Path,
+    *,
+    data_dir: str | None = None,
+    batch_size: int = 256,
+    device: str | None = None,
+    threads: int | None = None,
+    rerun: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Measure every model on every data set, and write the tables anew after each.
+
+    A pair that runs out of memory is tried again with half the batch; one that fails is recorded with the reason and
+    tried again by the next call.
+
+    Args:
+        output: a folder, new or of an earlier call.
+        rerun: also measure what is done.
+        say: takes a line for each pair.
+
+    Returns:
+        The rows, with the keys of `COLUMNS`; `status` is `ok`, `skipped` (the model is not for this data) or `failed`.
+
+    Raises:
+        ManyError: if the folder holds something else, or another process is at it.
+        LtzooError: if a data set cannot be loaded.
+    """
+    for name in data:
+        # What no model can be measured on is said before anything is.
+        load_data(name, data_dir)
+    rows_folder = output / 'rows'
+    if output.exists() and not output.is_dir():
+        raise ManyError(f'{output} is a file; give a folder')
+    if output.is_dir() and not rows_folder.is_dir() and any(path.name != '.lock' for path in output.iterdir()):
+        raise ManyError(f'{output} is not empty and holds no benchmark; give another folder')
+    rows_folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / '.lock', timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ManyError(f'{output} is being written by another process: wait for it, or give another folder') from error
+    options = ['--data-dir', data_dir] if data_dir else []
+    options += ['--device', device] if device else []
+    options += ['--threads', str(threads)] if threads else []
+    rows: list[dict[str, Any]] = []
+    pairs = [(model, name) for name in data for model in models]
+    try:
+        for number, (model, name) in enumerate(pairs, start=1):
+            file = rows_folder / f'{_slug(model, name)}.json'
+            row = None if rerun or not file.exists() else json.loads(file.read_text(encoding='utf-8'))
+            if row is None or row['status'] == 'failed':
+                entry = entry_of(model)
+                row = {'model': model, 'data': name, 'method': entry.method if entry else _method_of(model)}
+                row.update(_measure_apart(model, name, file.with_suffix('.part'), batch_size, options))
+                write_atomically(file, json.dumps(row, indent=1) + '\n')
+            rows.append({key: row.get(key) for key in COLUMNS})
+            result = f'{row["top1"]:.2f}' if row['status'] == 'ok' else f'{row["status"]}: {row["reason"]}'
+            say(f'[{number}/{len(pairs)}] {model} on {name}: {result}')
+            _write_tables(rows, output)
+    finally:
+        lock.release()
+        (output / '.lock').unlink(missing_ok=True)
+    return rows
+
+
+def _measure_apart(model: str, data: str, out: Path, batch_size: int, options: Sequence[str]) -> dict[str, Any]:
+    out.unlink(missing_ok=True)
+    while True:
+        command = [sys.executable, '-m', 'ltzoo.evaluation.measure', model, data, str(out.resolve())]
+        child = subprocess.Popen(
+            [*command, '--batch-size', str(batch_size), *options], stderr=subprocess.PIPE, text=True
+        )
+        try:
+            _, errors = child.communicate()
+        except BaseException:
+            child.kill()
+            child.wait()
+            out.unlink(missing_ok=True)
+            raise
+        code = child.returncode
+        if code in _STATUS and out.exists():
+            row: dict[str, Any] = json.loads(out.read_text(encoding='utf-8'))
+            out.unlink()
+            return {'status': _STATUS[code], **row}
+        # The kernel kills what takes too much.
+        if code in (OUT_OF_MEMORY, -signal.SIGKILL) and batch_size > 1:
+            batch_size //= 2
+            continue
+        last = (errors.strip().splitlines() or [f'it ended with code {code}'])[-1]
+        reason = 'out of memory with one image a batch' if code in (OUT_OF_MEMORY, -signal.SIGKILL) else last
+        return {'status': 'failed', 'reason': reason}
+
+
+def _method_of(model: str) -> str | None:
+    """Return the objective that a saved model was trained with, if its folder says so."""
+    place = resolve_model(model).removeprefix('local-dir:')
+    try:
+        recipe = json.loads((Path(place) / 'config.json').read_text(encoding='utf-8'))['lt']['recipe']
+        return recipe['objective']['name'] + (' + method' if recipe.get('method') else '')
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _slug(model: str, data: str) -> str:
+    readable = re.sub(r'[^\w.-]+', '-', f'{model}--{data}').strip('-')[-80:]
+    return f'{readable}-{hashlib.sha256(f"{model}|{data}".encode()).hexdigest()[:8]}'
+
+
+def _write_tables(rows: list[dict[str, Any]], output: Path) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    shown = {row['data'] for row in rows}
+    papers = [
+        {'model': name, 'data': name.partition('.')[2], **result}
+        for name, result in PAPER_RESULTS.items()
+        if name.partition('.')[2] in shown
+    ]
+    write_atomically(output / 'results.csv', text.getvalue())
+    write_atomically(output / 'results.json', json.dumps({'rows': rows, 'papers': papers}, indent=1) + '\n')
+    write_atomically(output / 'leaderboard.html', leaderboard(rows, papers))

@@ -1,0 +1,138 @@
+"""One model on one data set: its scores, its size and its speed, measured in a process of its own.
+
+python -m ltzoo.evaluation.measure MODEL DATA OUT.json [options]
+
+The process ends with code 0 and a row in OUT.json; with OUT_OF_MEMORY where a smaller batch may help; with a reason in
+OUT.json and UNFIT where model and data do not go together, or FAILED where something is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import resolve_input_data_config
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ltzoo.errors import LtzooError
+from ltzoo.evaluation.evaluate import EvaluationError, check_classes, resolve_model, score_model, usable_device
+from ltzoo.files import write_atomically
+
+__all__ = ['FAILED', 'OUT_OF_MEMORY', 'UNFIT', 'is_out_of_memory', 'macs', 'measure']
+
+OUT_OF_MEMORY, UNFIT, FAILED = 86, 87, 88
+_TIMED_BATCHES = 5
+_SCORES = ('samples', 'top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece')
+
+
+def measure(
+    name: str, data: str, *, data_dir: str | None = None, batch_size: int = 256, device: str | None = None
+) -> dict[str, Any]:
+    """Score a model and measure what it costs.
+
+    Returns:
+        The scores in percent; `parameters`; `gmacs`, 10^9 multiply-adds for one image; `images_per_second` of batches
+        that lie on the device, median of 5; `memory_mb`, the most the process (CPU) or the device held; `batch_size`,
+        `device`, `threads`, `torch`.
+
+    Raises:
+        LtzooError: as `evaluate_model`.
+    """
+    from ltzoo.data import load_data
+    from ltzoo.models import create_model
+
+    where = usable_device(device)
+    model = create_model(resolve_model(name), pretrained=True).to(where).eval()
+    dataset = load_data(data, data_dir)
+    check_classes(model, dataset, name, data)
+    size = resolve_input_data_config(model)['input_size']
+    gmacs = macs(model, size, where) / 1e9
+    rate = _images_per_second(model, size, batch_size, where)
+    scores = score_model(model, dataset, batch_size, where)
+    cuda = where.startswith('cuda')
+    return {
+        **{key: scores[key] for key in _SCORES},
+        'parameters': sum(p.numel() for p in model.parameters()),
+        'gmacs': gmacs,
+        'images_per_second': rate,
+        'memory_mb': torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_memory() / 2**20,
+        'batch_size': batch_size,
+        'device': torch.cuda.get_device_name() if cuda else where,
+        'threads': torch.get_num_threads(),
+        'torch': torch.__version__,
+    }
+
+
+@torch.inference_mode()
+def macs(model: nn.Module, input_size: tuple[int, int, int], device: str = 'cpu') -> int:
+    """Return the multiply-adds of convolutions and matrix products for one image."""
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *input_size, device=device))
+    return int(counter.get_total_flops()) // 2
+
+
+@torch.inference_mode()
+def _images_per_second(model: nn.Module, input_size: tuple[int, int, int], batch_size: int, device: str) -> float:
+    images = torch.randn(batch_size, *input_size, device=device)
+    seconds = []
+    for _ in range(_TIMED_BATCHES + 1):
+        start = time.perf_counter()
+        model(images)
+        if device.startswith('cuda'):
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    # The first one warms up.
+    return batch_size / statistics.median(seconds[1:])
+
+
+def _peak_memory() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return if a smaller batch may help against an error."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        words in said for words in ('not enough memory', "can't allocate memory", 'out of memory')
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('model')
+    parser.add_argument('data')
+    parser.add_argument('out', type=Path)
+    parser.add_argument('--data-dir')
+    parser.add_argument('--batch-size', type=int, default=256)
+    parser.add_argument('--device')
+    parser.add_argument('--threads', type=int)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        row = measure(args.model, args.data, data_dir=args.data_dir, batch_size=args.batch_size, device=args.device)
+    except LtzooError as error:
+        write_atomically(args.out, json.dumps({'reason': str(error)}))
+        return UNFIT if isinstance(error, EvaluationError) else FAILED
+    except Exception as error:
+        if is_out_of_memory(error):
+            return OUT_OF_MEMORY
+        raise
+    write_atomically(args.out, json.dumps(row))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

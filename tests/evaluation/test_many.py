@@ -1,0 +1,226 @@
+"""Many models on many data sets: what is measured, what a failure leaves, and where it goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+from torch import nn
+
+import ltzoo
+from ltzoo.data import DataError, MissingDataError
+from ltzoo.evaluation import many
+from ltzoo.evaluation.many import COLUMNS, ManyError, choose_models, evaluate_many
+from ltzoo.evaluation.measure import OUT_OF_MEMORY, is_out_of_memory, macs, measure
+from ltzoo.hub import export_model
+
+PUBLISHED = ltzoo.list_pretrained()
+PYTHON = sys.executable
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> str:
+    """An untrained model of 8-pixel digits."""
+    torch.manual_seed(0)
+    model = ltzoo.create_model('resnet8_cifar', num_classes=10)
+    lt = {
+        **{'data': 'digits_lt', 'class_counts': [134, 2], 'many_above': 100, 'few_below': 20, 'seed': 0},
+        **{'recipe': {'model': {'name': 'resnet8_cifar'}, 'objective': {'name': 'bs'}, 'epochs': 1, 'batch_size': 8}},
+        **{'split': 'test'},
+        'scores': dict.fromkeys(('samples', 'top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece'), 1),
+    }
+    export_model(model, tmp_path / 'saved', lt, input_size=(3, 8, 8), mean=(0.3,) * 3, std=(0.3,) * 3)
+    return f'local-dir:{tmp_path / "saved"}'
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that puts a script in the place of the process that measures, and the list of its calls."""
+    calls = tmp_path / 'calls'
+    calls.write_text('')
+
+    def use(body: str) -> Path:
+        script = tmp_path / 'stub.py'
+        script.write_text(
+            f'#!{PYTHON}\n'
+            'import json, os, signal, sys\n'
+            '_, _, _, model, data, out, *options = sys.argv\n'
+            'batch = int(options[options.index("--batch-size") + 1])\n'
+            f'open({str(calls)!r}, "a").write(f"{{model}} {{data}} {{batch}}\\n")\n'
+            'def done(**row): json.dump({"top1": 50.0, "batch_size": batch, **row}, open(out, "w"))\n'
+            f'{body}\n'
+        )
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setattr(many.sys, 'executable', str(script))
+        return calls
+
+    return use
+
+
+def quiet(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+    return evaluate_many(*args, say=lambda line: None, **kwargs)
+
+
+def test_what_is_measured(saved: str, tmp_path: Path) -> None:
+    row = measure(saved, 'digits_lt', batch_size=32)
+    scores = json.loads(json.dumps(ltzoo.evaluation.evaluate_model(saved, 'digits_lt')))
+    assert {key: row[key] for key in ('samples', 'top1', 'many', 'few', 'ece')} == {
+        key: scores[key] for key in ('samples', 'top1', 'many', 'few', 'ece')
+    }
+    assert row['parameters'] == sum(p.numel() for p in ltzoo.create_model('resnet8_cifar').parameters())
+    assert row['images_per_second'] > 0
+    assert 50 < row['memory_mb'] < 20_000
+    assert (row['batch_size'], row['device']) == (32, 'cpu')
+
+
+def test_multiply_adds_of_a_resnet32() -> None:
+    model = ltzoo.create_model('resnet32_cifar', num_classes=100).eval()
+    expected = 0
+    handles = []
+
+    def count(module: Any, inputs: Any, output: torch.Tensor) -> None:
+        nonlocal expected
+        # Each output value is a sum over one filter, or one row of the matrix.
+        expected += output.numel() * module.weight[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            handles.append(module.register_forward_hook(count))
+    model(torch.zeros(1, 3, 32, 32))
+    for handle in handles:
+        handle.remove()
+    assert macs(model, (3, 32, 32)) == expected
+    # He et al. 2016 do not give it; later tables have 69 million.
+    assert round(expected / 1e6) == 69
+
+
+def test_pairs_apart_tables_and_going_on(saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / 'out'
+    said: list[str] = []
+    rows = evaluate_many([saved, PUBLISHED[0]], ['digits_lt'], output, batch_size=64, threads=1, say=said.append)
+    assert [row['status'] for row in rows] == ['ok', 'skipped']
+    assert rows[0]['method'] == 'bs'
+    assert rows[1]['reason'] == f'{PUBLISHED[0]} has 100 classes, digits_lt has 10'
+    assert rows[0]['top1'] == ltzoo.evaluation.evaluate_model(saved, 'digits_lt')['top1']
+    assert [line.partition(']')[0] for line in said] == ['[1/2', '[2/2']
+    with open(output / 'results.csv') as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == list(COLUMNS)
+    assert float(table[0]['top1']) == rows[0]['top1']
+    assert json.loads((output / 'results.json').read_text())['rows'] == rows
+    assert rows[1]['reason'] in (output / 'leaderboard.html').read_text()
+    assert sorted(path.name for path in output.iterdir()) == ['leaderboard.html', 'results.csv', 'results.json', 'rows']
+    # What is done is not measured again.
+    monkeypatch.setattr(many.sys, 'executable', '/bin/false')
+    assert quiet([saved, PUBLISHED[0]], ['digits_lt'], output) == rows
+    (again,) = quiet([saved], ['digits_lt'], output, rerun=True)
+    assert again['status'] == 'failed'
+
+
+@pytest.mark.parametrize('ending', [f'sys.exit({OUT_OF_MEMORY})', 'os.kill(os.getpid(), signal.SIGKILL)'])
+def test_half_the_batch_where_memory_runs_out(stub: Any, tmp_path: Path, ending: str) -> None:
+    calls = stub(f'if batch > 20: {ending}\ndone()')
+    (row,) = quiet([PUBLISHED[0]], ['digits_lt'], tmp_path / 'out', batch_size=100)
+    assert (row['status'], row['batch_size']) == ('ok', 12)
+    assert [line.split()[-1] for line in calls.read_text().splitlines()] == ['100', '50', '25', '12']
+    stub(ending)
+    (row,) = quiet([PUBLISHED[0]], ['digits_lt'], tmp_path / 'other', batch_size=4)
+    assert (row['status'], row['reason']) == ('failed', 'out of memory with one image a batch')
+
+
+def test_a_failure_is_recorded_and_tried_again(stub: Any, tmp_path: Path) -> None:
+    fault = tmp_path / 'fault'
+    fault.write_text('')
+    calls = stub(
+        f'if model == "timm/b" and os.path.exists({str(fault)!r}): sys.exit("boom\\nOSError: no disk")\ndone()'
+    )
+    output = tmp_path / 'out'
+    rows = quiet(['timm/a', 'timm/b', 'timm/c'], ['digits_lt'], output)
+    assert [row['status'] for row in rows] == ['ok', 'failed', 'ok']
+    assert rows[1]['reason'] == 'OSError: no disk'
+    fault.unlink()
+    assert [row['status'] for row in quiet(['timm/a', 'timm/b', 'timm/c'], ['digits_lt'], output)] == ['ok'] * 3
+    assert [line.split()[0] for line in calls.read_text().splitlines()] == ['timm/a', 'timm/b', 'timm/c', 'timm/b']
+
+
+def test_ctrl_c_ends_the_child_and_keeps_what_is_done(
+    stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub('done()')
+    output = tmp_path / 'out'
+    quiet(['timm/a'], ['digits_lt'], output)
+    stub('open(out, "w").write("{half")\nsignal.pause()')
+    started = []
+
+    def interrupted(self: Any, *args: Any, **kwargs: Any) -> None:
+        while not any((output / 'rows').glob('*.part')):
+            assert self.poll() is None
+        started.append(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(many.subprocess.Popen, 'communicate', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(['timm/a', 'timm/b'], ['digits_lt'], output)
+    assert started[0].poll() is not None, 'the child goes on'
+    assert sorted(path.suffix for path in (output / 'rows').iterdir()) == ['.json']
+    assert not (output / '.lock').exists()
+    assert [row['model'] for row in json.loads((output / 'results.json').read_text())['rows']] == ['timm/a']
+
+
+def test_models_by_pattern(saved: str) -> None:
+    assert choose_models(['resnet32*', PUBLISHED[0]]) == PUBLISHED
+    assert choose_models([PUBLISHED[0].partition('.')[0]]) == [PUBLISHED[0]]
+    assert choose_models([saved, 'timm/resnet18', saved]) == [saved, 'timm/resnet18']
+    with pytest.raises(ManyError, match=r'resnet23\* matches no model with published weights'):
+        choose_models(['resnet32*', 'resnet23*'])
+    with pytest.raises(ltzoo.LtzooError, match='holds no run'):
+        choose_models([saved.removeprefix('local-dir:')])
+
+
+def test_what_cannot_be_begun(stub: Any, tmp_path: Path) -> None:
+    calls = stub('done()')
+    (tmp_path / 'used').mkdir()
+    (tmp_path / 'used' / 'thesis.txt').write_text('mine')
+    with pytest.raises(ManyError, match='used is not empty and holds no benchmark'):
+        quiet(['timm/a'], ['digits_lt'], tmp_path / 'used')
+    with pytest.raises(ManyError, match=r'thesis\.txt is a file; give a folder'):
+        quiet(['timm/a'], ['digits_lt'], tmp_path / 'used' / 'thesis.txt')
+    with pytest.raises(DataError):
+        quiet(['timm/a'], ['digits_lt', 'cifra100'], tmp_path / 'out')
+    with pytest.raises(MissingDataError):
+        quiet(['timm/a'], ['cifar100'], tmp_path / 'out', data_dir=str(tmp_path))
+    assert sorted(os.listdir(tmp_path / 'used')) == ['thesis.txt']
+    assert not (tmp_path / 'out').exists()
+    quiet(['timm/a'], ['digits_lt'], tmp_path / 'out')
+    with (
+        FileLock(tmp_path / 'out' / '.lock'),
+        pytest.raises(ManyError, match='out is being written by another process'),
+    ):
+        quiet(['timm/b'], ['digits_lt'], tmp_path / 'out')
+    assert len(calls.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ('error', 'expected'),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError('CUDA out of memory.'), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            True,
+        ),
+        (RuntimeError('DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes'), True),
+        (RuntimeError('shapes do not match'), False),
+        (OSError('out of memory'), False),
+    ],
+)
+def test_what_less_memory_helps_against(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected

@@ -1,0 +1,53 @@
+"""`benchmark.py zoo` as users run it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Script = Callable[..., int]
+
+
+def test_a_run_on_its_data(
+    script: Script, digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / 'out'
+    command = ('tools/benchmark.py', 'zoo', '--models', digits_run, '--data', 'digits_lt', '--output', out)
+    assert script(*command, '--threads', 1) == 0
+    top1 = json.loads((digits_run / 'results.json').read_text())['top1']
+    printed = capsys.readouterr().out
+    assert f'[1/1] {digits_run} on digits_lt: {top1:.2f}' in printed
+    assert 'leaderboard.html' in printed
+    assert json.loads((out / 'results.json').read_text())['rows'][0]['top1'] == pytest.approx(top1)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--models', 'resnet23*', '--data', 'digits_lt'], 'resnet23* matches no model with published weights'),
+        (['--models', 'resnet32*', '--data', 'digits_tl'], 'digits_tl'),
+        (['--models', 'resnet32*', '--data', 'digits_lt', '--batch-size', 0], '--batch-size must be 1 or more, not 0'),
+    ],
+)
+def test_bad_input(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[object], message: str
+) -> None:
+    assert script('tools/benchmark.py', 'zoo', *options, '--output', tmp_path / 'out') == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('benchmark.py: ')
+    assert message in line
+    assert not (tmp_path / 'out').exists()
+
+
+def test_importing_and_loading(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / 'load.json'
+    options = ('--model', 'timm/test_resnet', '--rounds', 1, '--json', file)
+    assert script('tools/benchmark.py', 'load', *options) == 0
+    measured = json.loads(file.read_text())
+    assert set(measured['seconds']) == {'import timm', 'import ltzoo', 'loaded by timm', 'loaded by ltzoo'}
+    seconds = {key: values[0] for key, values in measured['seconds'].items()}
+    assert measured['ratios']['load'] == pytest.approx(seconds['loaded by timm'] / seconds['loaded by ltzoo'])
+    assert 'times as fast' in capsys.readouterr().out
