@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder
 from ltzoo.hub.card import model_card
 
-__all__ = ['ExportError', 'check_target', 'export_model']
+__all__ = ['ExportError', 'check_target', 'export_model', 'write_folder']
 
 
 class ExportError(LtzooError, OSError):
@@ -51,9 +51,6 @@ def export_model(
     Raises:
         ExportError: if `folder` holds something and `force` is not given, or it cannot be written.
     """
-    check_target(folder, force)
-    # Channels-last weights would be refused; a copy leaves the trained model as it is.
-    plain = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
     data_config = {
         'input_size': input_size,
         'mean': tuple(mean),
@@ -61,12 +58,38 @@ def export_model(
         'crop_pct': crop_pct,
         'interpolation': 'bilinear',
     }
+    write_folder(model, folder, {'lt': dict(lt)}, data_config, lambda cfg: model_card(lt, cfg), force=force)
+
+
+def write_folder(
+    model: Any,
+    folder: Path,
+    config: Mapping[str, Any],
+    data_config: Mapping[str, Any],
+    card: Callable[[Mapping[str, Any]], str],
+    *,
+    force: bool = False,
+) -> None:
+    """Write a model, what is known of it and its card, as `export_model` does.
+
+    Args:
+        model, folder, force: as there.
+        config: entries of config.json, JSON-able, which timm ignores.
+        data_config: how images are fed, as timm names it.
+        card: makes the card of the model's `pretrained_cfg`.
+
+    Raises:
+        ExportError: if `folder` holds something and `force` is not given, or it cannot be written.
+    """
+    check_target(folder, force)
+    # Channels-last weights would be refused; a copy leaves the trained model as it is.
+    plain = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
     try:
         with new_folder(folder) as made:
             save_for_hf(
-                plain, str(made), model_config={'lt': dict(lt)}, safe_serialization=True, data_config=data_config
+                plain, str(made), model_config=dict(config), safe_serialization=True, data_config=dict(data_config)
             )
-            (made / 'README.md').write_text(model_card(lt, plain.pretrained_cfg), encoding='utf-8')
+            (made / 'README.md').write_text(card(plain.pretrained_cfg), encoding='utf-8')
     except (OSError, SafetensorError) as error:
         raise ExportError(f'{folder} cannot be written: {getattr(error, "strerror", None) or error}') from error
 

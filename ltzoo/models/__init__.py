@@ -1,6 +1,6 @@
 """Models: the CIFAR ResNet, heads, and every name that `create_model` takes."""
 
-from ltzoo.models import cifar_resnet, lt_timm, lt_zoo
+from ltzoo.models import cifar_resnet, lt_experts, lt_timm, lt_zoo
 from ltzoo.models.cifar_resnet import CifarResNet
 from ltzoo.models.entries import NoResultsError, get_results
 from ltzoo.models.factory import (
@@ -33,6 +33,7 @@ __all__ = [
     'get_results',
     'list_models',
     'list_pretrained',
+    'lt_experts',
     'lt_timm',
     'lt_zoo',
 ]

@@ -25,13 +25,6 @@ __all__ = ['CIFAR_MEAN', 'CIFAR_STD', 'CifarResNet']
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 
-_FEATURES: list[dict[str, Any]] = [
-    {'num_chs': 16, 'reduction': 1, 'module': 'act1'},
-    {'num_chs': 16, 'reduction': 1, 'module': 'layer1'},
-    {'num_chs': 32, 'reduction': 2, 'module': 'layer2'},
-    {'num_chs': 64, 'reduction': 4, 'module': 'layer3'},
-]
-
 
 class ZeroPadShortcut(nn.Module):
     """Option A shortcut: every second pixel, missing channels filled with zeros, half before and half behind."""
@@ -63,6 +56,7 @@ class CifarResNet(nn.Module):
 
     Args:
         layers: blocks of each stage; n blocks in each give a depth of 6n + 2.
+        width: channels of the first stage; those of the others are 2 and 4 times as many (PaCo takes 32).
         num_classes: number of classes, 0 for none (pooled features come out).
         in_chans: channels of the images.
         global_pool: any of timm's poolings, '' for none.
@@ -73,6 +67,7 @@ class CifarResNet(nn.Module):
     def __init__(
         self,
         layers: tuple[int, int, int] = (5, 5, 5),
+        width: int = 16,
         num_classes: int = 10,
         in_chans: int = 3,
         global_pool: str = 'avg',
@@ -87,14 +82,19 @@ class CifarResNet(nn.Module):
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
 
-        self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False, **dd)
-        self.bn1 = nn.BatchNorm2d(16, **dd)
+        self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **dd)
+        self.bn1 = nn.BatchNorm2d(width, **dd)
         self.act1 = nn.ReLU(inplace=True)
-        self.layer1 = _stage(16, 16, layers[0], **dd)
-        self.layer2 = _stage(16, 32, layers[1], **dd)
-        self.layer3 = _stage(32, 64, layers[2], **dd)
-        self.feature_info = [dict(info) for info in _FEATURES]
-        self.num_features = 64
+        self.layer1 = _stage(width, width, layers[0], **dd)
+        self.layer2 = _stage(width, 2 * width, layers[1], **dd)
+        self.layer3 = _stage(2 * width, 4 * width, layers[2], **dd)
+        self.feature_info: list[dict[str, Any]] = [
+            {'num_chs': width, 'reduction': 1, 'module': 'act1'},
+            {'num_chs': width, 'reduction': 1, 'module': 'layer1'},
+            {'num_chs': 2 * width, 'reduction': 2, 'module': 'layer2'},
+            {'num_chs': 4 * width, 'reduction': 4, 'module': 'layer3'},
+        ]
+        self.num_features = 4 * width
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self.apply(_init_weights)
@@ -174,7 +174,7 @@ class CifarResNet(nn.Module):
         return take_indices
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Map images (N, in_chans, H, W) to feature maps (N, 64, ceil(H / 4), ceil(W / 4))."""
+        """Map images (N, in_chans, H, W) to feature maps (N, num_features, ceil(H / 4), ceil(W / 4))."""
         x = self._stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)

@@ -39,7 +39,7 @@ __all__ = [
 Transform = Callable[[Image.Image], Tensor]
 
 # The files of ours that register models; the name of a file is what timm calls a module.
-_MODULES = ['cifar_resnet', 'lt_zoo']
+_MODULES = ['cifar_resnet', 'lt_experts', 'lt_zoo']
 _TIMM = 'timm/'
 _LOCAL = 'local-dir:'
 _HUB = 'hf-hub:'

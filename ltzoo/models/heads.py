@@ -19,7 +19,7 @@ from timm.models import load_pretrained
 
 from ltzoo.errors import LtzooError
 
-__all__ = ['CosineLinear', 'Head', 'HeadError', 'ProjectionMLP', 'build_with_head', 'with_cosine_head']
+__all__ = ['CosineLinear', 'ExpertLinear', 'Head', 'HeadError', 'ProjectionMLP', 'build_with_head', 'with_cosine_head']
 
 Head = Literal['linear', 'cosine']
 
@@ -71,6 +71,74 @@ class CosineLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f'in_features={self.in_features}, out_features={self.out_features}, scale={self.scale:g}'
+
+
+class ExpertLinear(nn.Module):
+    """Classifiers of several experts, whose mean logits come out.
+
+    Maps features of shape (..., in_features), the experts' side by side, to logits of shape (..., out_features).
+
+    Args:
+        in_features: length of all experts' features together.
+        out_features: number of classes.
+        num_experts: number of experts.
+        head: 'linear', or 'cosine' for classifiers as `CosineLinear`.
+        scale: of a cosine head.
+        device, dtype: of the weights, shape (num_experts, out_features, in_features / num_experts).
+
+    Raises:
+        HeadError: if there is no such head, the scale is not above 0 or the features do not divide by the experts.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        num_experts: int,
+        head: Head = 'cosine',
+        scale: float = 30.0,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if head not in get_args(Head):
+            raise HeadError(f'no head is called {head!r}: it is {" or ".join(get_args(Head))}')
+        if not scale > 0:
+            raise HeadError(f'head_scale must be above 0, not {scale}')
+        if in_features % num_experts:
+            raise HeadError(f'{in_features} features cannot be shared among {num_experts} experts')
+        self.in_features = in_features
+        self.out_features = out_features
+        self.num_experts = num_experts
+        self.scale = scale
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features // num_experts, **dd))
+        self.bias = None if head == 'cosine' else nn.Parameter(torch.zeros(num_experts, out_features, **dd))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw cosine class vectors of unit length, linear ones as `nn.Linear` does."""
+        bound = self.weight.shape[-1] ** -0.5
+        with torch.no_grad():
+            self.weight.uniform_(-bound, bound)
+            if self.bias is None:
+                self.weight.copy_(F.normalize(self.weight, dim=-1))
+
+    def expert_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of each expert, shape (..., num_experts, out_features)."""
+        features = x.unflatten(-1, [self.num_experts, self.in_features // self.num_experts])
+        if self.bias is not None:
+            return torch.einsum('...ef,ecf->...ec', features, self.weight) + self.bias
+        features, weight = F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1)
+        return self.scale * torch.einsum('...ef,ecf->...ec', features, weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.expert_logits(x).mean(dim=-2)
+
+    def extra_repr(self) -> str:
+        head = f'cosine, scale={self.scale:g}' if self.bias is None else 'linear'
+        return f'in_features={self.in_features}, out_features={self.out_features}, experts={self.num_experts}, {head}'
 
 
 class ProjectionMLP(nn.Sequential):

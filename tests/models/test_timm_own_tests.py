@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = ('cifar_resnet', 'lt_zoo')
+OURS = ('cifar_resnet', 'lt_experts', 'lt_zoo')
 # Parts of our models' names that none of timm's has.
-NAMES = '_cifar or _imagenetlt_ or _inat18_'
+NAMES = '_cifar or _experts or _imagenetlt_ or _inat18_'
 
 
 @pytest.mark.slow

@@ -1,0 +1,22 @@
+"""Other projects' checkpoints: a file for each family of layouts, found and registered by importing this package."""
+
+import importlib
+import pkgutil
+
+from ltzoo.models.checkpoints.families import FAMILIES, Converted, Family, convert
+from ltzoo.models.checkpoints.reading import CheckpointError, read_checkpoint
+from ltzoo.models.checkpoints.weights import LayoutError, shortened
+
+__all__ = [
+    'FAMILIES',
+    'CheckpointError',
+    'Converted',
+    'Family',
+    'LayoutError',
+    'convert',
+    'read_checkpoint',
+    'shortened',
+]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f'{__name__}.{_module.name}')

@@ -1,0 +1,135 @@
+"""The families of checkpoints, by name, and the conversion of a file of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ltzoo.errors import LtzooError
+from ltzoo.models.checkpoints.networks import Network, place
+from ltzoo.models.checkpoints.reading import CheckpointError, read_checkpoint
+from ltzoo.models.checkpoints.weights import Checkpoint, LayoutError
+
+__all__ = ['FAMILIES', 'Converted', 'Family', 'Options', 'convert', 'family']
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a file cannot say: `arch`, the name of a timm model; `tau`, the exponent of tau-normalisation."""
+
+    arch: str | None = None
+    tau: float | None = None
+
+
+Layout = Callable[[Checkpoint, Options], Network]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Code that writes checkpoints of one layout: its name, its paper, its repository on GitHub."""
+
+    name: str
+    layout: Layout
+    paper: str | None = None
+    paper_id: str | None = None
+    repository: str | None = None
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A checkpoint as a model of ours, and what became of everything in the file.
+
+    `placed`: how many tensors the model took over; `dropped`: names of tensors by the rule that dropped them;
+    `unused`: entries of the file that are no weights; `added`: counters that the file does not have; `options`: tau,
+    where it was given.
+    """
+
+    model: nn.Module
+    network: Network
+    family: Family
+    file: Path
+    placed: int
+    dropped: dict[str, list[str]]
+    unused: list[str]
+    added: list[str]
+    options: dict[str, float]
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def family(
+    name: str, *, paper: str | None = None, paper_id: str | None = None, repository: str | None = None
+) -> Callable[[Layout], Layout]:
+    """Register a function that makes a `Network` of a `Checkpoint` under the name of its family."""
+
+    def register(layout: Layout) -> Layout:
+        FAMILIES[name] = Family(name, layout, paper, paper_id, repository)
+        return layout
+
+    return register
+
+
+def convert(
+    file: Path,
+    name: str,
+    *,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    tau: float | None = None,
+    unsafe_pickle: bool = False,
+) -> Converted:
+    """Read another project's checkpoint as a model of ours.
+
+    Args:
+        file: a .safetensors file, or one that `torch.save` wrote.
+        name: family, one of `FAMILIES`.
+        arch: name of the architecture, with or without `timm/`; needed by the family timm, checked by the others.
+        num_classes: checked against the file.
+        tau: exponent of tau-normalisation, for the family tau_norm.
+        unsafe_pickle: see `read_checkpoint`.
+
+    Raises:
+        CheckpointError: if there is no such family, the file cannot be read, or an option does not fit.
+        LayoutError: if the file's tensors are not those of the family; the message names a family whose they are.
+    """
+    if name not in FAMILIES:
+        raise CheckpointError(f'no family is called {name!r}: it can be {", ".join(sorted(FAMILIES))}')
+    if tau is not None and name != 'tau_norm':
+        raise CheckpointError(f'--tau goes with the family tau_norm, not with {name}')
+    chosen, options = FAMILIES[name], Options(arch, tau)
+    content = read_checkpoint(file, unsafe_pickle)
+    try:
+        network, model, unused, added = _fit(chosen, content, options)
+    except LayoutError as error:
+        fitting = [other.name for other in FAMILIES.values() if other is not chosen and _fits(other, content, options)]
+        hint = f'; its layout is that of --from {" or ".join(sorted(fitting))}' if fitting else ''
+        raise LayoutError(f'{file} is no checkpoint of {name}: {error}{hint}') from error
+    found = network.model.removeprefix('timm/')
+    if arch is not None and arch.removeprefix('timm/') != found:
+        raise CheckpointError(f'{file} is of a {found}, not of a {arch}')
+    if num_classes is not None and num_classes != model.num_classes:
+        raise CheckpointError(f'{file} has {model.num_classes} classes, not {num_classes}')
+    placed = len(network.weights.tensors)
+    given = {} if tau is None else {'tau': tau}
+    return Converted(model, network, chosen, file, placed, network.weights.dropped, unused, added, given)
+
+
+def _fit(chosen: Family, content: Any, options: Options) -> tuple[Network, nn.Module, list[str], list[str]]:
+    checkpoint = Checkpoint(content)
+    network = chosen.layout(checkpoint, options)
+    unused = checkpoint.unused()
+    model, added = place(network)
+    return network, model, unused, added
+
+
+def _fits(chosen: Family, content: Any, options: Options) -> bool:
+    try:
+        _fit(chosen, content, options)
+    except LtzooError:
+        return False
+    return True

@@ -1,0 +1,108 @@
+"""Reading a checkpoint file without running what is in it."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import pickle
+import re
+import types
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ltzoo.errors import LtzooError
+
+__all__ = ['CheckpointError', 'read_checkpoint']
+
+
+class CheckpointError(LtzooError, ValueError):
+    """A checkpoint file that cannot be read or converted."""
+
+
+class StandIn:
+    """Takes the place of an object whose class is of no use here and is not run."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> StandIn:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _harmless() -> list[Any]:
+    """Return the types, beyond PyTorch's own list, that a training script's checkpoint holds and that do nothing."""
+    kinds = {type(np.dtype(kind)) for kind in ('f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u4', 'u8', 'b1')}
+    # NumPy's functions that make scalars and arrays, taken from how it pickles them.
+    scalar: Any = np.float64(0).__reduce__()[0]
+    array: Any = np.zeros(0).__reduce__()[0]
+    makers: list[tuple[Callable[..., Any], str]] = [
+        (maker, f'numpy.{core}.multiarray.{name}')
+        for core in ('core', '_core')
+        for maker, name in ((scalar, 'scalar'), (array, '_reconstruct'))
+    ]
+    paths: list[tuple[type, str]] = [
+        (plain, f'{module}.{name}')
+        for module in ('pathlib', 'pathlib._local')
+        for plain, name in ((pathlib.PurePosixPath, 'PosixPath'), (pathlib.PureWindowsPath, 'WindowsPath'))
+    ]
+    # The configuration object of the project template that RIDE and SADE are made from.
+    config = (StandIn, 'parse_config.ConfigParser')
+    return [argparse.Namespace, np.ndarray, np.dtype, *kinds, *makers, *paths, config]
+
+
+class _Unpickler(pickle.Unpickler):
+    """The ordinary one, but with stand-ins for classes that are not installed."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return super().find_class(module, name)
+        except (ImportError, AttributeError):
+            return StandIn
+
+
+def read_checkpoint(file: Path, unsafe_pickle: bool = False) -> Any:
+    """Return what a .safetensors file, or one that `torch.save` wrote, holds; tensors on the CPU.
+
+    Args:
+        file: the checkpoint.
+        unsafe_pickle: also load objects of types that are not known to be harmless, which may run any code.
+
+    Raises:
+        CheckpointError: if there is no such file, it is no checkpoint, or it needs a type that is not known to be
+            harmless.
+    """
+    if not file.is_file():
+        raise CheckpointError(f'there is no file {file}')
+    try:
+        if file.suffix == '.safetensors':
+            return load_file(file)
+        if unsafe_pickle:
+            module = types.SimpleNamespace(__name__='pickle', Unpickler=_Unpickler, load=pickle.load)
+            return torch.load(file, map_location='cpu', weights_only=False, pickle_module=module)
+        with torch.serialization.safe_globals(_harmless()):
+            return torch.load(file, map_location='cpu', weights_only=True)
+    except (OSError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f'{file} cannot be read: {error}') from error
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        text = ' '.join(str(error).split())
+        if found := re.search(r'GLOBAL (\S+)|Unsupported class (\S+)', text):
+            kind = next(filter(None, found.groups()))
+            raise CheckpointError(
+                f'{file} holds an object of type {kind}, and loading it could run code of whoever made the file: if '
+                f'you trust them, say --unsafe-pickle'
+            ) from error
+        reason = text.rpartition('WeightsUnpickler error: ')[2].partition('. ')[0]
+        raise CheckpointError(f'{file} is no checkpoint that torch.load reads: {reason}') from error
+    except Exception as error:
+        # A damaged pickle can end in anything.
+        raise CheckpointError(f'{file} is damaged, or no checkpoint: {type(error).__name__}: {error}') from error

@@ -1,0 +1,39 @@
+"""Any model of timm or of this package, saved by timm's or another training script under the model's own names.
+
+The weights are the first of the entries `state_dict_ema`, `model_ema` (averaged weights come first, as timm loads
+them), `state_dict`, `model`, `net`, or the whole file; prefixes `module.`, `model.` and `_orig_mod.`, which every name
+has, are taken away. The number of classes is that of the classifier in the file; images are fed as timm feeds them.
+"""
+
+from __future__ import annotations
+
+from ltzoo.models.checkpoints.families import Options, family
+from ltzoo.models.checkpoints.networks import Network
+from ltzoo.models.checkpoints.reading import CheckpointError
+from ltzoo.models.checkpoints.weights import Checkpoint, Weights
+from ltzoo.models.factory import get_pretrained_cfg, list_models
+
+_AVERAGED = ('state_dict_ema', 'model_ema')
+_PLAIN = ('state_dict', 'model', 'net')
+
+
+@family('timm', repository='huggingface/pytorch-image-models')
+def timm(checkpoint: Checkpoint, options: Options) -> Network:
+    if options.arch is None:
+        raise CheckpointError("timm needs --arch: the name of timm's, or this package's, model that the weights are of")
+    name = options.arch if options.arch in list_models() else f'timm/{options.arch.removeprefix("timm/")}'
+    weights = checkpoint.weights(*_AVERAGED, *_PLAIN)
+    if checkpoint.used & {*_AVERAGED}:
+        checkpoint.used.update(key for key in _PLAIN if key in checkpoint.content)
+        weights.dropped['weights that are not averaged'] = [key for key in _PLAIN if key in checkpoint.content]
+    _strip(weights)
+    cfg = get_pretrained_cfg(name).to_dict()
+    head = cfg['classifier'] if isinstance(cfg['classifier'], str) else cfg['classifier'][0]
+    images = {key: cfg[key] for key in ('input_size', 'mean', 'std', 'crop_pct', 'interpolation')}
+    return Network(weights, name, {'num_classes': weights.shape(f'{head}.weight')[0]}, images)
+
+
+def _strip(weights: Weights) -> None:
+    prefixes = ('module.', 'model.', '_orig_mod.')
+    while prefix := next((p for p in prefixes if all(name.startswith(p) for name in weights.tensors)), None):
+        weights.rename(prefix.replace('.', r'\.'), '')

@@ -1,0 +1,306 @@
+"""Multi-expert ResNets: shared first stages, then several networks of their own, whose logits are averaged.
+
+Sources: Wang et al., Long-Tailed Recognition by Routing Diverse Distribution-Aware Experts (RIDE, ICLR 2021), section
+3.2 and its released configurations, which keep the early stages in common and make the experts' stages a quarter
+narrower; Zhang et al., Self-Supervised Aggregation of Diverse Experts (SADE, NeurIPS 2022) has the same networks.
+"""
+
+# No postponed annotations: torch.fx writes those of forward into the code that it makes, and TorchScript reads them.
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import SelectAdaptivePool2d, get_device_dtype
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models.resnet import BasicBlock, Bottleneck
+
+from ltzoo.models.cifar_resnet import CIFAR_MEAN, CIFAR_STD, ZeroPadShortcut
+from ltzoo.models.heads import ExpertLinear, Head, HeadError
+
+__all__ = ['ExpertResNet']
+
+
+class _Experts(nn.Module):
+    """One stage for each expert; their maps lie side by side in the channels.
+
+    `fan_out`: every expert gets the whole input (that of the shared stages), otherwise its own share of the channels.
+    """
+
+    def __init__(self, stages: Sequence[nn.Module], fan_out: bool) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(stages)
+        self.fan_out = fan_out
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [x] * len(self.experts) if self.fan_out else x.chunk(len(self.experts), dim=1)
+        maps = []
+        for index, stage in enumerate(self.experts):
+            maps.append(stage(parts[index]))
+        return torch.cat(maps, dim=1)
+
+
+def _shortcut(block: type, in_channels: int, out_channels: int, stride: int, dd: dict[str, Any]) -> nn.Module | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    if block is BasicBlock:
+        return ZeroPadShortcut(in_channels, out_channels)
+    conv = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False, **dd)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels, **dd))
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+
+
+class ExpertResNet(nn.Module):
+    """ResNet whose last stages and classifier exist once for each expert; the logits are the experts' mean.
+
+    Features are the experts' features side by side: maps of shape (N, num_experts * width, H, W), the first expert's
+    channels first. `get_classifier().expert_logits(features)` gives the logits of each.
+
+    Args:
+        layers: blocks of each stage.
+        channels: of each stage, before the expansion by 4 of bottlenecks.
+        shared: how many of the stages, from the first, are common to all experts.
+        num_experts: number of experts.
+        bottleneck: bottleneck blocks and the stem of large images (the ResNet-50 line); otherwise basic blocks with
+            zero-padding shortcuts and the stem of small images (the CIFAR line).
+        cardinality, base_width: of a ResNeXt's bottlenecks.
+        num_classes: number of classes, 0 for none (pooled features come out).
+        in_chans: channels of the images.
+        global_pool: 'avg' or 'max', '' for none.
+        drop_rate: dropout before the classifiers.
+        head: 'cosine' or 'linear' classifiers.
+        head_scale: scale of cosine classifiers' logits.
+        device, dtype: of the parameters.
+
+    Raises:
+        HeadError: if there is no such head, the pooling cannot be told apart by experts, or the numbers of layers,
+            channels, shared stages and experts do not fit together.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        channels: Sequence[int],
+        shared: int,
+        num_experts: int = 3,
+        bottleneck: bool = False,
+        cardinality: int = 1,
+        base_width: int = 64,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = 'avg',
+        drop_rate: float = 0.0,
+        head: Head = 'cosine',
+        head_scale: float = 30.0,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        count = len(layers)
+        if count not in (3, 4) or len(channels) != count or not 0 < shared < count or num_experts < 1:
+            raise HeadError(
+                f'{num_experts} experts with {shared} shared stages of {count} ({len(channels)} widths) cannot be: '
+                f'three or four stages, a width for each, at least one stage shared and one not, at least one expert'
+            )
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.num_experts = num_experts
+        self.head = head
+        self.head_scale = head_scale
+        self.grad_checkpointing = False
+
+        stem = 64 if bottleneck else channels[0]
+        block: type = Bottleneck if bottleneck else BasicBlock
+        kernel, stride = (7, 2) if bottleneck else (3, 1)
+        self.conv1 = nn.Conv2d(in_chans, stem, kernel, stride=stride, padding=kernel // 2, bias=False, **dd)
+        self.bn1 = nn.BatchNorm2d(stem, **dd)
+        self.act1 = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if bottleneck else nn.Identity()
+
+        kwargs = {'cardinality': cardinality, 'base_width': base_width, **dd}
+        stages: list[nn.Module] = []
+        width, reduction = stem, stride
+        self.feature_info: list[dict[str, Any]] = [{'num_chs': width, 'reduction': reduction, 'module': 'act1'}]
+        reduction *= 2 if bottleneck else 1
+        for index, (depth, planes) in enumerate(zip(layers, channels, strict=True)):
+            step, out = 1 if index == 0 else 2, planes * block.expansion  # type: ignore[attr-defined]
+            copies = [
+                nn.Sequential(
+                    block(width, planes, step, _shortcut(block, width, out, step, dd), **kwargs),
+                    *(block(out, planes, **kwargs) for _ in range(depth - 1)),
+                )
+                for _ in range(1 if index < shared else num_experts)
+            ]
+            stages.append(copies[0] if index < shared else _Experts(copies, index == shared))
+            width, reduction = out, reduction * step
+            self.feature_info.append(
+                {'num_chs': width * len(copies), 'reduction': reduction, 'module': f'layer{index + 1}'}
+            )
+        self.layer1, self.layer2, self.layer3 = stages[:3]
+        self.layer4 = stages[3] if count == 4 else nn.Identity()
+        self.num_features = self.head_hidden_size = width * num_experts
+        self.apply(_init_weights)
+        self._make_head(num_classes, global_pool)
+
+    def _make_head(self, num_classes: int, global_pool: str) -> None:
+        if global_pool not in ('avg', 'max', ''):
+            raise HeadError(f"global_pool of experts is 'avg', 'max' or '', not {global_pool!r}")
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        if num_classes == 0:
+            self.fc: nn.Module = nn.Identity()
+            return
+        self.fc = ExpertLinear(
+            self.num_features, num_classes, self.num_experts, self.head, self.head_scale, **get_device_dtype(self)
+        )
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return timm's parameter groups: the stem, then stages (coarse) or blocks of the same depth."""
+        blocks = r'^layer(\d+)' if coarse else r'^layer(\d+)(?:\.experts\.\d+)?\.(\d+)'
+        return {'stem': r'^(?:conv1|bn1)', 'blocks': blocks}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the stages' activations in the backward pass instead of storing them."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self, name_only: bool = False) -> str | nn.Module:
+        """Return the classifiers, or their name."""
+        return 'fc' if name_only else self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Make new classifiers for `num_classes` (0: none), and a new pooling if one is given."""
+        self.num_classes = num_classes
+        self._make_head(num_classes, self.global_pool.pool_type if global_pool is None else global_pool)
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the last feature map and those of stem (0) and stages (from 1).
+
+        Args:
+            x: images, shape (N, in_chans, H, W).
+            indices: which to return: the last n if an int, all if None.
+            norm: has no effect, there is no final norm layer.
+            stop_early: leave out the stages behind the last one asked for.
+            output_fmt: 'NCHW'.
+            intermediates_only: return the list alone.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f'output_fmt must be NCHW, not {output_fmt}')
+        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        x = self.act1(self.bn1(self.conv1(x)))
+        intermediates = [x] if 0 in take_indices else []
+        x = self.maxpool(x)
+        stages = [self.layer1, self.layer2, self.layer3, self.layer4][: len(self.feature_info) - 1]
+        for index, stage in enumerate(stages[:max_index] if stop_early else stages, start=1):
+            x = checkpoint_seq([stage], x) if self.grad_checkpointing else stage(x)
+            if index in take_indices:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages behind the last of `indices`, and the classifiers; return the indices kept."""
+        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        pruned = self.feature_info[max_index + 1 :]
+        for info in pruned:
+            setattr(self, info['module'], nn.Identity())
+        if max_index == 0:
+            self.maxpool = nn.Identity()
+        self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
+        if prune_head or pruned:
+            self.reset_classifier(0, '')
+        return take_indices
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images (N, in_chans, H, W) to the experts' feature maps (N, num_features, h, w)."""
+        x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq([self.layer1, self.layer2, self.layer3, self.layer4], x)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Pool feature maps and classify them; `pre_logits` stops before the classifiers."""
+        x = self.global_pool(x)
+        if self.drop_rate:
+            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        'num_classes': 1000,
+        'input_size': (3, 224, 224),
+        'pool_size': (7, 7),
+        'crop_pct': 0.875,
+        'interpolation': 'bilinear',
+        'mean': IMAGENET_DEFAULT_MEAN,
+        'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'conv1',
+        'classifier': 'fc',
+        'license': 'apache-2.0',
+        'paper_name': 'Long-tailed Recognition by Routing Diverse Distribution-Aware Experts',
+        'paper_ids': 'arXiv:2010.01809',
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        'resnet32_cifar_experts': _cfg(
+            num_classes=10, input_size=(3, 32, 32), pool_size=(8, 8), crop_pct=1.0, mean=CIFAR_MEAN, std=CIFAR_STD
+        ),
+        'resnet50_experts': _cfg(),
+        'resnext50_experts': _cfg(),
+    }
+)
+
+
+def _create(name: str, pretrained: bool, out_indices: tuple[int, ...], **kwargs: Any) -> ExpertResNet:
+    return build_model_with_cfg(ExpertResNet, name, pretrained, feature_cfg={'out_indices': out_indices}, **kwargs)
+
+
+@register_model
+def resnet32_cifar_experts(pretrained: bool = False, **kwargs: Any) -> ExpertResNet:
+    """Three experts on the first stage of a ResNet-32 for CIFAR."""
+    kwargs = {'num_classes': 10, 'layers': (5, 5, 5), 'channels': (16, 24, 48), 'shared': 1, **kwargs}
+    return _create('resnet32_cifar_experts', pretrained, (0, 1, 2, 3), **kwargs)
+
+
+@register_model
+def resnet50_experts(pretrained: bool = False, **kwargs: Any) -> ExpertResNet:
+    """Three experts on the first two stages of a ResNet-50."""
+    args = {'bottleneck': True, 'layers': (3, 4, 6, 3), 'channels': (64, 128, 192, 384), 'shared': 2}
+    return _create('resnet50_experts', pretrained, (0, 1, 2, 3, 4), **{**args, **kwargs})
+
+
+@register_model
+def resnext50_experts(pretrained: bool = False, **kwargs: Any) -> ExpertResNet:
+    """Three experts on the first two stages of a ResNeXt-50 (32x4d)."""
+    args = {'bottleneck': True, 'layers': (3, 4, 6, 3), 'channels': (64, 128, 192, 384), 'shared': 2}
+    args |= {'cardinality': 32, 'base_width': 4}
+    return _create('resnext50_experts', pretrained, (0, 1, 2, 3, 4), **{**args, **kwargs})

@@ -1,0 +1,74 @@
+"""Convert another project's checkpoint into a model folder.
+
+python tools/convert.py FILE --from FAMILY --to DIR [--data NAME] [--num-classes N] [--arch NAME] [--tau TAU]
+
+FAMILY is the project whose code wrote FILE: bcl, paco, gpaco, ride, sade, mislas, ldam, crt, tau_norm, lws, gkpgsa, or
+timm (any of timm's models, or ltzoo's; --arch says which).
+`ltzoo.create_model('local-dir:DIR', pretrained=True)` loads the folder.
+Every tensor of FILE is placed or left out by a rule that is printed; anything else is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ltzoo.errors import LtzooError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('file', type=Path, metavar='FILE', help='.safetensors, or what torch.save wrote')
+    parser.add_argument('--from', dest='family', required=True, metavar='FAMILY', help='the project that wrote it')
+    parser.add_argument('--to', type=Path, required=True, metavar='DIR', help='the folder to make')
+    parser.add_argument('--data', metavar='NAME', help='the data set it was trained on, such as cifar100_lt_r100')
+    parser.add_argument('--num-classes', type=int, metavar='N', help='checked against FILE')
+    parser.add_argument('--arch', metavar='NAME', help='needed by timm; checked against FILE for the others')
+    parser.add_argument('--tau', type=float, help="needed by tau_norm: exponent of the class vectors' lengths")
+    parser.add_argument(
+        '--unsafe-pickle', action='store_true', help='load FILE even if that may run code of whoever made it'
+    )
+    parser.add_argument('--force', action='store_true', help='replace what is in DIR')
+    args = parser.parse_args()
+    try:
+        convert(args)
+    except LtzooError as error:
+        print(f'convert.py: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+def convert(args: argparse.Namespace) -> None:
+    from ltzoo.hub.converted import export_converted, images_of
+    from ltzoo.hub.export import check_target
+    from ltzoo.models import checkpoints
+
+    check_target(args.to, args.force)
+    converted = checkpoints.convert(
+        args.file,
+        args.family,
+        arch=args.arch,
+        num_classes=args.num_classes,
+        tau=args.tau,
+        unsafe_pickle=args.unsafe_pickle,
+    )
+    images = images_of(converted, args.data)
+    export_converted(converted, args.to, data=args.data, force=args.force)
+    network = converted.network
+    settings = ', '.join(f'{key} {value}' for key, value in network.arguments.items())
+    print(f'{args.to}: {network.model.removeprefix("timm/")}, {settings}; {converted.placed} tensors')
+    for why, names in converted.dropped.items():
+        print(f'left out: {checkpoints.shortened(names)}: {why}')
+    if converted.added:
+        print(f'not in the file, set to 0: {checkpoints.shortened(converted.added)}')
+    if converted.unused:
+        print(f'not weights: {", ".join(converted.unused)}')
+    mean, std = (', '.join(f'{value:g}' for value in images[key]) for key in ('mean', 'std'))
+    print(f'images: {"x".join(map(str, images["input_size"][1:]))}, mean {mean}, std {std}')
+    print(f"ltzoo.create_model('local-dir:{args.to}', pretrained=True) loads it")
+    print(f'python tools/evaluate.py local-dir:{args.to} --data {args.data or "DATA"} scores it')
+
+
+if __name__ == '__main__':
+    sys.exit(main())
