@@ -19,7 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', type=Path, metavar='DIR')
     parser.add_argument('--to', required=True, metavar='ORG/NAME', help='the repository; it is made if there is none')
-    parser.add_argument('--private', action='store_true', help='of a repository that is made now')
+    parser.add_argument('--private', action='store_true', help='make a private repository')
     parser.add_argument('--revision', default='main', metavar='BRANCH')
     parser.add_argument('--force', action='store_true', help='replace a different model')
     parser.add_argument('--dry-run', action='store_true', help='check everything and change nothing')
@@ -43,10 +43,11 @@ def publish(args: argparse.Namespace) -> str:
         revision=args.revision,
         dry_run=args.dry_run,
     )
-    if not done.files:
+    if not done.files and not done.removed:
         return f'{done.repo} holds all of it already; nothing was changed'
     if args.dry_run:
-        return f'would be committed to {done.repo}: {", ".join(done.files)}'
+        removed = f'; would be removed: {", ".join(done.removed)}' if done.removed else ''
+        return f'would be committed to {done.repo}: {", ".join(done.files)}{removed}'
     return f'{done.url}\nltzoo.create_model({f"hf-hub:{done.repo}"!r}, pretrained=True) loads it'
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,13 @@ from ltzoo.hub.card import METRICS
 from ltzoo.hub.release import sha256_of
 from ltzoo.hub.verify import VerificationError, check_vectors
 from ltzoo.models import create_model
-from ltzoo.models.download import probe
+from ltzoo.models.download import PICKLES, fetch, file_hash, probe
 
 __all__ = ['Publication', 'PublishError', 'check_folder', 'publish']
 
 _NEEDED = ('model.safetensors', 'config.json', 'README.md', 'results.json', 'vectors.safetensors', 'log.jsonl')
 _OPTIONAL = ('accuracy.png', 'curves.png', '.eval_results/*.yaml')
-_PICKLES = ('.bin', '.pth', '.pt', '.ckpt', '.pkl')
+_WEIGHTS = ('.safetensors', '.safetensors.index.json', *PICKLES)
 _PLACE = 'local-dir:FOLDER'
 
 
@@ -35,11 +37,13 @@ class Publication:
     Attributes:
         repo: where it is on the Hub.
         files: what is in the commit.
+        removed: what the commit takes out: plots, scores and weights of what was there before.
         url: of the commit; None if nothing had to be changed, or nothing was to be.
     """
 
     repo: str
     files: tuple[str, ...]
+    removed: tuple[str, ...]
     url: str | None
 
 
@@ -58,18 +62,18 @@ def publish(
     Args:
         folder: as `ltzoo.hub.release` writes it.
         repo: `ORG/NAME`.
-        force: replace a different model.
-        private: of a repository that is made now.
+        force: replace a different model, and remove what was there of it.
+        private: make a private repository; one that is there must be private already.
         revision: the branch.
         token: by default that of `hf auth login` or HF_TOKEN.
         dry_run: check everything, also what is on the Hub, and change nothing.
 
     Raises:
         PublishError: if the folder lacks something, does not load back equal, has no scores, or the repository holds a
-            different model, may not be written, or was changed meanwhile.
+            different model, is public where `private` is asked for, may not be written, or was changed meanwhile.
         DownloadError: if the Hub cannot be reached.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, errors
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     if repo.count('/') != 1 or not all(repo.split('/')):
         raise PublishError(f'{repo!r} names no repository: write ORG/NAME')
@@ -78,36 +82,35 @@ def publish(
     probe()
     api = HfApi(token=token)
     try:
-        try:
-            info = api.model_info(repo, revision=revision, files_metadata=True)
-        except errors.GatedRepoError:
-            raise
-        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
-            info = None
-        if info is not None and _holds_another(api, repo, info, sha256_of(folder / 'model.safetensors')) and not force:
-            raise PublishError(f'{repo} holds another model already: give another name, or replace it with --force')
-        changed = {name: data for name, data in content.items() if not _same(info, name, data)}
-        if dry_run or not changed:
-            return Publication(repo, tuple(changed), None)
+        api.whoami()
+        info = _look(api, repo, revision)
+        changed, removed = _plan(repo, info, content, force, private)
+        if dry_run:
+            return Publication(repo, changed, removed, None)
         if info is None:
             api.create_repo(repo, private=private, exist_ok=True)
-            if revision != 'main':
-                api.create_branch(repo, branch=revision, exist_ok=True)
-            parent = api.model_info(repo, revision=revision).sha
-        else:
-            parent = info.sha
+        if revision != 'main':
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        # What the commit goes on top of: perhaps somebody else's, put there since.
+        info = api.model_info(repo, revision=revision, files_metadata=True)
+        changed, removed = _plan(repo, info, content, force, private)
+        if not changed and not removed:
+            return Publication(repo, changed, removed, None)
         commit = api.create_commit(
             repo,
-            [CommitOperationAdd(name, data) for name, data in changed.items()],
+            [
+                *(CommitOperationAdd(name, content[name]) for name in changed),
+                *(CommitOperationDelete(name) for name in removed),
+            ],
             commit_message=f'{_name(content)}: weights, configuration, card, results',
             revision=revision,
-            parent_commit=parent,
+            parent_commit=info.sha,
         )
     except LtzooError:
         raise
     except Exception as error:  # Whatever HTTP library the client is built on.
         raise PublishError(f'{repo} could not be written: {_explain(error)}') from error
-    return Publication(repo, tuple(changed), commit.commit_url)
+    return Publication(repo, changed, removed, commit.commit_url)
 
 
 def check_folder(folder: Path) -> dict[str, bytes]:
@@ -122,7 +125,7 @@ def check_folder(folder: Path) -> dict[str, bytes]:
     missing = [name for name in _NEEDED if not (folder / name).is_file()]
     if missing:
         raise PublishError(f'{folder} lacks {missing[0]}: tools/export.py makes a whole folder of finished runs')
-    pickles = sorted(path.name for path in folder.rglob('*') if path.suffix in _PICKLES)
+    pickles = sorted(path.name for path in folder.rglob('*') if path.suffix in PICKLES)
     if pickles:
         raise PublishError(f'{folder} holds {pickles[0]}, a pickle: only safetensors are published')
     try:
@@ -139,30 +142,67 @@ def check_folder(folder: Path) -> dict[str, bytes]:
     try:
         model = create_model(f'local-dir:{folder}', pretrained=True).eval()
         check_vectors(model, folder / 'vectors.safetensors', str(folder))
-    except (VerificationError, SafetensorError, KeyError) as error:
-        raise PublishError(f'{folder} does not load back equal: {error}') from error
+    except (VerificationError, SafetensorError, KeyError, RuntimeError) as error:
+        if isinstance(error, LtzooError) and not isinstance(error, VerificationError):
+            raise
+        reason = ' '.join(str(error).split())
+        raise PublishError(f'{folder} does not load back equal: {reason}') from error
     names = [*_NEEDED, *(str(path.relative_to(folder)) for pattern in _OPTIONAL for path in folder.glob(pattern))]
     return {name: (folder / name).read_bytes() for name in names}
 
 
-def _holds_another(api: Any, repo: str, info: Any, sha256: str) -> bool:
-    from ltzoo.models.download import fetch, file_hash
+def _look(api: Any, repo: str, revision: str) -> Any:
+    """Return what is at a branch, or would be if it were made now; None if there is no repository."""
+    from huggingface_hub import errors
 
-    names = {file.rfilename: file for file in info.siblings or ()}
-    weights = names.get('model.safetensors')
+    try:
+        return api.model_info(repo, revision=revision, files_metadata=True)
+    except errors.GatedRepoError:
+        raise
+    except errors.RepositoryNotFoundError:
+        return None
+    except errors.RevisionNotFoundError:
+        return api.model_info(repo, files_metadata=True)
+
+
+def _plan(
+    repo: str, info: Any, content: dict[str, bytes], force: bool, private: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return which files are to be written, and which removed, so that a repository holds the content and no other.
+
+    Raises:
+        PublishError: if it must not be written.
+    """
+    if info is None:
+        return tuple(content), ()
+    if private and not info.private:
+        raise PublishError(f'{repo} exists and is public: make it private on its page, or give another name')
+    there = {file.rfilename: file for file in info.siblings or ()}
+    another = _holds_another(repo, info.sha, there, hashlib.sha256(content['model.safetensors']).hexdigest())
+    if another and not force:
+        raise PublishError(f'{repo} holds another model already: give another name, or replace it with --force')
+    changed = tuple(name for name, data in content.items() if not _same(there.get(name), data))
+    removed = tuple(
+        name
+        for name in there
+        if name not in content
+        and (any(fnmatchcase(name, one) for one in _OPTIONAL) or (another and name.endswith(_WEIGHTS)))
+    )
+    return changed, removed
+
+
+def _holds_another(repo: str, commit: str, there: dict[str, Any], sha256: str) -> bool:
+    weights = there.get('model.safetensors')
     if weights is None:
         # A repository with other weights is another model too.
-        return any(name.endswith((*_PICKLES, '.safetensors')) for name in names)
+        return any(name.endswith(_WEIGHTS) for name in there)
     if weights.lfs is not None:
         return bool(weights.lfs.sha256 != sha256)
-    folder = fetch(repo, revision=info.sha, files=('model.safetensors',))
+    folder = fetch(repo, revision=commit, files=('model.safetensors',))
     return file_hash(folder / 'model.safetensors') != sha256
 
 
-def _same(info: Any, name: str, data: bytes) -> bool:
-    import hashlib
-
-    file = next((file for file in (info.siblings or () if info else ()) if file.rfilename == name), None)
+def _same(file: Any, data: bytes) -> bool:
     if file is None:
         return False
     if file.lfs is not None:
@@ -175,6 +215,10 @@ def _name(content: dict[str, bytes]) -> str:
 
 
 def _explain(error: Exception) -> str:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return 'nobody is logged in; log in with a token that may write there (hf auth login, or HF_TOKEN)'
     status = getattr(getattr(error, 'response', None), 'status_code', None)
     if status in (401, 403):
         return f'the Hub answers {status}; log in with a token that may write there (hf auth login, or HF_TOKEN)'

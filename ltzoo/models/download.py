@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ltzoo.errors import LtzooError
+from ltzoo.files import write_atomically
 
-__all__ = ['DownloadError', 'fetch', 'file_hash', 'probe']
+__all__ = ['PICKLES', 'DownloadError', 'fetch', 'file_hash', 'probe']
 
-# Seconds until a server counts as unreachable; the client itself would try again for 40.
-_CONNECT, _ANSWER = 0.9, 10.0
-_PICKLES = ('.bin', '.pth', '.pt', '.ckpt', '.tar', '.pkl')
+# Files that run code when they are read, or may hold such.
+PICKLES = ('.bin', '.pth', '.pt', '.ckpt', '.tar', '.pkl', '.pickle')
+
+# Seconds until a server that takes no call counts as unreachable; the client itself would try again for 40.
+_CONNECT = 0.9
+# Answers to be taken as none: not now, too many calls.
+_BUSY = (408, 429)
+_WEIGHTS = 'model.safetensors'
+# SHA-256 or Git's SHA-1; a server may name files otherwise too.
+_HASH = re.compile('[0-9a-f]{64}|[0-9a-f]{40}')
 
 
 class DownloadError(LtzooError, OSError):
@@ -29,9 +40,9 @@ def fetch(
 ) -> Path:
     """Return a folder with files of a repository, from the client's cache where they are in it.
 
-    Every file is verified, also one from the cache: against `sha256`, else by the hash that the Hub names it by
+    Every file is verified, also one from the cache: against `sha256`, and by the hash that the Hub names it by
     (SHA-256 of large files, Git's SHA-1 of small ones), which the client itself does not do. All files are of one
-    commit. Without a way to the Hub, those that were fetched last are taken.
+    commit. Without a way to the Hub, those that were last fetched whole are taken.
 
     Args:
         repo: `ORG/NAME`.
@@ -43,46 +54,29 @@ def fetch(
         DownloadError: if the repository, revision or a file does not exist or may not be read, the Hub cannot be
             reached, or what comes is not what the hash says; nothing of it is kept.
     """
-    from huggingface_hub import try_to_load_from_cache
-
     where = f'hf-hub:{repo}' + (f'@{revision}' if revision else '')
     branch = revision or 'main'
-    named, commit, unreachable = {}, branch, None
+    named: dict[str, str] = {}
+    commit, unreachable = branch, None
     for file in files:
-        metadata = _ask(repo, file, commit, where) if unreachable is None else None
+        metadata = _ask(repo, file, commit, where)
         if isinstance(metadata, Exception):
-            unreachable, metadata = metadata, None
-        if metadata is not None:
-            commit, named[file] = metadata.commit_hash or commit, metadata.etag
-    folder: Path | None = None
+            commit, named, unreachable = branch, {}, metadata
+            break
+        commit, named[file] = metadata.commit_hash or commit, metadata.etag
+    published = named.get(_WEIGHTS) or ''
+    if sha256 and len(published) == 64 and published != sha256:
+        raise DownloadError(
+            f'{_WEIGHTS} of {where} is not the expected one: its SHA-256 is {published}, {sha256} was expected; '
+            'it was not downloaded'
+        )
     for file in files:
-        found = try_to_load_from_cache(repo, file, revision=commit)
-        if isinstance(found, str) and not _right(Path(found), file, named, sha256):
-            # Damaged since it came; it is fetched anew.
-            _forget(Path(found))
-            found = None
-        if not isinstance(found, str):
-            if unreachable is not None:
-                raise DownloadError(
-                    f'{where} cannot be loaded: {_endpoint()} cannot be reached ({_reason(unreachable)}), '
-                    f'and {file} is not in the cache'
-                ) from unreachable
-            # By the branch's name once, so that the client knows offline too where it was.
-            found = _download(repo, file, branch if folder is None else commit, where)
-            path = Path(found)
-            if not _right(path, file, named, sha256):
-                digest = file_hash(path)
-                _forget(path)
-                expected = _expected(path, file, named, sha256)
-                raise DownloadError(
-                    f'{file} of {where} came damaged or is not what was published: its SHA-256 is {digest}, '
-                    f'{expected} was expected; nothing of it was kept'
-                )
-        if folder is None and unreachable is None and try_to_load_from_cache(repo, file, revision=branch) != found:
-            # The branch has moved to a commit that was in the cache already.
-            _download(repo, file, branch, where)
-        folder = Path(found).parents[len(Path(file).parents) - 1]
-    assert folder is not None
+        path = _obtain(repo, file, commit, named.get(file), sha256 if file == _WEIGHTS else None, where, unreachable)
+    folder = path.parents[len(Path(file).parents) - 1]
+    if unreachable is None and commit != branch:
+        # Only now, so that offline the branch is a commit that is here whole. A cache for reading only stays as it is.
+        with suppress(OSError):
+            _remember(folder, branch, commit)
     return folder
 
 
@@ -138,7 +132,12 @@ def _ask(repo: str, file: str, revision: str, where: str) -> Any:
         raise DownloadError(_missing(repo, file, revision, where)) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
-        if status < 500:
+        if status == 401:
+            raise DownloadError(
+                f'{where} cannot be read: {_endpoint()} does not know the token; log in anew (hf auth login), or set '
+                'another HF_TOKEN, or none'
+            ) from error
+        if status < 500 and status not in _BUSY:
             raise DownloadError(f'{where} cannot be read: {_endpoint()} answers {status}') from error
         return error
     except Exception as error:  # Whatever HTTP library the client is built on: refused, timed out, offline.
@@ -152,8 +151,8 @@ def _missing(repo: str, file: str, revision: str, where: str) -> str:
         names = HfApi().list_repo_files(repo, revision=revision)
     except Exception:  # The reason given is then the shorter one.
         names = []
-    pickles = sorted(name for name in names if name.endswith(_PICKLES))
-    if pickles and file.endswith('.safetensors'):
+    pickles = sorted(name for name in names if name.endswith(PICKLES))
+    if pickles and not any(name.endswith('.safetensors') for name in names):
         return (
             f'{where} has no safetensors, only {pickles[0]}, a pickle, which can run code when it is read: if you '
             f'trust it, download it and run tools/convert.py {pickles[0]} --from timm --to DIR'
@@ -161,41 +160,89 @@ def _missing(repo: str, file: str, revision: str, where: str) -> str:
     return f'{where} has no file {file}' + (f'; it has {", ".join(sorted(names)[:5])}' if names else '')
 
 
-def _download(repo: str, file: str, commit: str, where: str) -> str:
+def _obtain(
+    repo: str, file: str, commit: str, etag: str | None, sha256: str | None, where: str, unreachable: Exception | None
+) -> Path:
+    """Return a file, verified: from the cache, else from the Hub where it can be reached."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, file, revision=commit)
+    state = 'is not in the cache'
+    if isinstance(found, str):
+        path = Path(found)
+        name = etag or _blob(path).name
+        if _mismatch(path, name):
+            _forget(path)
+            state = 'was damaged in the cache'
+        elif sha256 in (None, name) or (other := _mismatch(path, sha256)) is None:
+            return path
+        elif unreachable is None:
+            _forget(path)
+        else:
+            state = f'is another one in the cache: {other}'
+    if unreachable is not None:
+        raise DownloadError(
+            f'{where} cannot be loaded: {_endpoint()} cannot be reached ({_reason(unreachable)}), and {file} {state}'
+        ) from unreachable
+    path = _download(repo, file, commit, where)
+    mismatch = _mismatch(path, etag) or (None if sha256 == etag else _mismatch(path, sha256))
+    if mismatch:
+        _forget(path)
+        raise DownloadError(
+            f'{file} of {where} came damaged or is not what was published: {mismatch}; nothing of it was kept'
+        )
+    return path
+
+
+def _download(repo: str, file: str, commit: str, where: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return hf_hub_download(repo, file, revision=commit)
+        return Path(hf_hub_download(repo, file, revision=commit))
     except Exception as error:  # Whatever HTTP library the client is built on.
-        raise DownloadError(f'{file} of {where} could not be downloaded: {_reason(error)}') from error
+        sizes = re.search(r'of size (\d+) but has size (\d+)', str(error))
+        reason = f'only {sizes[2]} of its {sizes[1]} bytes came; try again' if sizes else _reason(error)
+        raise DownloadError(f'{file} of {where} could not be downloaded: {reason}') from error
 
 
-def _expected(path: Path, file: str, named: dict[str, str], sha256: str | None) -> str:
-    # In the cache a file is a link to one that bears its hash as name.
-    etag = named.get(file) or path.resolve().name
-    return sha256 if sha256 and file == 'model.safetensors' else etag
+def _mismatch(path: Path, expected: str | None) -> str | None:
+    """Return how a file differs from a hash; None if it does not, or there is no hash to compare with."""
+    if expected is None or not _HASH.fullmatch(expected):
+        return None
+    kind, title = ('sha256', 'SHA-256') if len(expected) == 64 else ('git', 'Git hash')
+    found = file_hash(path, kind)
+    return None if found == expected else f'its {title} is {found}, {expected} was expected'
 
 
-def _right(path: Path, file: str, named: dict[str, str], sha256: str | None) -> bool:
-    expected = _expected(path, file, named, sha256)
-    if len(expected) == 64:
-        return file_hash(path) == expected
-    # A server that gives another kind of name leaves nothing to compare with.
-    return len(expected) != 40 or file_hash(path, 'git') == expected
+def _blob(path: Path) -> Path:
+    """Return what a file of the cache is a link to: its content, which bears its hash as name."""
+    # One step: the content may be a link again, into a store shared by repositories, which names it otherwise.
+    return path.parent / os.readlink(path) if path.is_symlink() else path
 
 
 def _forget(path: Path) -> None:
-    path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+    for place in (path.resolve(), _blob(path), path):
+        place.unlink(missing_ok=True)
+
+
+def _remember(folder: Path, branch: str, commit: str) -> None:
+    """Note in the cache which commit a branch is, as the client would."""
+    note = folder.parents[1] / 'refs' / branch
+    if not note.is_file() or note.read_text() != commit:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(note, commit)
 
 
 def _timeout() -> Any:
+    from huggingface_hub import constants
+
+    answer = constants.HF_HUB_ETAG_TIMEOUT
     try:
         import httpx2
     except ImportError:
         # Clients before 2.0 are built on other libraries; these take one number.
-        return _ANSWER
-    return httpx2.Timeout(_ANSWER, connect=_CONNECT)
+        return answer
+    return httpx2.Timeout(answer, connect=_CONNECT)
 
 
 def _reason(error: Exception) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -23,9 +24,10 @@ class Repository:
     commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=lambda: [('0' * 40, {})])
     branches: dict[str, str] = field(default_factory=lambda: {'main': '0' * 40})
     gated: bool = False
+    private: bool = False
 
-    def commit(self, files: dict[str, bytes], branch: str = 'main') -> str:
-        before = self.files(branch) or {}
+    def commit(self, files: dict[str, bytes], branch: str = 'main', removed: Sequence[str] = ()) -> str:
+        before = {name: data for name, data in (self.files(branch) or {}).items() if name not in removed}
         oid = hashlib.sha1(f'{len(self.commits)}{sorted(files)}'.encode()).hexdigest()
         self.commits.append((oid, {**before, **files}))
         self.branches[branch] = oid
@@ -41,7 +43,10 @@ class Repository:
 
 
 class Hub(ThreadingHTTPServer):
-    """The server; `faults` maps a file's name to what goes wrong when it is sent: flip, truncate or cut."""
+    """The server; `faults` maps a file's name to what goes wrong when it is sent: flip, truncate, cut, or a status.
+
+    As the Hub, it sends large files from another host (that of the content), and names them by SHA-256 on the way.
+    """
 
     daemon_threads = True
 
@@ -53,7 +58,7 @@ class Hub(ThreadingHTTPServer):
         self.sent: list[tuple[str, int]] = []
         self.pushes = 0
         self.before_commit: Any = None
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def url(self) -> str:
@@ -134,7 +139,8 @@ class Handler(BaseHTTPRequestHandler):
             if kind == 'tree':
                 return self.answer(200, listed)
             oid = repository.resolve(revision)
-            return self.answer(200, {'id': name, 'modelId': name, 'sha': oid, 'siblings': listed, 'tags': []})
+            described = {'id': name, 'modelId': name, 'sha': oid, 'siblings': listed, 'tags': []}
+            return self.answer(200, {**described, 'private': repository.private})
         if found := re.fullmatch(r'/([^/]+/[^/]+)/resolve/([^/]+)/(.+)', path):
             return self.send_file(*found.groups(), head)
         self.answer(404, {}, head)
@@ -143,7 +149,9 @@ class Handler(BaseHTTPRequestHandler):
         repository = self.server.repositories.get(name)
         if repository is None:
             return self.refuse('RepoNotFound', head=head)
-        if repository.gated and not self.allowed():
+        # The content's host knows no tokens: its addresses are signed.
+        signed = urlsplit(f'//{self.headers["Host"]}').hostname == 'localhost'
+        if repository.gated and not signed and not self.allowed():
             return self.refuse('GatedRepo', 403, head)
         files = repository.files(revision)
         oid = repository.resolve(revision) or ''
@@ -152,7 +160,14 @@ class Handler(BaseHTTPRequestHandler):
         if file not in files:
             return self.answer(404, b'', head, X_Error_Code='EntryNotFound', X_Repo_Commit=oid)
         data = files[file]
+        fault = self.server.faults.get(file)
+        if fault is not None and fault.isdigit():
+            return self.answer(int(fault), {'error': 'busy'}, head)
         headers = {'X_Repo_Commit': oid, 'ETag': f'"{etag(file, data)}"'}
+        if file.endswith(LARGE) and not signed:
+            headers |= {'ETag': '"0"', 'X_Linked_Etag': f'"{etag(file, data)}"', 'X_Linked_Size': str(len(data))}
+            content = f'http://localhost:{self.server.server_port}{self.path}'
+            return self.answer(302, b'', head, Location=content, **headers)
         if head:
             self.send_response(200)
             for key, value in {**headers, 'Content_Length': str(len(data))}.items():
@@ -161,7 +176,6 @@ class Handler(BaseHTTPRequestHandler):
         wanted = re.match(r'bytes=(\d+)-', self.headers.get('Range', ''))
         start = int(wanted[1]) if wanted else 0
         self.server.sent.append((file, start))
-        fault = self.server.faults.get(file)
         if fault == 'flip':
             middle = len(data) // 2
             data = data[:middle] + bytes(255 - byte for byte in data[middle : middle + 4]) + data[middle + 4 :]
@@ -204,13 +218,15 @@ class Handler(BaseHTTPRequestHandler):
             name = f'{asked.get("organization") or "me"}/{asked["name"]}'
             if name in self.server.repositories:
                 return self.answer(409, {'error': 'exists', 'url': f'{self.server.url}/{name}'})
-            self.server.repositories[name] = Repository()
+            self.server.repositories[name] = Repository(private=bool(asked.get('private')))
             return self.answer(200, {'url': f'{self.server.url}/{name}', 'name': name})
         found = re.fullmatch(r'/api/models/([^/]+/[^/]+)/(preupload|commit|branch)/([^/]+)', path)
         if found is None or found[1] not in self.server.repositories:
             return self.refuse('RepoNotFound')
         repository = self.server.repositories[found[1]]
         if found[2] == 'branch':
+            if found[3] in repository.branches:
+                return self.answer(409, {'error': 'exists'})
             repository.branches[found[3]] = repository.branches['main']
             return self.answer(200, {})
         if found[2] == 'preupload':
@@ -230,7 +246,8 @@ class Handler(BaseHTTPRequestHandler):
             for line in lines[1:]
             if line['key'] == 'file'
         }
-        oid = repository.commit(files, found[3])
+        removed = [line['value']['path'] for line in lines[1:] if line['key'] == 'deletedFile']
+        oid = repository.commit(files, found[3], removed)
         self.server.pushes += 1
         url = f'{self.server.url}/{found[1]}/commit/{oid}'
         self.answer(200, {'success': True, 'commitOid': oid, 'commitUrl': url, 'hookOutput': ''})
