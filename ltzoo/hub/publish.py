@@ -88,7 +88,8 @@ def publish(
         if dry_run:
             return Publication(repo, changed, removed, None)
         if info is None:
-            api.create_repo(repo, private=private, exist_ok=True)
+            # An organisation may have private as its default; without being asked to, it is not made public.
+            api.create_repo(repo, private=private or None, exist_ok=True)
         if revision != 'main':
             api.create_branch(repo, branch=revision, exist_ok=True)
         # What the commit goes on top of: perhaps somebody else's, put there since.

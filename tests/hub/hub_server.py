@@ -43,7 +43,7 @@ class Repository:
 
 
 class Hub(ThreadingHTTPServer):
-    """The server; `faults` maps a file's name to what goes wrong when it is sent: flip, truncate, cut, or a status.
+    """The server; `faults` maps FILE or ORG/NAME/FILE to what goes wrong with it: flip, truncate, cut, or a status.
 
     As the Hub, it sends large files from another host (that of the content), and names them by SHA-256 on the way.
     """
@@ -57,6 +57,8 @@ class Hub(ThreadingHTTPServer):
         # Files sent: (name, bytes from), and changes asked for.
         self.sent: list[tuple[str, int]] = []
         self.pushes = 0
+        # What organisations make where nothing is asked for.
+        self.visibility = 'public'
         self.before_commit: Any = None
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -160,7 +162,7 @@ class Handler(BaseHTTPRequestHandler):
         if file not in files:
             return self.answer(404, b'', head, X_Error_Code='EntryNotFound', X_Repo_Commit=oid)
         data = files[file]
-        fault = self.server.faults.get(file)
+        fault = self.server.faults.get(file) or self.server.faults.get(f'{name}/{file}')
         if fault is not None and fault.isdigit():
             return self.answer(int(fault), {'error': 'busy'}, head)
         headers = {'X_Repo_Commit': oid, 'ETag': f'"{etag(file, data)}"'}
@@ -218,7 +220,8 @@ class Handler(BaseHTTPRequestHandler):
             name = f'{asked.get("organization") or "me"}/{asked["name"]}'
             if name in self.server.repositories:
                 return self.answer(409, {'error': 'exists', 'url': f'{self.server.url}/{name}'})
-            self.server.repositories[name] = Repository(private=bool(asked.get('private')))
+            visibility = asked.get('visibility', self.server.visibility)
+            self.server.repositories[name] = Repository(private=visibility == 'private')
             return self.answer(200, {'url': f'{self.server.url}/{name}', 'name': name})
         found = re.fullmatch(r'/api/models/([^/]+/[^/]+)/(preupload|commit|branch)/([^/]+)', path)
         if found is None or found[1] not in self.server.repositories:

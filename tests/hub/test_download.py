@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from hub_server import TOKEN, Hub
+from hub_server import TOKEN, Hub, etag
 from torch import nn
 
 import ltzoo
@@ -22,6 +24,7 @@ from ltzoo.models.download import DownloadError, fetch, file_hash, probe
 
 Train = Callable[..., nn.Module]
 REPO = 'someone/model'
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def use_endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
@@ -36,7 +39,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     use_endpoint(monkeypatch, server.url)
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
     monkeypatch.delenv('HF_TOKEN', raising=False)
-    monkeypatch.setattr(time, 'sleep', lambda seconds: None)
     yield server
     server.shutdown()
 
@@ -101,26 +103,52 @@ def test_only_what_is_needed_comes(hub: Hub, files: dict[str, bytes]) -> None:
 def test_flipped_bytes_are_noticed_and_not_kept(hub: Hub, files: dict[str, bytes], tmp_path: Path, name: str) -> None:
     hub.add(REPO, files)
     hub.faults[name] = 'flip'
-    assert f'{name} of hf-hub:{REPO} came damaged or is not what was published: its ' in refused(f'hf-hub:{REPO}')
+    message = refused(f'hf-hub:{REPO}')
+    title = 'SHA-256' if name == 'model.safetensors' else 'Git hash'
+    assert f'{name} of hf-hub:{REPO} came damaged or is not what was published: its {title} is ' in message
+    assert f', {etag(name, files[name])} was expected; nothing of it was kept' in message
     assert name not in {path.name for path in cached(tmp_path)}
     hub.faults.clear()
     ltzoo.create_model(f'hf-hub:{REPO}', pretrained=True)
     assert name in {path.name for path in cached(tmp_path)}
 
 
-def test_weights_that_are_not_those_of_the_entry(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+def test_weights_that_are_not_those_of_the_entry(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.add(REPO, files)
     digest = hashlib.sha256(files['model.safetensors']).hexdigest()
     folder = fetch(REPO, sha256=digest)
     assert file_hash(folder / 'model.safetensors') == digest
-    # Published anew under the same name: right by the server's hash, wrong by ours.
-    sent = len(hub.sent)
-    with pytest.raises(DownloadError, match=f'SHA-256 is {digest}, {"0" * 64} was expected; it was not downloaded'):
+    # Published anew under the same name: right by the server's hash, wrong by ours, and not worth a transfer.
+    with pytest.raises(DownloadError, match=f'its SHA-256 is {digest}, {"0" * 64} was expected; it was not downloaded'):
         fetch(REPO, sha256='0' * 64)
-    assert len(hub.sent) == sent
+    assert len(hub.sent) == 2
+    # Nor is what the cache has taken for it, nor removed, as it is right for others.
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    with pytest.raises(DownloadError, match=f'is another one in the cache: its SHA-256 is {digest}, {"0" * 64} was'):
+        fetch(REPO, sha256='0' * 64)
+    assert fetch(REPO, sha256=digest) == fetch(REPO) == folder
 
 
-def test_a_file_damaged_in_the_cache_is_fetched_anew(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_hash_that_the_hub_does_not_know(hub: Hub, tmp_path: Path) -> None:
+    # A server that names large files by Git's hash: ours is compared with what came.
+    import hub_server
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub_server, 'LARGE', '.none')
+        hub.add(REPO, {'model.safetensors': b'weights', 'config.json': b'{}'})
+        digest = hashlib.sha256(b'weights').hexdigest()
+        for _ in range(2):
+            with pytest.raises(DownloadError, match=f'its SHA-256 is {digest}, {"0" * 64} was expected; nothing of it'):
+                fetch(REPO, files=('model.safetensors',), sha256='0' * 64)
+            assert cached(tmp_path) == []
+        assert fetch(REPO, sha256=digest).is_dir()
+
+
+def test_a_file_damaged_in_the_cache_is_fetched_anew(
+    hub: Hub, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.add(REPO, files)
     weights = fetch(REPO) / 'model.safetensors'
     damaged = bytearray(files['model.safetensors'])
@@ -128,6 +156,112 @@ def test_a_file_damaged_in_the_cache_is_fetched_anew(hub: Hub, files: dict[str, 
     weights.resolve().write_bytes(damaged)
     assert (fetch(REPO) / 'model.safetensors').read_bytes() == files['model.safetensors']
     assert [name for name, _ in hub.sent].count('model.safetensors') == 2
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    weights.resolve().write_bytes(damaged)
+    assert 'and model.safetensors was damaged in the cache' in refused(f'hf-hub:{REPO}')
+    assert 'model.safetensors' not in {path.name for path in cached(tmp_path)}
+
+
+def test_a_cache_whose_content_is_shared_by_repositories(
+    hub: Hub, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As the client keeps what comes through Xet: the blob is a link to a file that bears another hash.
+    hub.add(REPO, files)
+    weights = fetch(REPO) / 'model.safetensors'
+    blob = weights.resolve()
+    shared = tmp_path / 'cache' / 'blobs' / 'ab' / ('ab' * 32)
+    shared.parent.mkdir(parents=True)
+    blob.rename(shared)
+    blob.symlink_to(shared)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    assert (fetch(REPO) / 'model.safetensors').read_bytes() == files['model.safetensors']
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
+    shared.write_bytes(bytes(len(files['model.safetensors'])))
+    assert (fetch(REPO) / 'model.safetensors').read_bytes() == files['model.safetensors']
+    assert not shared.exists()
+
+
+@pytest.mark.parametrize('fault', ['flip', 'truncate', '404'])
+def test_an_update_that_fails_leaves_the_last_one_usable(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    repository = hub.add(REPO, files)
+    before = fetch(REPO)
+    repository.commit({'config.json': b'{}', 'model.safetensors': files['model.safetensors'][::-1]})
+    hub.faults['model.safetensors'] = fault
+    with pytest.raises(DownloadError):
+        fetch(REPO)
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+        assert fetch(REPO) == before
+        ltzoo.create_model(f'hf-hub:{REPO}', pretrained=True)
+    hub.faults.clear()
+    after = fetch(REPO)
+    assert after != before
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    assert fetch(REPO) == after
+
+
+@pytest.mark.parametrize('status', ['429', '503'])
+def test_a_busy_hub_is_one_that_does_not_answer(hub: Hub, files: dict[str, bytes], status: str) -> None:
+    hub.add(REPO, files)
+    hub.add('someone/other', files)
+    folder = fetch(REPO)
+    hub.faults['config.json'] = status
+    assert fetch(REPO) == folder
+    assert f'cannot be reached ({status}' in refused('hf-hub:someone/other').replace("Server error '", '')
+    # It stops answering between two files of a new commit: both are of the last one.
+    hub.faults = {'model.safetensors': status}
+    hub.repositories[REPO].commit({'config.json': b'{}'})
+    assert fetch(REPO) == folder
+    hub.faults['config.json'] = '418'
+    assert f'hf-hub:{REPO} cannot be read: {hub.url} answers 418' in refused(f'hf-hub:{REPO}')
+    hub.faults['config.json'] = '401'
+    assert 'does not know the token' in refused(f'hf-hub:{REPO}')
+
+
+def test_as_a_user_has_it(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    """With nothing patched: processes of their own, the environment's variables, real time."""
+    repository = hub.add(REPO, files)
+    script = (
+        'import sys, time\n'
+        'from ltzoo.models.download import DownloadError, fetch\n'
+        'import huggingface_hub; huggingface_hub.get_session()\n'
+        'for repo in sys.argv[1:]:\n'
+        '    start = time.perf_counter()\n'
+        '    try: said = fetch(repo).name\n'
+        '    except DownloadError as error: said = str(error)\n'
+        '    assert time.perf_counter() - start < 1, (repo, time.perf_counter() - start)\n'
+        '    print(said)\n'
+    )
+
+    def said(endpoint: str, *repos: str, **environment: str) -> list[str]:
+        environment = {**os.environ, 'HF_ENDPOINT': endpoint, 'HF_HOME': str(tmp_path / 'home'), **environment}
+        environment.pop('HF_HUB_CACHE', None)
+        command = [sys.executable, '-c', script, *repos]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    hub.add('someone/cut', files)
+    hub.faults['someone/cut/model.safetensors'] = 'truncate'
+    head, size = repository.branches['main'], len(files['model.safetensors'])
+    assert said(hub.url, REPO, REPO, 'someone/none', 'someone/cut') == [
+        *(head, head),
+        'hf-hub:someone/none does not exist, or is private: check the name, or log in (hf auth login)',
+        'model.safetensors of hf-hub:someone/cut could not be downloaded: '
+        f'only {size // 2} of its {size} bytes came; try again',
+    ]
+    assert [name for name, _ in hub.sent].count('config.json') == 2
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        dead = f'http://127.0.0.1:{taken.getsockname()[1]}'
+        there, missing = said(dead, REPO, 'someone/other')
+        assert there == head
+        assert 'cannot be reached' in missing
+    there, missing = said(hub.url, REPO, 'someone/other', HF_HUB_OFFLINE='1')
+    assert there == head
+    assert '(HF_HUB_OFFLINE is set), and config.json is not in the cache' in missing
 
 
 def test_a_cut_connection_goes_on_where_it_was_cut(
@@ -159,6 +293,7 @@ def test_what_is_not_there_or_not_for_everyone(
 ) -> None:
     hub.add(REPO, {'config.json': files['config.json'], 'notes.txt': b''})
     hub.add('someone/pickled', {'config.json': files['config.json'], 'pytorch_model.bin': b'cos\nsystem'})
+    hub.add('someone/raw', {'best.pth': b'cos\nsystem'})
     hub.add('someone/gated', files, gated=True)
     assert 'hf-hub:someone/missing does not exist, or is private' in refused('hf-hub:someone/missing')
     assert "the repository has no revision 'v9'" in refused(f'hf-hub:{REPO}@v9')
@@ -166,7 +301,8 @@ def test_what_is_not_there_or_not_for_everyone(
     pickled = refused('hf-hub:someone/pickled')
     assert 'has no safetensors, only pytorch_model.bin, a pickle' in pickled
     assert 'tools/convert.py pytorch_model.bin --from timm --to DIR' in pickled
-    assert 'pytorch_model.bin' not in {name for name, _ in hub.sent}
+    assert 'only best.pth, a pickle' in refused('hf-hub:someone/raw')
+    assert not {'pytorch_model.bin', 'best.pth'} & {name for name, _ in hub.sent}
     assert 'hf-hub:someone/gated is gated: ask for access' in refused('hf-hub:someone/gated')
     monkeypatch.setenv('HF_TOKEN', TOKEN)
     ltzoo.create_model('hf-hub:someone/gated', pretrained=True)

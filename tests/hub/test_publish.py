@@ -33,6 +33,7 @@ FILES = {
     *('model.safetensors', 'config.json', 'README.md', 'results.json', 'vectors.safetensors', 'log.jsonl'),
     'curves.png',
 }
+VECTORS = 'vectors.safetensors'
 
 
 @pytest.fixture
@@ -113,15 +114,61 @@ def test_again_changes_nothing_and_another_model_needs_force(
         publish(folder, 'zoo/old')
 
 
-def test_a_dry_run_changes_nothing(hub: Hub, token: None, folder: Path) -> None:
+def test_nothing_of_a_replaced_model_stays(hub: Hub, token: None, folder: Path) -> None:
+    old = {
+        **dict.fromkeys(['model.safetensors', 'pytorch_model.bin', 'accuracy.png', '.eval_results/old.yaml'], b'old'),
+        **dict.fromkeys(['.gitattributes', 'LICENSE'], b'kept'),
+    }
+    repository = hub.add(REPO, old)
+    planned = publish(folder, REPO, force=True, dry_run=True)
+    assert repository.files('main') == old
+    done = publish(folder, REPO, force=True)
+    assert set(done.removed) == set(planned.removed) == {'pytorch_model.bin', 'accuracy.png', '.eval_results/old.yaml'}
+    assert set(repository.files('main') or ()) == FILES | {'.gitattributes', 'LICENSE'}
+    assert hub.pushes == 1
+    # A plot that is no longer of the same model goes too, what others put beside it does not.
+    repository.commit({'accuracy.png': b'old', 'pytorch_model.bin': b'somebody else wants it'})
+    assert publish(folder, REPO).removed == ('accuracy.png',)
+    assert publish(folder, REPO).url is None
+
+
+def test_private(hub: Hub, token: None, folder: Path) -> None:
+    publish(folder, REPO, private=True)
+    assert hub.repositories[REPO].private
+    assert publish(folder, REPO, private=True).files == ()
+    hub.visibility = 'private'
+    publish(folder, 'zoo/default')
+    assert hub.repositories['zoo/default'].private
+    public = hub.add('zoo/public', {})
+    with pytest.raises(PublishError, match='zoo/public exists and is public'):
+        publish(folder, 'zoo/public', private=True)
+    assert public.files('main') == {}
+
+
+def test_a_dry_run_changes_nothing(hub: Hub, token: None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(publish(folder, REPO, dry_run=True).files) == FILES
     assert hub.repositories == {}
+    monkeypatch.setenv('HF_TOKEN', 'hf_unknown')
+    with pytest.raises(PublishError, match='the Hub answers 401; log in'):
+        publish(folder, REPO, dry_run=True)
+    monkeypatch.delenv('HF_TOKEN')
+    with pytest.raises(PublishError, match='nobody is logged in; log in'):
+        publish(folder, REPO, dry_run=True)
 
 
 def test_a_branch(hub: Hub, token: None, folder: Path) -> None:
     publish(folder, REPO, revision='candidate')
     assert hub.repositories[REPO].files('main') == {}
     assert set(hub.repositories[REPO].files('candidate') or ()) == FILES
+    assert publish(folder, REPO, revision='candidate').files == ()
+    # A new branch begins with what main holds, which may be another model.
+    other = hub.add('zoo/old', {'model.safetensors': b'old'})
+    with pytest.raises(PublishError, match='zoo/old holds another model already'):
+        publish(folder, 'zoo/old', revision='candidate')
+    assert set(other.branches) == {'main'}
+    publish(folder, 'zoo/old', revision='candidate', force=True)
+    assert other.files('main') == {'model.safetensors': b'old'}
+    assert set(other.files('candidate') or ()) == FILES
 
 
 def damaged(folder: Path, what: str) -> None:
@@ -143,6 +190,8 @@ def damaged(folder: Path, what: str) -> None:
 
         results['sha256'] = hashlib.sha256(weights).hexdigest()
         (folder / 'results.json').write_text(json.dumps(results))
+    elif what == 'images':
+        save_file({**load_file(folder / VECTORS), 'images': torch.ones(1, 1, 9)}, folder / VECTORS)
     elif what == 'scores':
         del results['scores']
         (folder / 'results.json').write_text(json.dumps(results))
@@ -161,6 +210,7 @@ def damaged(folder: Path, what: str) -> None:
         ('weights', r'the weights in .* have SHA-256 [0-9a-f]{64}, its results are of [0-9a-f]{64}'),
         ('weights and hash', r'does not load back equal: .* gives other logits than those stored with it'),
         ('truncated', r'the weights of .* are damaged or of another model'),
+        ('images', r'does not load back equal: .*expected input'),
         ('scores', r"results\.json holds no scores: KeyError\('scores'\)"),
         ('no scores', r'results\.json holds no scores$'),
         ('pickle', r'holds checkpoint\.pt, a pickle: only safetensors are published'),
@@ -191,6 +241,21 @@ def test_a_change_meanwhile_is_not_overwritten(hub: Hub, token: None, folder: Pa
     with pytest.raises(PublishError, match='was changed meanwhile'):
         publish(folder, REPO)
     assert (hub.repositories[REPO].files('main') or {})['log.jsonl'] == b'theirs'
+
+
+def test_a_repository_made_meanwhile_is_not_overwritten(
+    hub: Hub, token: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = huggingface_hub.HfApi.create_repo
+
+    def late(api: huggingface_hub.HfApi, *args: Any, **kwargs: Any) -> Any:
+        hub.add(REPO, {'model.safetensors': b'theirs'})
+        return create(api, *args, **kwargs)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, 'create_repo', late)
+    with pytest.raises(PublishError, match='holds another model already'):
+        publish(folder, REPO)
+    assert hub.repositories[REPO].files('main') == {'model.safetensors': b'theirs'}
 
 
 def test_no_way_to_the_hub(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
