@@ -1,10 +1,12 @@
 """One forward and backward pass in which every group of samples has weights of its own.
 
-A batch is sorted by group. Wherever a network brings weights and activations together, each group's rows meet that
-group's weights; batch-norm still sees the joint statistics. The gradient of the loss with respect to a group's weights
-is then that group's share of the gradient, and the shares add up to the gradient of the whole: a pass costs what an
-ordinary one costs, however many groups there are. With the same weights for all (the first pass of GSA, Eq. 11) only
-the gradient of the weights is cut up.
+Wherever a network brings weights and activations together, each group's rows meet that group's weights; batch-norm
+still sees the joint statistics. The gradient of the loss with respect to a group's weights is then that group's share
+of the gradient, and the shares add up to the gradient of the whole. With the same weights for all (the first pass of
+GSA, Eq. 11) only the gradient of the weights is cut up.
+
+Either a batch is sorted by group and worked on slice by slice, so that a pass costs what an ordinary one costs, however
+many groups there are (`ltzoo.gkpgsa.sliced`); or all rows meet all weights and each keeps its own (`.dense`).
 
 It works on any network made of torch functions: functions are caught as they are called, so that no module has to be
 written for it.
@@ -20,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ltzoo.gkpgsa import dense, sliced
 from ltzoo.gkpgsa.direction import SharpnessError
-from ltzoo.gkpgsa.rows import ClassRows, Rows, SampleRows
+from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, Rows, SampleRows
 
 __all__ = ['GroupedWeights']
 
@@ -34,19 +37,24 @@ class GroupedWeights(TorchFunctionMode):
 
     Args:
         weights: for every parameter, its tensors by slot; leaves that require grad.
-        sizes: samples of every slot in a batch, in which the samples lie in this order.
-        class_slots: slot of every class, int64, shape (C,).
+        samples: rows of the batch.
+        classes: one row for each class.
         shared: promise that all slots hold the same values; functions then run once for all rows.
     """
 
     def __init__(
-        self, weights: Mapping[Tensor, Sequence[Tensor]], sizes: Sequence[int], class_slots: Tensor, *, shared: bool
+        self,
+        weights: Mapping[Tensor, Sequence[Tensor]],
+        samples: SampleRows | OneHotRows,
+        classes: ClassRows | OneHotRows,
+        *,
+        shared: bool,
     ) -> None:
         super().__init__()
-        self.slots = len(sizes)
+        self.slots = len(next(iter(weights.values())))
         self.shared = shared
-        self.samples = SampleRows(tuple(sizes))
-        self.classes = ClassRows(class_slots, len(sizes))
+        self.samples = samples
+        self.classes = classes
         # What was expanded from a parameter to as many rows as there are, such as a class token.
         self.expanded: set[int] = set()
         # By identity; the key itself is held so that its identity cannot be taken over by another tensor.
@@ -108,6 +116,8 @@ class GroupedWeights(TorchFunctionMode):
                 f'parameters with one row for each of the {len(self.classes.slots)} classes'
             )
         weights = self.grouped[id(parameter)][1]
+        if isinstance(self.classes, OneHotRows):
+            return _tag(self.classes.choose(weights), self.classes)
         parts = [weights[s][self.classes.slots == s] for s, n in enumerate(self.classes.sizes) if n]
         return _tag(self.classes.join(parts), self.classes)
 
@@ -133,6 +143,14 @@ class GroupedWeights(TorchFunctionMode):
 
     def call_by_slot(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows) -> Any:
         """Call a function of single rows with every slot's rows and weights."""
+        name = getattr(func, '__name__', '')
+        if name.startswith('__i') or (name.endswith('_') and not name.endswith('__')):
+            raise SharpnessError(f'{name} changes an activation in place by a parameter, which groups cannot share')
+        if isinstance(rows, OneHotRows):
+            by_slot = [func(*self.replace(args, slot), **self.replace(kwargs, slot)) for slot in range(rows.count)]
+            if isinstance(by_slot[0], Tensor):
+                return rows.choose(by_slot)
+            return type(by_slot[0])(rows.choose(parts) for parts in zip(*by_slot, strict=True))
         tensors = list(_tensors((*args, *kwargs.values())))
         example = next(t for t in tensors if getattr(t, '_rows', None) is rows)
 
@@ -168,7 +186,7 @@ def _conv2d(
         return None
     pairs = [(v, v) if isinstance(v, int) else tuple(v) for v in (stride, padding, dilation)]
     x, weights, biases = _cast(input, mode.weights_of(weight), mode.weights_of(bias))
-    return _Conv2d.apply(x, rows, mode.shared, (*pairs, groups), len(weights), *weights, *biases)
+    return _of(rows).Conv2d.apply(x, rows, mode.shared, (*pairs, groups), len(weights), *weights, *biases)
 
 
 def _linear(
@@ -177,7 +195,7 @@ def _linear(
     if not rows.fits(input) or id(weight) not in mode.grouped:
         return None
     x, weights, biases = _cast(input, mode.weights_of(weight), mode.weights_of(bias))
-    return _Linear.apply(x, rows, mode.shared, len(weights), *weights, *biases)
+    return _of(rows).Linear.apply(x, rows, mode.shared, len(weights), *weights, *biases)
 
 
 def _batch_norm(
@@ -189,7 +207,7 @@ def _batch_norm(
     if not training or not rows.fits(input) or weights is None or biases is None:
         return None
     conf = (running_mean, running_var, momentum, eps)
-    return _BatchNorm.apply(input, rows, mode.shared, conf, len(weights), *weights, *biases)
+    return _of(rows).BatchNorm.apply(input, rows, mode.shared, conf, len(weights), *weights, *biases)
 
 
 # What is faster, or joint over the rows, and so cannot be called slot by slot.
@@ -205,134 +223,8 @@ _EXPANDS = (Tensor.expand, Tensor.expand_as, Tensor.repeat, torch.broadcast_to)
 _MOVES = (Tensor.permute, torch.permute, Tensor.transpose, torch.transpose, Tensor.movedim, torch.movedim, Tensor.T)
 
 
-class _Conv2d(torch.autograd.Function):
-    """Convolution; with shared weights in one piece but for the gradient of the weights."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, rows: Rows, shared: bool, conf: tuple[Any, ...], count: int, *tensors: Tensor
-    ) -> Tensor:
-        weights, biases = tensors[:count], tensors[count:]
-        ctx.save_for_backward(x, *weights)
-        ctx.rows, ctx.shared, ctx.conf, ctx.biased = rows, shared, conf, len(biases) > 0
-        if shared:
-            return torch.conv2d(x, weights[0], biases[0] if biases else None, *conf)
-        return rows.join(
-            [torch.conv2d(part, weights[s], biases[s] if biases else None, *conf) for s, part in rows.split(x)]
-        )
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, *weights = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.conf
-        needs_x = ctx.needs_input_grad[0]
-
-        def backward(g: Tensor, part: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
-            sizes = [len(weight)] if ctx.biased else None
-            return torch.ops.aten.convolution_backward(
-                g, part, weight, sizes, stride, padding, dilation, False, [0, 0], groups, mask
-            )
-
-        grad_x = backward(grad, x, weights[0], [True, False, False])[0] if ctx.shared and needs_x else None
-        sums: dict[int, tuple[Tensor, Tensor | None]] = {}
-        parts_x = []
-        mask = [needs_x and not ctx.shared, True, ctx.biased]
-        for (slot, part), (_, g) in zip(ctx.rows.split(x), ctx.rows.split(grad), strict=True):
-            gx, gw, gb = backward(g, part, weights[slot], mask)
-            parts_x.append(gx)
-            _add(sums, slot, gw, gb)
-        if needs_x and not ctx.shared:
-            grad_x = ctx.rows.join(parts_x)
-        return (grad_x, None, None, None, None, *_by_slot(sums, len(weights), ctx.biased))
-
-
-class _Linear(torch.autograd.Function):
-    """Matrix product with every slot's weight; with shared weights in one piece but for their gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Rows, shared: bool, count: int, *tensors: Tensor) -> Tensor:
-        weights, biases = tensors[:count], tensors[count:]
-        ctx.save_for_backward(x, *weights)
-        ctx.rows, ctx.shared, ctx.biased = rows, shared, len(biases) > 0
-        if shared:
-            return F.linear(x, weights[0], biases[0] if biases else None)
-        return rows.join([F.linear(part, weights[s], biases[s] if biases else None) for s, part in rows.split(x)])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, *weights = ctx.saved_tensors
-        needs_x = ctx.needs_input_grad[0]
-        grad_x = grad @ weights[0] if ctx.shared and needs_x else None
-        sums: dict[int, tuple[Tensor, Tensor | None]] = {}
-        parts_x = []
-        for (slot, part), (_, g) in zip(ctx.rows.split(x), ctx.rows.split(grad), strict=True):
-            flat = g.reshape(-1, g.shape[-1])
-            gw = flat.T @ part.reshape(-1, part.shape[-1])
-            gb = flat.sum(0) if ctx.biased else None
-            if needs_x and not ctx.shared:
-                parts_x.append(g @ weights[slot])
-            _add(sums, slot, gw, gb)
-        if needs_x and not ctx.shared:
-            grad_x = ctx.rows.join(parts_x)
-        return (grad_x, None, None, None, *_by_slot(sums, len(weights), ctx.biased))
-
-
-class _BatchNorm(torch.autograd.Function):
-    """Batch-norm in training: joint statistics, every slot's own scale and shift."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, rows: Rows, shared: bool, conf: tuple[Any, ...], count: int, *tensors: Tensor
-    ) -> Tensor:
-        running_mean, running_var, momentum, eps = conf
-        weights, biases = tensors[:count], tensors[count:]
-        if shared:
-            y, mean, rstd = torch.ops.aten.native_batch_norm(
-                x, weights[0], biases[0], running_mean, running_var, True, momentum, eps
-            )
-        else:
-            mean, variance = torch.batch_norm_update_stats(x, running_mean, running_var, momentum)
-            rstd = (variance + eps).rsqrt()
-            scale = torch.stack(weights) * rstd
-            y = rows.affine(x, scale, torch.stack(biases) - mean * scale).to(x.dtype)
-        ctx.save_for_backward(x, mean, rstd, *weights)
-        ctx.rows, ctx.eps = rows, eps
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, mean, rstd, *weights = ctx.saved_tensors
-        sums: dict[int, tuple[Tensor, Tensor | None]] = {}
-        for (slot, part), (_, g) in zip(ctx.rows.split(x), ctx.rows.split(grad), strict=True):
-            _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-                g, part, weights[slot], None, None, mean, rstd, True, ctx.eps, [False, True, True]
-            )
-            _add(sums, slot, grad_weight, grad_bias)
-        by_slot = _by_slot(sums, len(weights), biased=True)
-        through_variance, through_mean = (
-            torch.stack([weights[s] * grads[s] for s in sums]).sum(0)
-            for grads in (by_slot[: len(weights)], by_slot[len(weights) :])
-        )
-        # The derivative through the joint mean and variance: slope x + offset, besides each slot's scale times grad.
-        count = x.numel() // x.shape[1]
-        slope = -rstd.square() * through_variance / count
-        offset = -rstd * through_mean / count - slope * mean
-        grad_x = ctx.rows.affine(grad, torch.stack(weights) * rstd, offset.expand(len(weights), -1))
-        grad_x = grad_x.addcmul_(x, slope.view(-1, *[1] * (x.ndim - 2))).to(x.dtype)
-        return (grad_x, None, None, None, None, *by_slot)
-
-
-def _add(sums: dict[int, tuple[Tensor, Tensor | None]], slot: int, weight: Tensor, bias: Tensor | None) -> None:
-    if slot in sums:
-        weight, before = sums[slot][0] + weight, sums[slot][1]
-        bias = bias if before is None or bias is None else before + bias
-    sums[slot] = (weight, bias)
-
-
-def _by_slot(sums: Mapping[int, tuple[Tensor, Tensor | None]], slots: int, biased: bool) -> list[Tensor | None]:
-    weights = [sums[s][0] if s in sums else None for s in range(slots)]
-    biases = [sums[s][1] if s in sums else None for s in range(slots)] if biased else []
-    return [*weights, *biases]
+def _of(rows: Rows) -> Any:
+    return dense if isinstance(rows, OneHotRows) else sliced
 
 
 def _cast(

@@ -1,15 +1,24 @@
-"""Which rows of an activation belong to which group of samples or classes."""
+"""Which rows of an activation belong to which group of samples or classes.
+
+In two forms. Sliced rows lie sorted by group, or can be sorted, and are worked on a slice at a time. One-hot rows lie
+in any order, and which group a row belongs to is known to the device alone.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ['ClassRows', 'Rows', 'SampleRows']
+__all__ = ['ClassRows', 'OneHotRows', 'Rows', 'SampleRows', 'SlicedRows']
+
+_R = TypeVar('_R', bound='_BatchRows')
 
 
 class Rows(Protocol):
@@ -20,6 +29,10 @@ class Rows(Protocol):
 
     def resized(self, before: Tensor, after: Tensor) -> Rows:
         """Return the rows of `after`, which was made from `before` by reshaping or selecting."""
+
+
+class SlicedRows(Rows, Protocol):
+    """Rows that can be cut into slices of one slot each."""
 
     def split(self, x: Tensor) -> list[tuple[int, Tensor]]:
         """Return (slot, its rows) pairs; a slot may come more than once."""
@@ -36,13 +49,37 @@ class Rows(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class SampleRows:
-    """Rows of a batch sorted by slot, of shape (repeats, batch, inner) in that order.
+class _BatchRows(ABC):
+    """Rows of shape (repeats, batch, inner), in that order.
 
     Views concatenated along the batch are repeats of it; what a network cuts every image into, such as windows, is
     inner.
     """
+
+    repeats: int
+    inner: int
+
+    @property
+    @abstractmethod
+    def batch(self) -> int: ...
+
+    def fits(self, x: Tensor) -> bool:
+        return x.ndim > 0 and len(x) == self.repeats * self.batch * self.inner
+
+    def resized(self: _R, before: Tensor, after: Tensor) -> _R:
+        if after.ndim == 0 or self.fits(after):
+            return self
+        rows = len(after)
+        same = before.numel() == after.numel()
+        unit = self.batch * (self.repeats if same else self.inner)
+        if rows == 0 or rows % unit:
+            return self
+        return dataclasses.replace(self, **{'inner' if same else 'repeats': rows // unit})  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class SampleRows(_BatchRows):
+    """Rows of a batch that is sorted by slot."""
 
     sizes: tuple[int, ...]
     """Samples of every slot in the batch."""
@@ -52,19 +89,6 @@ class SampleRows:
     @property
     def batch(self) -> int:
         return sum(self.sizes)
-
-    def fits(self, x: Tensor) -> bool:
-        return x.ndim > 0 and len(x) == self.repeats * self.batch * self.inner
-
-    def resized(self, before: Tensor, after: Tensor) -> SampleRows:
-        if after.ndim == 0 or self.fits(after):
-            return self
-        rows = len(after)
-        if before.numel() == after.numel():
-            unit = self.repeats * self.batch
-            return SampleRows(self.sizes, self.repeats, rows // unit) if rows % unit == 0 and rows else self
-        unit = self.batch * self.inner
-        return SampleRows(self.sizes, rows // unit, self.inner) if rows % unit == 0 and rows else self
 
     def parts(self) -> list[tuple[int, int]]:
         """Return (slot, number of rows) pairs in the order of the rows."""
@@ -114,3 +138,39 @@ class ClassRows:
     def affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         shape = (*x.shape[:2], *[1] * (x.ndim - 2))
         return torch.addcmul(shift[self.slots].view(shape), x, scale[self.slots].view(shape))
+
+
+@dataclass(frozen=True, eq=False)
+class OneHotRows(_BatchRows):
+    """Rows of samples or classes in any order.
+
+    Attributes:
+        slots: slot of every sample or class, int64, shape (B,), below `count`.
+        count: how many slots they can belong to.
+    """
+
+    slots: Tensor
+    count: int
+    repeats: int = 1
+    inner: int = 1
+
+    @property
+    def batch(self) -> int:
+        return len(self.slots)
+
+    @cached_property
+    def index(self) -> Tensor:
+        """Slot of every row: int64, shape (R,)."""
+        return self.slots[None, :, None].expand(self.repeats, -1, self.inner).reshape(-1)
+
+    @cached_property
+    def one_hot(self) -> Tensor:
+        """Whether a row belongs to a slot: bool, shape (R, count)."""
+        return self.index[:, None] == torch.arange(self.count, device=self.slots.device)
+
+    def choose(self, values: Sequence[Tensor]) -> Tensor:
+        """Return each row from its own slot's values, which have shape (R, ...)."""
+        chosen = values[0]
+        for slot, value in enumerate(values[1 : self.count], 1):
+            chosen = torch.where(self.one_hot[:, slot].view(-1, *[1] * (value.ndim - 1)), value, chosen)
+        return chosen

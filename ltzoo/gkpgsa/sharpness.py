@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ltzoo.gkpgsa.direction import Direction, SharpnessError, group_direction, group_radius
 from ltzoo.gkpgsa.grouped_weights import GroupedWeights
+from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, SampleRows
 
 __all__ = ['GroupedSharpness', 'SharpnessSettings', 'StepReport']
 
@@ -24,6 +25,8 @@ Views = tuple[Tensor, ...]
 Losses = Callable[[Views, Tensor], Tensor]
 # Sums a tensor over all processes, in place.
 Reduce = Callable[[Tensor], None]
+# So many groups share a GPU's arithmetic at once before slices are cheaper there too.
+MOST_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,10 @@ class _Layout:
     @torch.no_grad()
     def unflatten(self, vector: Tensor) -> list[Tensor]:
         """Return one tensor per parameter, in the parameter's type and layout: channels-last stays channels-last."""
-        return [
-            torch.empty_like(p).copy_(piece.view(p.shape))
-            for piece, p in zip(vector.split(self.sizes), self.parameters, strict=True)
-        ]
+        tensors = [torch.empty_like(p) for p in self.parameters]
+        pieces = [piece.view(p.shape) for piece, p in zip(vector.split(self.sizes), self.parameters, strict=True)]
+        torch._foreach_copy_(tensors, pieces)
+        return tensors
 
 
 class GroupedSharpness:
@@ -161,6 +164,9 @@ class GroupedSharpness:
         settings: see `SharpnessSettings`.
         reduce: sums a tensor over all processes, in place; None with one process.
         processes: how many there are.
+        static_shapes: whether every tensor of a step has a shape that does not depend on the groups' samples in the
+            batch, and the host never waits for the device to learn them; see `ltzoo.gkpgsa.grouped_weights`. By default
+            on GPUs, with up to 8 groups.
 
     Raises:
         SharpnessError: if the settings do not suit the groups.
@@ -175,8 +181,10 @@ class GroupedSharpness:
         *,
         reduce: Reduce | None = None,
         processes: int = 1,
+        static_shapes: bool | None = None,
     ) -> None:
         self.module = module
+        self.static_shapes = static_shapes
         self.settings = settings or SharpnessSettings()
         self.layout = _Layout([p for p in module.parameters() if p.requires_grad])
         self.reduce = reduce
@@ -223,7 +231,8 @@ class GroupedSharpness:
         """
         first_only = self.settings.ascent_views == 'first'
         total = sum(len(labels) for _, labels in pieces)
-        pieces = [self._sorted(views, labels) for views, labels in pieces]
+        if not self.static:
+            pieces = [self._sorted(views, labels) for views, labels in pieces]
         run = _Run(self, autocast, loss_scale, total)
         theta = self.layout.flatten([p.detach() for p in self.layout.parameters])
         if self.settings.mode == 'focal':
@@ -319,7 +328,15 @@ class GroupedSharpness:
         device = self.class_groups.device
         self.steps = state['steps']
         for name in ('global_average', 'group_averages', 'kept'):
-            setattr(self, name, None if state[name] is None else state[name].to(device))
+            # A copy: averages are updated in place.
+            setattr(self, name, None if state[name] is None else state[name].to(device, copy=True))
+
+    @property
+    def static(self) -> bool:
+        """Whether a step's shapes are static, see `static_shapes`."""
+        if self.static_shapes is not None:
+            return self.static_shapes
+        return self.class_groups.device.type != 'cpu' and self.groups <= MOST_AT_ONCE
 
     def _set_grad(self, gradient: Tensor) -> None:
         for p, g in zip(self.layout.parameters, self.layout.unflatten(gradient), strict=True):
@@ -380,23 +397,25 @@ class GroupedSharpness:
     def _global_gradient(self, batch_gradient: Tensor) -> Tensor:
         if self.settings.global_gradient == 'batch' and self.groups > 1:
             return batch_gradient
-        before = torch.zeros_like(batch_gradient) if self.global_average is None else self.global_average
-        finite = batch_gradient.isfinite().all()
-        decay = self.settings.ema_decay
-        self.global_average = torch.where(finite, decay * before + (1 - decay) * batch_gradient, before)
+        if self.global_average is None:
+            self.global_average = torch.zeros_like(batch_gradient)
+        self._follow(self.global_average, batch_gradient, batch_gradient.isfinite().all())
         return self.global_average
+
+    def _follow(self, average: Tensor, new: Tensor, where: Tensor) -> None:
+        """Update an exponential average, in place, so that a recorded step finds it again."""
+        decay = self.settings.ema_decay
+        average.copy_(torch.where(where, decay * average + (1 - decay) * new, average))
 
     def _average(self, by_group: Tensor, rest: Tensor, shares: Tensor) -> None:
         """Update the averages of a run without first passes; a group that is not in the batch keeps its own."""
-        whole, decay = by_group.sum(0) + rest, self.settings.ema_decay
+        whole = by_group.sum(0) + rest
         means = by_group / torch.where(shares > 0, shares, 1)[:, None] + rest
         if self.group_averages is None or self.global_average is None:
             self.group_averages, self.global_average = torch.zeros_like(means), torch.zeros_like(whole)
         good = (shares > 0)[:, None] & means.isfinite().all(1, keepdim=True)
-        self.group_averages = torch.where(good, decay * self.group_averages + (1 - decay) * means, self.group_averages)
-        self.global_average = torch.where(
-            whole.isfinite().all(), decay * self.global_average + (1 - decay) * whole, self.global_average
-        )
+        self._follow(self.group_averages, means, good)
+        self._follow(self.global_average, whole, whole.isfinite().all())
 
 
 @dataclass
@@ -483,11 +502,8 @@ class _Run:
         mean = torch.zeros((), device=of.class_groups.device)
         gradient: Tensor | None = None
         for views, labels in pieces:
-            sizes = [*torch.bincount(of.class_groups[labels], minlength=of.groups).tolist(), 0]
-            absent = torch.tensor([n == 0 for n in sizes], device=labels.device)
-            class_slots = torch.where(absent[of.class_groups], of.groups, of.class_groups)
             by_parameter: dict[Tensor, Sequence[Tensor]] = dict(zip(layout.parameters, weights, strict=True))
-            with self.context(), GroupedWeights(by_parameter, sizes, class_slots, shared=shared) as mode:
+            with self.context(), GroupedWeights(by_parameter, *self.rows(labels), shared=shared) as mode:
                 values = losses(tuple(mode.mark(view) for view in views), labels)
                 loss = values.sum() / self.total
             leaves = [leaf for leaf_list in weights for leaf in leaf_list]
@@ -498,6 +514,20 @@ class _Run:
         assert gradient is not None
         gradient = self.reduced(gradient)
         return mean, gradient[:-1], gradient[-1]
+
+    def rows(self, labels: Tensor) -> tuple[SampleRows, ClassRows] | tuple[OneHotRows, OneHotRows]:
+        """Return which group the samples and the classes belong to; a class without its group here is in none."""
+        of, slots = self.of, self.of.groups + 1
+        groups = of.class_groups[labels]
+        if of.static:
+            samples = torch.zeros(of.groups, device=groups.device, dtype=torch.int64)
+            samples.index_add_(0, groups, torch.ones_like(groups))
+        else:
+            samples = torch.bincount(groups, minlength=of.groups)
+        class_slots = torch.where(samples[of.class_groups] > 0, of.class_groups, of.groups)
+        if of.static:
+            return OneHotRows(groups, of.groups), OneHotRows(class_slots, slots)
+        return SampleRows((*samples.tolist(), 0)), ClassRows(class_slots, slots)
 
     def reduced(self, x: Tensor) -> Tensor:
         """Return the mean over processes, as DistributedDataParallel gives it."""

@@ -15,11 +15,17 @@ from torch.func import functional_call
 import ltzoo
 from ltzoo.gkpgsa.direction import SharpnessError
 from ltzoo.gkpgsa.grouped_weights import GroupedWeights
+from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, SampleRows
 
 CLASSES = 6
 SIZES = [3, 1, 4]
 CLASS_GROUPS = torch.tensor([0, 0, 1, 2, 2, 2])
 LABELS = torch.tensor([0, 1, 0, 2, 3, 4, 5, 3])
+SLOTS = len(SIZES) + 1
+ROWS = {
+    'sliced': lambda: (SampleRows((*SIZES, 0)), ClassRows(CLASS_GROUPS, SLOTS)),
+    'dense': lambda: (OneHotRows(CLASS_GROUPS[LABELS], len(SIZES)), OneHotRows(CLASS_GROUPS, SLOTS)),
+}
 
 
 def vit() -> nn.Module:
@@ -76,7 +82,12 @@ def _double() -> Any:
     torch.set_default_dtype(torch.float32)
 
 
-def leaves(model: nn.Module, moved: bool, slots: int = len(SIZES) + 1) -> dict[Tensor, list[Tensor]]:
+@pytest.fixture(params=list(ROWS), autouse=True)
+def form(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def leaves(model: nn.Module, moved: bool, slots: int = SLOTS) -> dict[Tensor, list[Tensor]]:
     """Return weights by slot: the model's own, or those with a different shift in every group."""
     return {
         p: [(p.detach() + moved * 0.1 * torch.randn_like(p)).requires_grad_() for _ in range(slots)]
@@ -84,27 +95,28 @@ def leaves(model: nn.Module, moved: bool, slots: int = len(SIZES) + 1) -> dict[T
     }
 
 
-def in_one_pass(model: nn.Module, x: Tensor, weights: dict[Tensor, list[Tensor]], shared: bool) -> list[list[Tensor]]:
+def in_one_pass(
+    model: nn.Module, x: Tensor, weights: dict[Tensor, list[Tensor]], shared: bool, form: str
+) -> list[list[Tensor]]:
     """Return the gradient of the summed loss by slot and parameter."""
-    with GroupedWeights(weights, [*SIZES, 0], CLASS_GROUPS, shared=shared) as mode:
+    with GroupedWeights(weights, *ROWS[form](), shared=shared) as mode:
         loss = F.cross_entropy(model(mode.mark(x)), LABELS, reduction='sum')
     grads = torch.autograd.grad(loss, [w for ws in weights.values() for w in ws], allow_unused=True)
-    slots = len(SIZES) + 1
     return [
-        [torch.zeros_like(p) if g is None else g for g, p in zip(grads[s::slots], weights, strict=True)]
-        for s in range(slots)
+        [torch.zeros_like(p) if g is None else g for g, p in zip(grads[s::SLOTS], weights, strict=True)]
+        for s in range(SLOTS)
     ]
 
 
 @pytest.mark.parametrize('make', [vit, swin, convnext, cosine_groupnorm])
 @pytest.mark.parametrize('moved', [False, True])
 def test_without_batchnorm_each_group_is_plain_autograd_on_its_subset(
-    make: Callable[[], nn.Module], moved: bool
+    make: Callable[[], nn.Module], moved: bool, form: str
 ) -> None:
     model = make().double().train()
     x = input_of(make)
     weights = leaves(model, moved)
-    found = in_one_pass(model, x, weights, shared=not moved)
+    found = in_one_pass(model, x, weights, shared=not moved, form=form)
     start = 0
     for slot, size in enumerate(SIZES):
         rows = slice(start, start + size)
@@ -143,14 +155,14 @@ def written_out(w: list[dict[str, Tensor]], x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize('moved', [False, True])
 @pytest.mark.parametrize('channels_last', [False, True])
-def test_batchnorm_sees_the_joint_statistics(moved: bool, channels_last: bool) -> None:
+def test_batchnorm_sees_the_joint_statistics(moved: bool, channels_last: bool, form: str) -> None:
     model = WithBatchNorm().double().train()
     plain = copy.deepcopy(model)
     x = torch.randn(len(LABELS), 3, 6, 6)
     if channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     weights = leaves(model, moved)
-    found = in_one_pass(model, x, weights, shared=not moved)
+    found = in_one_pass(model, x, weights, shared=not moved, form=form)
     own = [{name: weights[p][g] for name, p in model.named_parameters()} for g in range(len(SIZES))]
     loss = F.cross_entropy(written_out(own, x), LABELS, reduction='sum')
     expected = torch.autograd.grad(loss, [w for by_group in own for w in by_group.values()])
@@ -164,7 +176,7 @@ def test_batchnorm_sees_the_joint_statistics(moved: bool, channels_last: bool) -
             torch.testing.assert_close(buffer, expected_buffer)
 
 
-def test_class_vectors_used_as_data_belong_to_their_classes_groups() -> None:
+def test_class_vectors_used_as_data_belong_to_their_classes_groups(form: str) -> None:
     class Prototypes(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -177,18 +189,18 @@ def test_class_vectors_used_as_data_belong_to_their_classes_groups() -> None:
     model = Prototypes()
     x = torch.randn(len(LABELS), 4)
     weights = leaves(model, moved=True)
-    found = in_one_pass(model, x, weights, shared=False)
+    found = in_one_pass(model, x, weights, shared=False, form=form)
     fc, head, bias = (weights[p] for p in (model.fc.weight, model.head.weight, model.head.bias))
     vectors = torch.stack([fc[g][c] @ head[g].T + bias[g] for c, g in enumerate(CLASS_GROUPS.tolist())])
     logits = torch.cat([(p @ head[g].T + bias[g]) @ vectors.T + p @ fc[g].T for g, p in enumerate(x.split(SIZES))])
     loss = F.cross_entropy(logits, LABELS, reduction='sum')
     expected = torch.autograd.grad(loss, [w for ws in weights.values() for w in ws], allow_unused=True)
     for slot in range(len(SIZES)):
-        for g, e in zip(found[slot], expected[slot :: len(SIZES) + 1], strict=True):
+        for g, e in zip(found[slot], expected[slot::SLOTS], strict=True):
             torch.testing.assert_close(g, e)
 
 
-def test_a_parameter_that_no_class_owns_is_refused_as_data() -> None:
+def test_a_parameter_that_no_class_owns_is_refused_as_data(form: str) -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -200,4 +212,4 @@ def test_a_parameter_that_no_class_owns_is_refused_as_data() -> None:
 
     model = Odd()
     with pytest.raises(SharpnessError, match=r'shape \(7, 4\) is used as data; .* each of the 6 classes'):
-        in_one_pass(model, torch.randn(len(LABELS), 4), leaves(model, False), shared=True)
+        in_one_pass(model, torch.randn(len(LABELS), 4), leaves(model, False), shared=True, form=form)

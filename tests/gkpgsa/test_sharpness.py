@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,6 +34,15 @@ def _double() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+# How the engine of a test works; every test runs both ways.
+STATIC = False
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=['sliced', 'static'])
+def _shapes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], 'STATIC', request.param)
+
+
 class Setting:
     """A network without batch-norm, a batch, and one step of an engine on it."""
 
@@ -42,7 +52,7 @@ class Setting:
         self.x = torch.randn(len(LABELS), 3, 2, 2)
         self.labels = LABELS
         self.start = copy.deepcopy(self.net)
-        self.engine = GroupedSharpness(self.net, groups, samples, SharpnessSettings(**settings))
+        self.engine = GroupedSharpness(self.net, groups, samples, SharpnessSettings(**settings), static_shapes=STATIC)
 
     def losses(self, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
         return F.cross_entropy(self.net(views[0]), labels, reduction='none')
@@ -297,7 +307,7 @@ def test_with_batchnorm_and_prototypes_nothing_is_lost(mode: str, ascent_views: 
     plain(views, labels).mean().backward()
     expected = torch.cat([p.grad.reshape(-1) for p in plain.parameters()])
     settings = SharpnessSettings(mode=mode, scale=0.0, ascent_views=ascent_views)  # type: ignore[arg-type]
-    engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, settings)
+    engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, settings, static_shapes=STATIC)
     engine.step(learner.forward, [(views, labels)])
     found = torch.cat([p.grad.reshape(-1) for p in learner.parameters()])  # type: ignore[union-attr]
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
@@ -316,7 +326,9 @@ def test_nothing_of_a_perturbation_stays(settings: dict[str, Any]) -> None:
     plain = copy.deepcopy(learner)
     plain(views, LABELS)
     before = {name: p.detach().clone() for name, p in learner.named_parameters()}
-    engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, SharpnessSettings(scale=0.1, **settings))
+    engine = GroupedSharpness(
+        learner, CLASS_GROUPS, SAMPLES, SharpnessSettings(scale=0.1, **settings), static_shapes=STATIC
+    )
     engine.step(learner.forward, [(views, LABELS)])
     assert all(torch.equal(p, before[name]) for name, p in learner.named_parameters())
     # One update of the running statistics. Where no pass sees all views at the weights themselves, the perturbed one.
@@ -349,7 +361,7 @@ def test_bf16_autocast_is_that_of_the_ordinary_step() -> None:
         if engine_settings is None:
             plain.backward()
         else:
-            engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, engine_settings)
+            engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, engine_settings, static_shapes=STATIC)
             engine.step(learner.forward, [(views, LABELS)], autocast=lambda: torch.autocast('cpu', torch.bfloat16))
         gradients.append(torch.cat([p.grad.reshape(-1) for p in learner.parameters()]))  # type: ignore[union-attr]
     for gradient in gradients[1:]:

@@ -1,0 +1,176 @@
+"""Functions of all rows with every group's weights, of which each row keeps its own group's: shapes never change.
+
+A weight has one block of outputs for every slot, so a convolution does the arithmetic of all slots in one call. That is
+wasted on a CPU, where `ltzoo.gkpgsa.sliced` is faster; a GPU has it to spare, is spared many small calls, and never has
+to tell the host how large the groups are, so that a step can be recorded once and replayed.
+
+Every function takes (input, rows, whether all slots share one weight, settings, number of slots, weights by slot,
+biases by slot); there may be more slots than rows belong to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ltzoo.gkpgsa.rows import OneHotRows
+
+__all__ = ['BatchNorm', 'Conv2d', 'Linear']
+
+
+class Conv2d(torch.autograd.Function):
+    """Convolution; with shared weights only the gradient of the weights has a block for every slot."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, rows: OneHotRows, shared: bool, conf: tuple[Any, ...], count: int, *tensors: Tensor
+    ) -> Tensor:
+        weights, biases = tensors[:count], tensors[count:]
+        groups = conf[-1]
+        stacked = _stack(weights[: rows.count], groups)
+        ctx.save_for_backward(x, weights[0], stacked)
+        ctx.rows, ctx.shared, ctx.conf, ctx.count, ctx.biased = rows, shared, conf, count, len(biases) > 0
+        if shared:
+            return torch.conv2d(x, weights[0], biases[0] if biases else None, *conf)
+        bias = _stack(biases[: rows.count], groups) if biases else None
+        return _select(torch.conv2d(x, stacked, bias, *conf), rows, groups)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, weight, stacked = ctx.saved_tensors
+        rows, groups = ctx.rows, ctx.conf[-1]
+        needs_x = ctx.needs_input_grad[0]
+
+        def backward(g: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
+            sizes = [len(weight)] if ctx.biased else None
+            stride, padding, dilation, _ = ctx.conf
+            return torch.ops.aten.convolution_backward(
+                g, x, weight, sizes, stride, padding, dilation, False, [0, 0], groups, mask
+            )
+
+        wide = _spread(grad, rows, groups)
+        grad_x, grad_w, grad_b = backward(wide, stacked, [needs_x and not ctx.shared, True, ctx.biased])
+        if needs_x and ctx.shared:
+            grad_x = backward(grad, weight, [True, False, False])[0]
+        weights = _unstack(grad_w, rows, groups, ctx.count)
+        biases = _unstack(grad_b, rows, groups, ctx.count) if ctx.biased else []
+        return (grad_x if needs_x else None, None, None, None, None, *weights, *biases)
+
+
+class Linear(torch.autograd.Function):
+    """Matrix product; with shared weights only the gradient of the weights has a block for every slot."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: OneHotRows, shared: bool, count: int, *tensors: Tensor) -> Tensor:
+        weights, biases = tensors[:count], tensors[count:]
+        stacked = _stack(weights[: rows.count])
+        ctx.save_for_backward(x, weights[0], stacked)
+        ctx.rows, ctx.shared, ctx.count, ctx.biased = rows, shared, count, len(biases) > 0
+        if shared:
+            return F.linear(x, weights[0], biases[0] if biases else None)
+        wide = F.linear(x, stacked, _stack(biases[: rows.count]) if biases else None)
+        return _select(wide.movedim(-1, 1), rows).movedim(1, -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, weight, stacked = ctx.saved_tensors
+        wide = _spread(grad.movedim(-1, 1), ctx.rows).movedim(1, -1)
+        flat = wide.reshape(-1, wide.shape[-1])
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad @ weight if ctx.shared else wide @ stacked
+        weights = _unstack(flat.T @ x.reshape(-1, x.shape[-1]), ctx.rows, 1, ctx.count)
+        biases = _unstack(flat.sum(0), ctx.rows, 1, ctx.count) if ctx.biased else []
+        return (grad_x, None, None, None, *weights, *biases)
+
+
+class BatchNorm(torch.autograd.Function):
+    """Batch-norm in training: joint statistics, every slot's own scale and shift."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, rows: OneHotRows, shared: bool, conf: tuple[Any, ...], count: int, *tensors: Tensor
+    ) -> Tensor:
+        running_mean, running_var, momentum, eps = conf
+        weights, biases = tensors[:count], tensors[count:]
+        if shared:
+            y, mean, rstd = torch.ops.aten.native_batch_norm(
+                x, weights[0], biases[0], running_mean, running_var, True, momentum, eps
+            )
+        else:
+            mean, variance = torch.batch_norm_update_stats(x, running_mean, running_var, momentum)
+            rstd = (variance + eps).rsqrt()
+            scale = torch.stack(weights[: rows.count]) * rstd
+            y = _affine(x, rows, scale, torch.stack(biases[: rows.count]) - mean * scale).to(x.dtype)
+        ctx.save_for_backward(x, mean, rstd, torch.stack(weights[: rows.count]))
+        ctx.rows, ctx.shared, ctx.eps, ctx.spare = rows, shared, eps, count - rows.count
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, mean, rstd, weights = ctx.saved_tensors
+        pixels = tuple(range(2, x.ndim))
+        wide = grad.to(mean.dtype)
+        by_row, by_row_x = (t.sum(pixels) if pixels else t for t in (wide, wide * x))
+        belongs = ctx.rows.one_hot.T.to(mean.dtype)
+        grad_bias = belongs @ by_row
+        grad_weight = (belongs @ by_row_x - mean * grad_bias) * rstd
+        if ctx.shared:
+            grad_x = torch.ops.aten.native_batch_norm_backward(
+                grad, x, weights[0], None, None, mean, rstd, True, ctx.eps, [True, False, False]
+            )[0]
+        else:
+            # The derivative through the joint mean and variance: slope x + offset, besides the slot's scale times grad.
+            count = x.numel() // x.shape[1]
+            slope = -rstd.square() * (weights * grad_weight).sum(0) / count
+            offset = -rstd * (weights * grad_bias).sum(0) / count - slope * mean
+            grad_x = _affine(wide, ctx.rows, weights * rstd, offset.expand_as(weights))
+            grad_x = grad_x.addcmul_(x, slope.view(-1, *[1] * len(pixels))).to(x.dtype)
+        spare = [None] * ctx.spare
+        return (grad_x, None, None, None, None, *grad_weight, *spare, *grad_bias, *spare)
+
+
+def _stack(tensors: Sequence[Tensor], groups: int = 1) -> Tensor:
+    """Return one tensor with, in each of a convolution's groups, the outputs of all slots one after the other."""
+    return torch.stack([t.unflatten(0, (groups, -1)) for t in tensors], 1).flatten(0, 2)
+
+
+def _unstack(stacked: Tensor, rows: OneHotRows, groups: int, count: int) -> list[Tensor | None]:
+    """Undo `_stack`, with nothing for slots that have no rows."""
+    by_slot = stacked.unflatten(0, (groups, rows.count, -1)).unbind(1)
+    return [*(t.flatten(0, 1) for t in by_slot), *[None] * (count - rows.count)]
+
+
+def _select(wide: Tensor, rows: OneHotRows, groups: int = 1) -> Tensor:
+    """Return of (R, groups x slots x C, ...) each row's own slot: (R, groups x C, ...)."""
+    wide, dim = _channels(wide)
+    by_slot = wide.unflatten(dim, (groups, rows.count, -1))
+    index = rows.index.view(-1, *[1] * (by_slot.ndim - 1)).expand(*by_slot.shape[: dim + 1], 1, *by_slot.shape[dim + 2 :])
+    own = by_slot.gather(dim + 1, index).flatten(dim, dim + 2)
+    return own if dim == 1 else own.movedim(-1, 1)
+
+
+def _spread(x: Tensor, rows: OneHotRows, groups: int = 1) -> Tensor:
+    """Undo `_select` with zeros in the other slots."""
+    x, dim = _channels(x)
+    by_slot = x.unflatten(dim, (groups, 1, -1))
+    shape = [1] * by_slot.ndim
+    shape[0], shape[dim + 1] = len(rows.index), rows.count
+    wide = torch.where(rows.one_hot.view(shape), by_slot, 0).flatten(dim, dim + 2)
+    return wide if dim == 1 else wide.movedim(-1, 1)
+
+
+def _channels(x: Tensor) -> tuple[Tensor, int]:
+    """Return the tensor with its channels where they lie in memory, and which dimension that is."""
+    last = x.ndim > 2 and x.stride(1) == 1 and not x.is_contiguous()
+    return (x.movedim(1, -1), x.ndim - 1) if last else (x, 1)
+
+
+def _affine(x: Tensor, rows: OneHotRows, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return x times its slot's scale plus its slot's shift, by channel; scale and shift are (slots, C)."""
+    shape = (*x.shape[:2], *[1] * (x.ndim - 2))
+    return torch.addcmul(shift[rows.index].view(shape), x, scale[rows.index].view(shape))
