@@ -60,6 +60,7 @@ def main() -> int:
     step.add_argument('--method', action='store_true', help="forms of GKP/GSA instead, as ratios to the recipe's step")
     step.add_argument('--only', nargs='+', metavar='FORM', help='with --method: these forms alone, beside the base')
     step.add_argument('--batch-size', type=int, help="samples of a step, if not the recipe's")
+    step.add_argument('--set', nargs='+', default=[], metavar='key=value', help='what to change in the recipe')
     epoch = commands.add_parser('epoch', help='knowledge preservation in a step and at the end of an epoch')
     epoch.add_argument('--recipe', type=Path, default=Path('recipes/cifar100_lt_r100/bcl.yaml'))
     epoch.add_argument('--groups', type=int, nargs='+', default=[2, 4, 8, 16])
@@ -230,9 +231,17 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
     """Time forward, backward and update on one batch that lies ready, so that the views do not count."""
     import torch
 
-    from ltzoo.training.fit import create_accelerator, create_learner, create_loader, create_method, prepare_data
+    from ltzoo.recorded import WARM_UP
+    from ltzoo.training.fit import (
+        can_record,
+        create_accelerator,
+        create_learner,
+        create_loader,
+        create_method,
+        prepare_data,
+    )
     from ltzoo.training.learner import create_optimizer
-    from ltzoo.training.loop import grouped_step, train_step
+    from ltzoo.training.loop import Step
     from ltzoo.training.recipe import load_recipe
 
     for name in args.only or ():
@@ -243,9 +252,11 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
     overrides = [f'data.name={args.data}'] if args.data else []
     overrides += [f'data.data_dir={args.data_dir}'] if args.data_dir else []
     overrides += [f'batch_size={args.batch_size}'] if args.batch_size else []
+    overrides += args.set
     recipe = load_recipe(args.recipe, overrides)
     accelerator = create_accelerator(recipe)
     dataset = prepare_data(recipe)
+    recorded = can_record(recipe, accelerator)
 
     def make(channels_last: bool, compiled: bool, method: str | None) -> Callable[[], None]:
         learner = create_learner(recipe, dataset).to(accelerator.device)
@@ -259,15 +270,15 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
         if method is not None:
             with_method = load_recipe(args.recipe, [*overrides, *method.split()])
             state = create_method(with_method, dataset, learner, accelerator, Path('bank'))
+        step = Step(learner, optimizer, accelerator, method=state, recorded=recorded)
 
         def run() -> None:
-            if state is None:
-                train_step(learner, optimizer, batch, accelerator)
-            else:
-                grouped_step(state, learner, optimizer, batch, accelerator)
+            step(batch)
             if accelerator.device.type == 'cuda':
                 torch.cuda.synchronize()
 
+        for _ in range(WARM_UP + 1 if recorded else 0):
+            run()
         return run
 
     def bare() -> Callable[[], None]:
@@ -292,8 +303,8 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
         }
     times = in_turn(forms, args.rounds, time.perf_counter)
     print(
-        f'{args.recipe}: batch {recipe.batch_size}, {recipe.objective.name}, {accelerator.device}, '
-        f'{torch.get_num_threads()} threads, {args.rounds} rounds'
+        f'{args.recipe}: batch {recipe.batch_size}, {recipe.objective.name}, {accelerator.device}, {recipe.precision}, '
+        f'{"CUDA graphs, " if recorded else ""}{torch.get_num_threads()} threads, {args.rounds} rounds'
     )
     print(f'  {"":<30}{"median s":>10}{"least s":>10}{"samples/s":>12}{"ratio":>8}')
     base = next(iter(times.values()))
@@ -307,6 +318,8 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
         'recipe': str(args.recipe),
         'batch_size': recipe.batch_size,
         'device': str(accelerator.device),
+        'precision': recipe.precision,
+        'cuda_graphs': recorded,
         'seconds': times,
     }
 
@@ -324,7 +337,7 @@ def bench_epoch(args: argparse.Namespace) -> dict[str, Any]:
         training_samples,
     )
     from ltzoo.training.learner import create_optimizer
-    from ltzoo.training.loop import grouped_step, train_step
+    from ltzoo.training.loop import Step
     from ltzoo.training.recipe import load_recipe
 
     if args.threads:
@@ -349,6 +362,7 @@ def bench_epoch(args: argparse.Namespace) -> dict[str, Any]:
         method = create_method(recipe, dataset, learner, accelerator, Path('bank'))
         assert method is not None
         batch = next(loader.epoch(0))
+        step = Step(learner, optimizer, accelerator, method=method)
         times: dict[str, list[float]] = {name: [] for name in ('step', 'pull', 'epoch end', 'epoch end, regrouping')}
 
         samples = functools.partial(training_samples, dataset, recipe=recipe, accelerator=accelerator)
@@ -356,9 +370,9 @@ def bench_epoch(args: argparse.Namespace) -> dict[str, Any]:
         for epoch in range(epochs):
             # One step makes the epochs' weights differ, and gives every class features to be measured on.
             method.start_epoch(epoch)
-            grouped_step(method, learner, optimizer, batch, accelerator)
+            step(batch)
             if epoch < args.rounds:
-                times['step'].append(seconds_of(train_step, learner, optimizer, batch, accelerator))
+                times['step'].append(seconds_of(Step(learner, optimizer, accelerator), batch))
             if method.preservation is not None:
                 times['pull'].append(seconds_of(method.after_step, recipe.optimizer.lr))
             since = epoch + 1 - groups

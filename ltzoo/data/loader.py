@@ -19,6 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ltzoo.data.dataset import DataError, Split
 from ltzoo.data.images import ArrayImages
 from ltzoo.data.views import FileViews, TensorViews, View
+from ltzoo.recorded import Recorded
 
 __all__ = ['ArrayLoader', 'Batch', 'FileLoader', 'TrainLoader', 'train_loader']
 
@@ -58,6 +59,7 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
+    recorded: bool = False,
 ) -> TrainLoader:
     """Return the loader that suits the images: on the device for arrays, worker processes for files.
 
@@ -66,6 +68,7 @@ def train_loader(
         views: what `parse_views` returned.
         mean, std: per channel, of images scaled to 0..1.
         batch_size: samples of one step over all processes; a multiple of `world_size`.
+        recorded: replay the making of views on a GPU as a CUDA graph; a batch is then overwritten by the next one.
 
     Raises:
         DataError: if there are fewer samples than one batch, or the batch cannot be shared out.
@@ -76,7 +79,7 @@ def train_loader(
         raise DataError(f'batch_size {batch_size} is larger than the training part: give {len(split)} or less')
     order = _Order(len(split), batch_size, seed, rank, world_size)
     if isinstance(split.images, ArrayImages):
-        return ArrayLoader(split.images, split.labels, TensorViews(views, mean, std), order, device)
+        return ArrayLoader(split.images, split.labels, TensorViews(views, mean, std), order, device, recorded)
     return FileLoader(split, FileViews(views, mean, std), order, device, workers)
 
 
@@ -115,7 +118,13 @@ class ArrayLoader:
     """All images as one uint8 tensor on the device; the views are made there, a batch at a time."""
 
     def __init__(
-        self, images: ArrayImages, labels: np.ndarray, views: TensorViews, order: _Order, device: torch.device
+        self,
+        images: ArrayImages,
+        labels: np.ndarray,
+        views: TensorViews,
+        order: _Order,
+        device: torch.device,
+        recorded: bool = False,
     ) -> None:
         self.images = torch.from_numpy(images.array).permute(0, 3, 1, 2).contiguous().to(device)
         self.labels = torch.from_numpy(labels).to(device)
@@ -123,16 +132,21 @@ class ArrayLoader:
         self.order = order
         self.device = device
         self.steps_per_epoch = order.steps
+        self.generator = torch.Generator(device)
+        self.look = Recorded(self._look, generators=[self.generator]) if recorded else self._look
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        height, width = self.images.shape[2:]
-        generator = torch.Generator(self.device)
         batches = self.order.batches(epoch)[:, self.order.rows].to(self.device)
         for step, indices in enumerate(batches):
-            generator.manual_seed(_mix(self.order.seed, epoch, step))
-            params = self.views.sample(self.order.batch_size, height, width, generator)
-            views = self.views(self.images[indices], self.views.rows(params, self.order.rows))
-            yield Batch(views, self.labels[indices], indices)
+            self.generator.manual_seed(_mix(self.order.seed, epoch, step))
+            views, labels = self.look(indices)
+            yield Batch(views, labels, indices)
+
+    def _look(self, indices: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return views and labels; the generator's state decides the views."""
+        height, width = self.images.shape[2:]
+        params = self.views.sample(self.order.batch_size, height, width, self.generator)
+        return self.views(self.images[indices], self.views.rows(params, self.order.rows)), self.labels[indices]
 
 
 class FileLoader:

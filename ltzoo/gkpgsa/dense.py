@@ -149,7 +149,9 @@ def _select(wide: Tensor, rows: OneHotRows, groups: int = 1) -> Tensor:
     """Return of (R, groups x slots x C, ...) each row's own slot: (R, groups x C, ...)."""
     wide, dim = _channels(wide)
     by_slot = wide.unflatten(dim, (groups, rows.count, -1))
-    index = rows.index.view(-1, *[1] * (by_slot.ndim - 1)).expand(*by_slot.shape[: dim + 1], 1, *by_slot.shape[dim + 2 :])
+    index = rows.index.view(-1, *[1] * (by_slot.ndim - 1)).expand(
+        *by_slot.shape[: dim + 1], 1, *by_slot.shape[dim + 2 :]
+    )
     own = by_slot.gather(dim + 1, index).flatten(dim, dim + 2)
     return own if dim == 1 else own.movedim(-1, 1)
 

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from ltzoo.gkpgsa import dense, sliced
 from ltzoo.gkpgsa.direction import SharpnessError
-from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, Rows, SampleRows
+from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, Rows, SampleRows, SlicedRows
 
 __all__ = ['GroupedWeights']
 
@@ -141,7 +141,9 @@ class GroupedWeights(TorchFunctionMode):
     def replace(self, tree: Any, slot: int) -> Any:
         return _map(tree, lambda x: self.at(x, slot))
 
-    def call_by_slot(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows) -> Any:
+    def call_by_slot(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], rows: SlicedRows | OneHotRows
+    ) -> Any:
         """Call a function of single rows with every slot's rows and weights."""
         name = getattr(func, '__name__', '')
         if name.startswith('__i') or (name.endswith('_') and not name.endswith('__')):

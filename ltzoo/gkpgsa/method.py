@@ -158,13 +158,18 @@ class GkpGsa:
         )
         self.quality: FeatureQuality | None = None
         self.alpha = 1.0
-        self._grad_norm: Tensor | None = None
-        self._lengths: list[Tensor] = []
+        self._lengths = torch.zeros(0)
+        self._restart_log()
 
     @property
     def sharp(self) -> bool:
         """Whether steps are taken at perturbed weights by now."""
         return self.settings.sharpness is not None and self.grouped
+
+    @property
+    def static(self) -> bool:
+        """Whether `gradient` does the same work on the device in every step, until groups change."""
+        return not self.sharp or (self.sharpness.static and self.sharpness.settings.ascent in ('fresh', 'ema'))
 
     @property
     def needs_bank(self) -> bool:
@@ -174,7 +179,7 @@ class GkpGsa:
         """Call before the first step of an epoch, counted from 0."""
         if self.settings.alpha_start is not None and self.settings.alpha_end is not None:
             self.alpha = alpha_schedule(epoch, self.epochs, self.settings.alpha_start, self.settings.alpha_end)
-        self._lengths = []
+        self._restart_log()
         if self.quality is not None:
             self.quality.reset()
 
@@ -190,6 +195,19 @@ class GkpGsa:
 
         Args: as for `GroupedSharpness.step`.
         """
+        report = self.gradient(losses, pieces, loss_scale=loss_scale, autocast=autocast)
+        self.weigh(loss_scale)
+        return report
+
+    def gradient(
+        self,
+        losses: Losses,
+        pieces: Sequence[tuple[Views, Tensor]],
+        *,
+        loss_scale: Tensor | float = 1.0,
+        autocast: Callable[[], Any] | None = None,
+    ) -> StepReport:
+        """Do the first part of `step`, the passes through the network; what it changes, it changes in place."""
         left = len(pieces) if self.needs_bank else 0
 
         def observed(views: Views, labels: Tensor) -> Tensor:
@@ -206,19 +224,22 @@ class GkpGsa:
 
         take = self.sharpness.step if self.sharp else self.sharpness.ordinary_step
         report = take(observed, pieces, loss_scale=loss_scale, autocast=autocast)
-        weight = self.alpha if self._weighted else 1.0
-        with torch.no_grad():
-            for p in self.sharpness.layout.parameters:
-                if p.grad is not None and weight != 1.0:
-                    p.grad *= weight
-            if self.preservation is not None and self._form == 'gradient':
-                scale = loss_scale if isinstance(loss_scale, float) else loss_scale.to(report.loss.dtype)
-                for name, gradient in self.preservation.gradient(self.encoder, 1 - self._penalty_weight).items():
-                    grad = self.encoder[name].grad
-                    self.encoder[name].grad = gradient * scale if grad is None else grad + gradient * scale
-        self._grad_norm = report.grad_norm * weight
-        self._lengths.append(report.length)
+        self._lengths += report.length
+        self._grad_norm.copy_(report.grad_norm)
+        self._steps += 1
         return report
+
+    @torch.no_grad()
+    def weigh(self, loss_scale: Tensor | float = 1.0) -> None:
+        """Do the second part of `step`: weigh the loss's gradient against the penalty's (Eq. 16)."""
+        if self._loss_weight != 1.0:
+            grads = [p.grad for p in self.sharpness.layout.parameters if p.grad is not None]
+            torch._foreach_mul_(grads, self._loss_weight)
+        if self.preservation is not None and self._form == 'gradient':
+            for name, gradient in self.preservation.gradient(self.encoder, 1 - self._penalty_weight).items():
+                scaled = gradient * (loss_scale if isinstance(loss_scale, float) else loss_scale.to(gradient.dtype))
+                grad = self.encoder[name].grad
+                self.encoder[name].grad = scaled if grad is None else grad + scaled
 
     def after_step(self, learning_rate: float) -> None:
         """Call after every step of the optimiser, with its learning rate."""
@@ -233,13 +254,13 @@ class GkpGsa:
             samples: see `Samples`.
         """
         log: dict[str, Any] = {'alpha': self.alpha}
-        if self._lengths:
-            log['perturbation'] = torch.stack(self._lengths).mean(0).tolist()
-        if self.preservation is not None and self._grad_norm is not None:
+        if self._steps > 0:
+            log['perturbation'] = (self._lengths / self._steps).tolist()
+        if self.preservation is not None and self._steps > 0:
             pull = self.preservation.gradient(self.encoder, 1 - self._penalty_weight)
             norm = torch.stack([g.double().norm() for g in pull.values()]).norm()
             log['penalty'] = self.preservation.penalty(self.encoder, 1 - self._penalty_weight).item()
-            log['penalty_to_loss_gradient'] = float(norm / self._grad_norm)
+            log['penalty_to_loss_gradient'] = float(norm / (self._grad_norm * self._loss_weight))
         if not self.needs_bank or self.quality is None:
             return log
         self.quality.all_reduce()
@@ -280,9 +301,22 @@ class GkpGsa:
         return 1 - self.alpha if self._weighted else 1.0
 
     @property
+    def _loss_weight(self) -> float:
+        return self.alpha if self._weighted else 1.0
+
+    @property
     def _form(self) -> str:
         assert self.settings.preservation is not None
         return self.settings.preservation.form
+
+    def _restart_log(self) -> None:
+        """Forget what the steps of an epoch left to be logged; it lies on the device, and always in the same place."""
+        parameter = self.sharpness.layout.parameters[0]
+        if len(self._lengths) != self.sharpness.groups:
+            self._lengths = torch.zeros(self.sharpness.groups, device=parameter.device, dtype=parameter.dtype)
+            self._steps, self._grad_norm = (torch.zeros((), device=parameter.device) for _ in range(2))
+        for seen in (self._lengths, self._steps, self._grad_norm):
+            seen.zero_()
 
     def _observe(self, features: Tensor, labels: Tensor) -> None:
         if self.quality is None:

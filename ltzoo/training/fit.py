@@ -31,12 +31,12 @@ from ltzoo.losses import create_objective
 from ltzoo.models import create_model
 from ltzoo.training.checkpoint import CheckpointError, save_checkpoint
 from ltzoo.training.learner import Learner, create_optimizer, learning_rate_factor
-from ltzoo.training.loop import grouped_step, restore_rng, rng_states, train_one_epoch, train_step
+from ltzoo.training.loop import Step, restore_rng, rng_states, train_one_epoch
 from ltzoo.training.plots import plot_curves
 from ltzoo.training.recipe import Recipe, RecipeError
 from ltzoo.training.run import RunFolder, describe_environment
 
-__all__ = ['create_accelerator', 'describe_batch', 'fit', 'prepare_data']
+__all__ = ['can_record', 'create_accelerator', 'describe_batch', 'fit', 'prepare_data']
 
 SCORES = ('data', 'samples', 'top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece')
 
@@ -57,6 +57,8 @@ def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerato
         project_dir=output,
         step_scheduler_with_optimizer=False,
     )
+    if recipe.cuda_graphs and recipe.precision == 'fp16':
+        raise RecipeError('cuda_graphs=true cannot be combined with precision=fp16, whose loss scale changes: use bf16')
     if recipe.sync_batchnorm and accelerator.device.type == 'cpu':
         raise RecipeError('sync_batchnorm=true needs GPUs: PyTorch has no SyncBatchNorm for CPUs')
     if recipe.batch_size % (accelerator.num_processes * recipe.accumulation):
@@ -123,7 +125,13 @@ def create_loader(recipe: Recipe, dataset: Dataset, learner: Learner, accelerato
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         workers=recipe.workers,
+        recorded=can_record(recipe, accelerator),
     )
+
+
+def can_record(recipe: Recipe, accelerator: Accelerator) -> bool:
+    """Return whether views and steps are replayed as CUDA graphs: they hold no talk between processes."""
+    return recipe.cuda_graphs and accelerator.device.type == 'cuda' and accelerator.num_processes == 1
 
 
 def create_method(
@@ -236,15 +244,18 @@ def _train(
     if recipe.trackers:
         accelerator.init_trackers('ltzoo', config={'recipe': recipe.to_yaml()})
 
+    take_step = Step(
+        prepared if method is None else learner,
+        optimizer,
+        accelerator,
+        method=method,
+        accumulation=recipe.accumulation,
+        clip_grad_norm=recipe.optimizer.clip_grad_norm,
+        recorded=can_record(recipe, accelerator),
+    )
+
     def step(batch: Batch) -> Tensor:
-        options: dict[str, Any] = {
-            'accumulation': recipe.accumulation,
-            'clip_grad_norm': recipe.optimizer.clip_grad_norm,
-        }
-        if method is None:
-            loss = train_step(prepared, optimizer, batch, accelerator, **options)
-        else:
-            loss = grouped_step(method, learner, optimizer, batch, accelerator, **options)
+        loss = take_step(batch)
         if ema is not None:
             ema.update(learner.model)
         return loss
@@ -274,6 +285,8 @@ def _train(
             line['method'] = method.end_epoch(
                 epoch, lambda indices: training_samples(dataset, indices, recipe, accelerator)
             )
+            if 'group_sizes' in line['method']:
+                take_step.changed()
         every = recipe.evaluation.every_epochs
         if every and (epoch + 1) % every == 0:
             scores = measure(measured, dataset.test, dataset, recipe, accelerator)

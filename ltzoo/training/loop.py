@@ -1,4 +1,4 @@
-"""The training loop: `fit` sets up, `train_one_epoch` trains, `measure` scores."""
+"""The training loop: `fit` sets up, `train_one_epoch` trains by taking a `Step` on every batch, `measure` scores."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from tqdm import tqdm
 from ltzoo.data.loader import Batch, TrainLoader
 from ltzoo.errors import LtzooError
 from ltzoo.gkpgsa import GkpGsa
+from ltzoo.recorded import Recorded
 
-__all__ = ['DivergedError', 'EpochLog', 'grouped_step', 'train_one_epoch', 'train_step']
+__all__ = ['DivergedError', 'EpochLog', 'Step', 'train_one_epoch']
 
 # How often the host looks at the loss; in between, the device is never waited for.
 LOOK_EVERY = 50
@@ -37,76 +38,89 @@ class EpochLog:
     samples_per_second: float
 
 
-def train_step(
-    learner: nn.Module,
-    optimizer: Any,
-    batch: Batch,
-    accelerator: Accelerator,
-    *,
-    accumulation: int = 1,
-    clip_grad_norm: float | None = None,
-) -> Tensor:
-    """Take one optimiser step on the mean loss of a batch.
+class Step:
+    """One optimiser step on the mean loss of a batch.
 
     Args:
-        learner: returns per-sample losses of (views, labels).
-        accumulation: pieces that the batch is computed in, one after the other; gradients are summed, and
-            synchronised between processes with the last piece only.
+        learner: returns per-sample losses of (views, labels). With a `method`, as it was before it was wrapped for
+            several processes: the method reduces gradients itself.
+        optimizer: prepared by Accelerate.
+        method: GKP/GSA, which takes the place of the ordinary gradient.
+        accumulation: pieces that the batch is computed in, one after the other; gradients are summed, and synchronised
+            between processes with the last piece only.
         clip_grad_norm: largest norm of the gradient.
-
-    Returns:
-        The mean loss over this process's share, on the device.
+        recorded: replay the passes through the network as CUDA graphs, see `ltzoo.recorded`. Steps whose work on the
+            device differs from one to the next are taken as they are.
     """
-    pieces = _cut(batch, accumulation)
-    total = torch.zeros((), device=batch.labels.device)
-    for i, (views, labels) in enumerate(pieces):
-        last = i == len(pieces) - 1
-        # The forward pass belongs inside too: DistributedDataParallel decides there whether it will synchronise.
-        with nullcontext() if last else accelerator.no_sync(learner):
-            with accelerator.autocast():
-                loss = learner(views, labels).sum() / len(batch.labels)
-            accelerator.backward(loss)
-        total += loss.detach()
-    _update(learner, optimizer, accelerator, clip_grad_norm)
-    return total
 
+    def __init__(
+        self,
+        learner: nn.Module,
+        optimizer: Any,
+        accelerator: Accelerator,
+        *,
+        method: GkpGsa | None = None,
+        accumulation: int = 1,
+        clip_grad_norm: float | None = None,
+        recorded: bool = False,
+    ) -> None:
+        self.learner, self.optimizer, self.accelerator, self.method = learner, optimizer, accelerator, method
+        self.accumulation, self.clip_grad_norm = accumulation, clip_grad_norm
+        self.gradient = self._ordinary_gradient if method is None else self._grouped_gradient
+        self.recording = Recorded(self.gradient, list(learner.parameters())) if recorded else None
 
-def grouped_step(
-    method: GkpGsa,
-    learner: nn.Module,
-    optimizer: Any,
-    batch: Batch,
-    accelerator: Accelerator,
-    *,
-    accumulation: int = 1,
-    clip_grad_norm: float | None = None,
-) -> Tensor:
-    """Take one step of GKP/GSA on the mean loss of a batch; arguments and result as for `train_step`.
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the mean loss over this process's share, on the device, until the next step."""
+        static = self.recording is not None and (self.method is None or self.method.static)
+        gradient = self.recording if static and self.recording is not None else self.gradient
+        loss = gradient(*batch.views, batch.labels)
+        if self.method is not None:
+            self.method.weigh(self._loss_scale())
+        if self.clip_grad_norm is not None:
+            self.accelerator.clip_grad_norm_(self.learner.parameters(), self.clip_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.method is not None:
+            self.method.after_step(self.optimizer.param_groups[0]['lr'])
+        return loss
 
-    Args:
-        learner: as it was before it was wrapped for several processes: the method reduces gradients itself.
-    """
-    scale = (
-        1.0 if accelerator.scaler is None else accelerator.scaler.scale(batch.labels.new_ones((), dtype=torch.float))
-    )
-    report = method.step(learner.forward, _cut(batch, accumulation), loss_scale=scale, autocast=accelerator.autocast)
-    _update(learner, optimizer, accelerator, clip_grad_norm)
-    method.after_step(optimizer.param_groups[0]['lr'])
-    return report.loss
+    def changed(self) -> None:
+        """Call when the method does something else from now on, as after a grouping."""
+        if self.recording is not None:
+            self.recording.forget()
 
+    def _ordinary_gradient(self, *tensors: Tensor) -> Tensor:
+        pieces = self._pieces(tensors)
+        labels = tensors[-1]
+        total = torch.zeros((), device=labels.device)
+        for i, (views, part) in enumerate(pieces):
+            last = i == len(pieces) - 1
+            # The forward pass belongs inside too: DistributedDataParallel decides there whether it will synchronise.
+            with nullcontext() if last else self.accelerator.no_sync(self.learner):
+                with self.accelerator.autocast():
+                    loss = self.learner(views, part).sum() / len(labels)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
 
-def _cut(batch: Batch, pieces: int) -> list[tuple[tuple[Tensor, ...], Tensor]]:
-    """Return views and labels of a batch's pieces."""
-    views = zip(*(view.chunk(pieces) for view in batch.views), strict=True)
-    return list(zip(views, batch.labels.chunk(pieces), strict=True))
+    def _grouped_gradient(self, *tensors: Tensor) -> Tensor:
+        assert self.method is not None
+        report = self.method.gradient(
+            self.learner.forward,
+            self._pieces(tensors),
+            loss_scale=self._loss_scale(),
+            autocast=self.accelerator.autocast,
+        )
+        return report.loss
 
+    def _pieces(self, tensors: tuple[Tensor, ...]) -> list[tuple[tuple[Tensor, ...], Tensor]]:
+        """Return views and labels of a batch's pieces, of the views followed by the labels."""
+        *views, labels = (tensor.chunk(self.accumulation) for tensor in tensors)
+        return list(zip(zip(*views, strict=True), labels, strict=True))
 
-def _update(learner: nn.Module, optimizer: Any, accelerator: Accelerator, clip_grad_norm: float | None) -> None:
-    """Take the optimiser's step along the gradient that lies ready."""
-    if clip_grad_norm is not None:
-        accelerator.clip_grad_norm_(learner.parameters(), clip_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
+    def _loss_scale(self) -> Tensor | float:
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.accelerator.device))
 
 
 def train_one_epoch(

@@ -122,6 +122,7 @@ class Recipe(_Part):
     accumulation: int = Field(1, ge=1, description='pieces that a batch is computed in')
     channels_last: bool = False
     compile: bool = False
+    cuda_graphs: bool = Field(False, description='on one GPU, replay a recorded step instead of launching its kernels')
     sync_batchnorm: bool = False
     ema_decay: float | None = Field(None, gt=0, lt=1)
     workers: int = Field(2, ge=0, description='processes that read image files; unused for arrays')
@@ -138,7 +139,7 @@ class Recipe(_Part):
 
     def decides_result(self) -> dict[str, Any]:
         """Return the part that a resumed run must share with the run it continues."""
-        free = {'output', 'resume', 'trackers', 'workers', 'checkpoint_every'}
+        free = {'output', 'resume', 'trackers', 'workers', 'checkpoint_every', 'cuda_graphs'}
         return self.model_dump(mode='json', exclude={**dict.fromkeys(free, True), 'data': {'data_dir', 'download'}})
 
     def to_yaml(self) -> str:

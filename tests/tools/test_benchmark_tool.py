@@ -76,7 +76,9 @@ def test_step(
     options = ['--recipe', tmp_path / 'small.yaml', '--rounds', 2, '--threads', 1, '--json', tmp_path / 'step.json']
     assert script('tools/benchmark.py', 'step', *options) == 0
     results = json.loads((tmp_path / 'step.json').read_text())
-    assert results.keys() == ENVIRONMENT | {'bench', 'recipe', 'batch_size', 'device', 'seconds'}
+    assert results.keys() == ENVIRONMENT | {
+        'bench', 'recipe', 'batch_size', 'device', 'precision', 'cuda_graphs', 'seconds'
+    }  # fmt: skip
     assert (results['bench'], results['batch_size']) == ('step', 16)
     assert results['recipe'] == str(tmp_path / 'small.yaml')
     forms = ['plain', 'channels-last', 'compiled', 'channels-last, compiled', 'its convolutions alone']

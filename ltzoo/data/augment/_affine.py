@@ -41,13 +41,17 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     return _sample(images, cosine, sine, 0.0, -sine, cosine, 0.0)
 
 
+def _on(images: Tensor, entry: Tensor | float) -> Tensor:
+    # Filled in on the device: a copy from the host would wait for it.
+    return entry if isinstance(entry, Tensor) else torch.full((), entry, device=images.device)
+
+
 def _sample(images: Tensor, *matrix: Tensor | float) -> Tensor:
     """Take every pixel from where the 2 x 3 matrix, in pixels from the image's centre, says."""
     n, _, height, width = images.shape
     scales = (width / 2, width / 2, width / 2, height / 2, height / 2, height / 2)
     a, b, c, d, e, f = (
-        torch.as_tensor(entry, dtype=torch.float32, device=images.device).expand(n).view(n, 1, 1) / scale
-        for entry, scale in zip(matrix, scales, strict=True)
+        _on(images, entry).expand(n).view(n, 1, 1) / scale for entry, scale in zip(matrix, scales, strict=True)
     )
     x = torch.arange(width, device=images.device) + (0.5 - width / 2)
     y = (torch.arange(height, device=images.device) + (0.5 - height / 2)).view(-1, 1)
