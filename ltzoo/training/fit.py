@@ -51,14 +51,14 @@ def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerato
     """
     if recipe.precision == 'fp16' and not torch.cuda.is_available():
         raise RecipeError('precision=fp16 needs a GPU (on a CPU it would silently run in fp32): use fp32 or bf16')
+    if recipe.cuda_graphs and recipe.precision == 'fp16':
+        raise RecipeError('cuda_graphs=true cannot be combined with precision=fp16, whose loss scale changes: use bf16')
     accelerator = Accelerator(
         mixed_precision='no' if recipe.precision == 'fp32' else recipe.precision,
         log_with=list(recipe.trackers) or None,
         project_dir=output,
         step_scheduler_with_optimizer=False,
     )
-    if recipe.cuda_graphs and recipe.precision == 'fp16':
-        raise RecipeError('cuda_graphs=true cannot be combined with precision=fp16, whose loss scale changes: use bf16')
     if recipe.sync_batchnorm and accelerator.device.type == 'cpu':
         raise RecipeError('sync_batchnorm=true needs GPUs: PyTorch has no SyncBatchNorm for CPUs')
     if recipe.batch_size % (accelerator.num_processes * recipe.accumulation):

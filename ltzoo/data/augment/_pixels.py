@@ -58,7 +58,7 @@ def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
         return images
     sharp = images.float()
     kernel = torch.full((3, 1, 3, 3), 1 / 13, device=images.device)
-    kernel[:, :, 1, 1] = 5 / 13
+    kernel[:, :, 1, 1].fill_(5 / 13)
     blurred = F.conv2d(sharp, kernel, groups=3).round_()
     inner = sharp[:, :, 1:-1, 1:-1]
     inner.add_((blurred - inner) * (1 - _per_image(factor)))

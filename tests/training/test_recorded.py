@@ -1,0 +1,167 @@
+"""Recorded steps against steps taken as they are: on an emulation of CUDA graphs, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import emulated_graphs
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ltzoo import recorded
+from ltzoo.data.augment import op
+from ltzoo.gkpgsa.sharpness import GroupedSharpness
+from ltzoo.recorded import Recorded, RecordingError
+from ltzoo.training import fit as fit_module
+from ltzoo.training.fit import fit
+from ltzoo.training.recipe import RecipeError, load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[emulated_graphs.Graph]:
+    return emulated_graphs.install(monkeypatch)
+
+
+def recipe_file(folder: Path, **changes: Any) -> Path:
+    path = folder / 'recipe.yaml'
+    base = {
+        'data': {'name': 'digits_lt'}, 'model': {'name': 'resnet8_cifar', 'head': 'cosine'},
+        'optimizer': {'name': 'sgd', 'lr': 0.05}, 'epochs': 4, 'batch_size': 100, 'channels_last': True,
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump({**base, **changes}))
+    return path
+
+
+# All that the views of CIFAR do, on 8 pixels.
+FIRST: list[Any] = [{'random_crop': {'padding': 1}}, 'horizontal_flip', 'auto_augment', {'cutout': {'size': 3}}]
+OTHER: list[Any] = [
+    {'random_resized_crop': {'scale': [0.2, 1.0]}}, 'horizontal_flip', {'color_jitter': {'p': 0.8}},
+    {'random_grayscale': {'p': 0.2}},
+]  # fmt: skip
+CE: dict[str, Any] = {'objective': {'name': 'ce'}, 'views': [FIRST]}
+BCL: dict[str, Any] = {'objective': {'name': 'bcl', 'hidden_dim': 8, 'out_dim': 4}, 'views': [FIRST, OTHER, OTHER]}
+GKPGSA: dict[str, Any] = {
+    'groups': 3, 'first_grouping': 1, 'regroup_every': 2, 'preservation': {'samples_per_group': 8, 'strength': 5},
+}  # fmt: skip
+GRADIENT = {**GKPGSA, 'preservation': {'samples_per_group': 8, 'form': 'gradient', 'strength': 0.5}}
+COMBINED = {**GKPGSA, 'sharpness': {'mode': 'combined', 'global_gradient': 'ema', 'ascent_views': 'first'}}
+AVERAGES = {**GKPGSA, 'sharpness': {'ascent': 'ema'}}
+FOCAL = {'group_by': 'frequency', 'preservation': None, 'sharpness': {'mode': 'focal', 'radius': 0.05}}
+ADAM = {'name': 'adamw', 'lr': 0.001, 'clip_grad_norm': 1.0}
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        pytest.param({**CE, 'accumulation': 2, 'ema_decay': 0.9}, id='ce'),
+        pytest.param({**BCL, 'method': GKPGSA}, id='gkpgsa'),
+        pytest.param({**BCL}, id='bcl', marks=pytest.mark.slow),
+        pytest.param({**BCL, 'method': GRADIENT}, id='gradient', marks=pytest.mark.slow),
+        pytest.param({**BCL, 'method': COMBINED}, id='combined', marks=pytest.mark.slow),
+        pytest.param({**BCL, 'method': AVERAGES, 'optimizer': ADAM}, id='averages', marks=pytest.mark.slow),
+        pytest.param({**BCL, 'method': FOCAL}, id='focal', marks=pytest.mark.slow),
+    ],
+)
+def test_a_recorded_training_is_the_same_bit_for_bit(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: list[emulated_graphs.Graph]
+) -> None:
+    # As on a GPU: all images are computed and thrown away where not wanted, and groups do not cut up a batch.
+    monkeypatch.setattr(op, '_only_chosen', lambda images: False)
+    monkeypatch.setattr(GroupedSharpness, 'static', True)
+    monkeypatch.setattr(fit_module, 'can_record', lambda recipe, accelerator: recipe.cuda_graphs)
+    monkeypatch.setattr(recorded, 'WARM_UP', 1)
+    path = recipe_file(tmp_path, **changes)
+    for name, graphed in (('plain', 'false'), ('recorded', 'true')):
+        fit(load_recipe(path, [f'cuda_graphs={graphed}']), tmp_path / name, progress=False)
+    # One of the views, one of the steps, and another after each change of the method.
+    assert len(graphs) == 2 + 2 * ('method' in changes and changes['method'].get('group_by') is None)
+    plain, replayed = (load_file(tmp_path / name / 'model' / 'model.safetensors') for name in ('plain', 'recorded'))
+    assert all(torch.equal(plain[key], replayed[key]) for key in plain)
+    logs = [[json.loads(line) for line in (tmp_path / name / 'log.jsonl').open()] for name in ('plain', 'recorded')]
+    for one, other in zip(*logs, strict=True):
+        assert one['loss'] == other['loss']
+        assert one.get('method') == other.get('method')
+
+
+def test_steps_that_differ_are_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: list[emulated_graphs.Graph]
+) -> None:
+    monkeypatch.setattr(op, '_only_chosen', lambda images: False)
+    monkeypatch.setattr(fit_module, 'can_record', lambda recipe, accelerator: recipe.cuda_graphs)
+    method = {'group_by': 'frequency', 'preservation': None, 'sharpness': {'ascent': 2}}
+    fit(
+        load_recipe(recipe_file(tmp_path, **BCL, method=method), ['cuda_graphs=true']), tmp_path / 'run', progress=False
+    )
+    assert len(graphs) == 1  # of the views
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+        self.register_buffer('seen', torch.zeros(()))
+
+    def gradient(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        loss = self.fc(x).square().mean()
+        loss.backward()
+        return loss.detach()
+
+
+def test_replays_give_gradients_and_change_what_lies_in_tensors(graphs: list[emulated_graphs.Graph]) -> None:
+    module = Small()
+    replayed = Recorded(module.gradient, list(module.parameters()))
+    for call in range(6):
+        x = torch.randn(4, 3)
+        loss = replayed(x).clone()
+        expected = module.fc(x).square().mean()
+        torch.testing.assert_close(loss, expected.detach())
+        grads = torch.autograd.grad(expected, list(module.fc.parameters()))
+        for p, g in zip(module.fc.parameters(), grads, strict=True):
+            torch.testing.assert_close(p.grad, g)
+            p.grad = None
+        assert module.seen == call + 1
+    assert len(graphs) == 1
+    replayed.forget()
+    for _ in range(recorded.WARM_UP + 1):
+        replayed(torch.randn(4, 3))
+        module.zero_grad()
+    assert len(graphs) == 2
+
+
+def test_what_cannot_be_recorded_is_refused(
+    graphs: list[emulated_graphs.Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorded, 'WARM_UP', 0)
+    with pytest.raises(RecordingError, match=r'cannot be recorded, take cuda_graphs=false: .* waits for the device'):
+        Recorded(lambda x: x * x.sum().item())(torch.ones(2))
+    double = Recorded(lambda x: 2 * x)
+    double(torch.ones(2))
+    with pytest.raises(RecordingError, match=r'recorded for a batch of shape \(2,\) and is now given \(3,\)'):
+        double(torch.ones(3))
+
+
+def test_half_precision_with_a_loss_scale_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    recipe = load_recipe(recipe_file(tmp_path, **BCL), ['cuda_graphs=true', 'precision=fp16'])
+    with pytest.raises(RecipeError, match='cuda_graphs=true cannot be combined with precision=fp16'):
+        fit_module.create_accelerator(recipe)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU to record on')
+@pytest.mark.parametrize('method', [None, GKPGSA], ids=['bcl', 'gkpgsa'])
+def test_a_recorded_training_on_a_gpu(method: dict[str, Any] | None, tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, **BCL, **({} if method is None else {'method': method}))
+    for name, graphed in (('plain', 'false'), ('recorded', 'true')):
+        fit(load_recipe(path, [f'cuda_graphs={graphed}']), tmp_path / name, progress=False)
+    logs = [[json.loads(line) for line in (tmp_path / name / 'log.jsonl').open()] for name in ('plain', 'recorded')]
+    # Sums of a GPU are not always in one order, and a training carries the rounding on.
+    for one, other in zip(*logs, strict=True):
+        assert one['loss'] == pytest.approx(other['loss'], rel=0.05)
