@@ -234,15 +234,11 @@ def _remember(folder: Path, branch: str, commit: str) -> None:
 
 
 def _timeout() -> Any:
-    from huggingface_hub import constants
+    from huggingface_hub import constants, get_session
 
-    answer = constants.HF_HUB_ETAG_TIMEOUT
-    try:
-        import httpx2
-    except ImportError:
-        # Clients before 2.0 are built on other libraries; these take one number.
-        return answer
-    return httpx2.Timeout(answer, connect=_CONNECT)
+    # The class of the client's own library: httpx before 2.0, httpx2 since.
+    limits: Any = type(get_session().timeout)
+    return limits(constants.HF_HUB_ETAG_TIMEOUT, connect=_CONNECT)
 
 
 def _reason(error: Exception) -> str:

@@ -45,6 +45,8 @@ _LOCAL = 'local-dir:'
 _HUB = 'hf-hub:'
 _WEIGHTS = 'model.safetensors'
 _FORMS = 'timm/NAME, local-dir:PATH or hf-hub:ORG/NAME'
+# What timm takes from a config.json without looking.
+_CONFIG = {'num_classes': int, 'model_args': dict, 'pretrained_cfg': dict}
 # Images up to this side are trained on padded crops, as CIFAR is; larger ones on random resized crops.
 _SMALL_IMAGE = 64
 
@@ -137,7 +139,7 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
 
     Raises:
         UnknownModelError: if no model has that name.
-        NoWeightsError: if `pretrained` and none are published.
+        NoWeightsError: if `pretrained` and none are published, or only in a pickle.
         DownloadError: if what is published cannot be had from the Hub, or is not what it should be.
         ModelFilesError: if the folder of a `local-dir:` name holds no usable model.
         ModelArgumentError: if the model does not take an argument.
@@ -158,7 +160,8 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         if model is not None:
             return model
         if not entry.startswith(_LOCAL):
-            kwargs = {**kwargs, 'pretrained_cfg_overlay': {'file': str(weights)}}
+            # What timm would load by a rule of the model's is its makers' file, not the safetensors.
+            kwargs = {**kwargs, 'pretrained_cfg_overlay': {'file': str(weights), 'custom_load': False}}
         return timm.create_model(entry, pretrained=True, **kwargs)
     except TypeError as error:
         if 'unexpected keyword argument' not in str(error):
@@ -268,12 +271,16 @@ def _locate(name: str, pretrained: bool, kwargs: dict[str, Any]) -> tuple[str, P
         none_yet = f'no weights are published yet for {ours.full_name}'
         command = f'accelerate launch recipes/train.py {ours.recipe}'
         raise NoWeightsError(f'{none_yet}; this makes them: {command}')
-    if cfg.hf_hub_id and not cfg.custom_load and (cfg.hf_hub_filename or _WEIGHTS).endswith('.safetensors'):
-        from ltzoo.models.download import fetch
+    file = cfg.hf_hub_filename or _WEIGHTS
+    if not cfg.hf_hub_id or not file.endswith('.safetensors'):
+        place = cfg.url or f'hf-hub:{cfg.hf_hub_id}'
+        raise NoWeightsError(
+            f'{name} has no safetensors, only a pickle, which can run code when it is read: if you trust {place}, '
+            f'download it and run tools/convert.py FILE --from timm --arch {cfg.architecture} --to DIR'
+        )
+    from ltzoo.models.download import fetch
 
-        file = cfg.hf_hub_filename or _WEIGHTS
-        return entry, fetch(cfg.hf_hub_id, files=(file,)) / file
-    return entry, None
+    return entry, fetch(cfg.hf_hub_id, files=(file,)) / file
 
 
 def _assigned(entry: str, weights: Path, kwargs: dict[str, Any]) -> nn.Module | None:
@@ -312,11 +319,17 @@ def _check_folder(folder: Path, pretrained: bool) -> None:
         architecture = content['architecture']
         if architecture == 'lt_timm':
             architecture = content['model_args']['backbone']
+        for key, kind in _CONFIG.items():
+            if not isinstance(content.get(key, kind()), kind):
+                raise TypeError(f'{key} is {content[key]!r}')
     except FileNotFoundError as error:
         raise ModelFilesError(f'{folder} holds no exported model: config.json is missing') from error
+    except OSError as error:
+        raise ModelFilesError(f'{config} cannot be read: {error.strerror}') from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelFilesError(f'{config} is not the configuration of a timm model: {error!r}') from error
-    if not is_model(architecture):
+        reason = f'{type(error).__name__}: {error}'
+        raise ModelFilesError(f'{config} is not the configuration of a timm model: {reason}') from error
+    if not isinstance(architecture, str) or not is_model(architecture):
         raise ModelFilesError(f'{config} names the architecture {architecture!r}, which neither timm nor ltzoo has')
     if pretrained and not (folder / 'model.safetensors').is_file():
         raise ModelFilesError(f'{folder} has no weights: model.safetensors is missing')

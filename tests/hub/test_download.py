@@ -20,7 +20,8 @@ from torch import nn
 
 import ltzoo
 from ltzoo.hub import export_model
-from ltzoo.models.download import DownloadError, fetch, file_hash, probe
+from ltzoo.models import NoWeightsError
+from ltzoo.models.download import DownloadError, _timeout, fetch, file_hash, probe
 
 Train = Callable[..., nn.Module]
 REPO = 'someone/model'
@@ -325,6 +326,46 @@ def test_timm_s_weights_come_the_same_way(hub: Hub, tmp_path: Path, monkeypatch:
     assert torch.equal(cosine.state_dict()['conv1.0.weight'], state['conv1.0.weight'])
     hub.repositories.clear()
     assert 'does not exist' in refused('timm/test_resnet')
+
+
+def test_timm_s_weights_that_it_would_load_by_a_rule_of_their_own(hub: Hub) -> None:
+    import timm
+    from safetensors.torch import save
+
+    name = 'vit_tiny_patch16_224.augreg_in21k_ft_in1k'
+    cfg = timm.get_pretrained_cfg(name)
+    assert cfg.custom_load
+    # Offline timm itself tries for a minute.
+    assert f'hf-hub:{cfg.hf_hub_id} does not exist' in refused(f'timm/{name}')
+    torch.manual_seed(1)
+    state = timm.create_model(name, pretrained=False).state_dict()
+    hub.add(cfg.hf_hub_id, {'model.safetensors': save(state)})
+    for arguments in ({}, {'num_classes': 7}):
+        model = ltzoo.create_model(f'timm/{name}', pretrained=True, **arguments)
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items() if not arguments or 'head' not in k)
+    hub.faults['model.safetensors'] = 'flip'
+    hub.repositories[cfg.hf_hub_id].commit({'model.safetensors': save({**state, 'head.bias': state['head.bias'] + 1})})
+    assert 'came damaged or is not what was published' in refused(f'timm/{name}')
+
+
+def test_timm_s_pickles_are_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    monkeypatch.setattr(timm, 'create_model', None)
+    for name in ('legacy_seresnet18', 'gcvit_xxtiny.in1k'):
+        url = timm.get_pretrained_cfg(name).url
+        with pytest.raises(NoWeightsError, match=rf'timm/{name} has no safetensors, only a pickle.*trust {url}, down'):
+            ltzoo.create_model(f'timm/{name}', pretrained=True)
+
+
+@pytest.mark.parametrize('library', ['httpx', 'httpx2'])
+def test_limits_are_of_the_library_that_the_client_is_built_on(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    http = pytest.importorskip(library)
+    client = http.Client()
+    monkeypatch.setattr(huggingface_hub, 'get_session', lambda: client)
+    limits = _timeout()
+    assert isinstance(limits, http.Timeout)
+    assert limits.connect < 1 < limits.read
 
 
 def test_no_way_to_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,16 +199,35 @@ def test_missing_files_are_named(saved: Path) -> None:
     refused(saved, 'config.json is missing')
 
 
-@pytest.mark.parametrize('text', ['{"architecture"', '{"num_classes": 10}', '[]'])
-def test_a_config_that_is_none_is_refused(text: str, saved: Path) -> None:
-    (saved / 'config.json').write_text(text)
-    refused(saved, 'is not the configuration of a timm model')
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'{"architecture"', 'JSONDecodeError: Expecting'),
+        (b'{"num_classes": 10}', "KeyError: 'architecture'"),
+        (b'[]', 'TypeError: list indices'),
+        (b'\xff' * 999, "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte$"),
+        (b'{"architecture": "resnet20_cifar", "num_classes": "ten"}', "TypeError: num_classes is 'ten'"),
+        (b'{"architecture": "resnet20_cifar", "model_args": [3]}', r'TypeError: model_args is \[3\]'),
+        (b'{"architecture": "resnet20_cifar", "pretrained_cfg": null}', 'TypeError: pretrained_cfg is None'),
+    ],
+)
+def test_a_config_that_is_none_is_refused(content: bytes, message: str, saved: Path) -> None:
+    (saved / 'config.json').write_bytes(content)
+    refused(saved, f'is not the configuration of a timm model: {message}')
+
+
+def test_a_folder_in_the_place_of_the_config_is_refused(saved: Path) -> None:
+    (saved / 'config.json').unlink()
+    (saved / 'config.json').mkdir()
+    refused(saved, r'config\.json cannot be read: Is a directory')
 
 
 def test_an_architecture_nobody_has_is_refused(saved: Path) -> None:
     config = json.loads((saved / 'config.json').read_text())
     (saved / 'config.json').write_text(json.dumps({**config, 'architecture': 'resnet_99'}))
     refused(saved, "the architecture 'resnet_99'")
+    (saved / 'config.json').write_text(json.dumps({**config, 'architecture': 5}))
+    refused(saved, 'the architecture 5')
     (saved / 'config.json').write_text(
         json.dumps({**config, 'architecture': 'lt_timm', 'model_args': {'backbone': 'resnet_99', 'head': 'cosine'}})
     )
