@@ -38,9 +38,22 @@ def main() -> int:
 def make(folder: Path) -> None:
     from ltzoo.files import new_folder, writing
 
+    check_folder(folder)
     with writing(folder), new_folder(folder) as made:
         count = write_cards(made)
     print(f'{folder}: {count} cards')
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything but cards: all in it is replaced."""
+    from ltzoo.models.lt_zoo import ZOO
+
+    if folder.exists() and not folder.is_dir():
+        raise LtzooError(f'{folder} is a file; cards need a folder')
+    cards = {entry.hub_id.partition('/')[2] for entry in ZOO.values()}
+    for place in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if place.name not in cards or (place / 'config.json').exists():
+            raise LtzooError(f'{folder} holds {place.name}, which is no card; move it away, or give another folder')
 
 
 def write_cards(folder: Path) -> int:

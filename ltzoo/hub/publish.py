@@ -132,9 +132,10 @@ def check_folder(folder: Path) -> dict[str, bytes]:
     try:
         results = json.loads((folder / 'results.json').read_text(encoding='utf-8'))
         scores, stated, runs = results['scores'], results['sha256'], results['runs']
-        whole = bool(runs) and scores['top1'] is not None and set(METRICS) <= set(scores)
+        whole = bool(runs and results['name']) and scores['top1'] is not None and set(METRICS) <= set(scores)
     except (ValueError, KeyError, TypeError) as error:
-        raise PublishError(f'{folder / "results.json"} holds no scores: {error!r}') from error
+        reason = f'{type(error).__name__}: {error}'
+        raise PublishError(f'{folder / "results.json"} holds no scores: {reason}') from error
     if not whole:
         raise PublishError(f'{folder / "results.json"} holds no scores')
     digest = sha256_of(folder / 'model.safetensors')

@@ -33,6 +33,20 @@ from ltzoo.models.entries import entry_of, paper_results
 __all__ = ['release', 'sha256_of', 'summarise', 'test_vectors', 'write_card']
 
 _PLOTS = ('accuracy.png', 'curves.png')
+# What is read of a run's results.json and of its model's config.json.
+_RECORD = {
+    *METRICS,
+    'model',
+    'data',
+    'seed',
+    'split',
+    'samples',
+    'recipe',
+    'environment',
+    'training_seconds',
+    'per_class',
+}
+_TRAINING = {'data', 'class_counts', 'many_above', 'few_below', 'recipe', 'seed', 'split', 'scores'}
 # What a command line says that is not part of the recipe.
 _NOT_RECIPE = ('output', 'resume', 'seed', 'trackers', 'data.data_dir')
 
@@ -49,10 +63,15 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
         The content of its results.json.
 
     Raises:
-        ExportError: if a run is not finished, the runs are not of one recipe, or the folder cannot be written.
+        ExportError: if a run is not finished or damaged, the runs are not of one recipe, or the folder holds one of
+            them or cannot be written.
         ModelFilesError: if a run's model is damaged.
     """
     check_target(folder, force)
+    for run in runs:
+        model_folder = (run / 'model').resolve()
+        if folder.resolve() in (model_folder, *model_folder.parents):
+            raise ExportError(f'{folder} would take the place of the run {run}; give a new folder')
     records = [_record(run) for run in runs]
     _check_one_recipe(runs, records)
     model = create_model(f'local-dir:{runs[0] / "model"}', pretrained=True).eval()
@@ -171,12 +190,29 @@ def _record(run: Path) -> dict[str, Any]:
         raise LtzooError(f'{run} holds no run: recipe.yaml is missing')
     if not (run / 'results.json').is_file():
         raise LtzooError(f'the run {run} is not finished: continue it with resume=auto')
-    record: dict[str, Any] = json.loads((run / 'results.json').read_text(encoding='utf-8'))
-    # The exported model's block leaves the folders of the machine out.
+    record = _read(run / 'results.json', _RECORD)
     config = run / 'model' / 'config.json'
     if config.is_file():
-        record['data'] = json.loads(config.read_text(encoding='utf-8'))['lt']['data']
+        # The exported model's block leaves the folders of the machine out.
+        record['data'] = _read(config, _TRAINING, 'lt')['data']
     return record
+
+
+def _read(file: Path, wanted: set[str], block: str | None = None) -> dict[str, Any]:
+    """Return what a JSON file, or a block of it, says.
+
+    Raises:
+        ExportError: if it is damaged or does not say all that is wanted.
+    """
+    try:
+        content = json.loads(file.read_text(encoding='utf-8'))
+        found = content if block is None else content[block]
+        missing = sorted(wanted - found.keys())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f'{file} is damaged: {error}') from error
+    if missing:
+        raise ExportError(f'{file} is damaged: it does not say {missing[0]}')
+    return dict(found)
 
 
 def _recipe_file(command: str) -> str | None:

@@ -192,8 +192,8 @@ def damaged(folder: Path, what: str) -> None:
         (folder / 'results.json').write_text(json.dumps(results))
     elif what == 'images':
         save_file({**load_file(folder / VECTORS), 'images': torch.ones(1, 1, 9)}, folder / VECTORS)
-    elif what == 'scores':
-        del results['scores']
+    elif what in ('scores', 'name'):
+        del results[what]
         (folder / 'results.json').write_text(json.dumps(results))
     elif what == 'no scores':
         (folder / 'results.json').write_text(json.dumps({**results, 'runs': []}))
@@ -211,8 +211,9 @@ def damaged(folder: Path, what: str) -> None:
         ('weights and hash', r'does not load back equal: .* gives other logits than those stored with it'),
         ('truncated', r'the weights of .* are damaged or of another model'),
         ('images', r'does not load back equal: .*expected input'),
-        ('scores', r"results\.json holds no scores: KeyError\('scores'\)"),
+        ('scores', r"results\.json holds no scores: KeyError: 'scores'"),
         ('no scores', r'results\.json holds no scores$'),
+        ('name', r"results\.json holds no scores: KeyError: 'name'"),
         ('pickle', r'holds checkpoint\.pt, a pickle: only safetensors are published'),
         *((name, rf'lacks {name}: tools/export\.py makes') for name in sorted(FILES - {'curves.png'})),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -14,6 +15,15 @@ import torch
 import ltzoo
 
 Script = Callable[..., int]
+
+
+# Name of a run, which of its files is damaged, and what that holds.
+DAMAGES = [
+    ('cut', 'results.json', '{"model":'),
+    ('shortened', 'results.json', '{"model": "resnet20_cifar"}'),
+    ('listed', 'results.json', '[]'),
+    ('misconfigured', 'model/config.json', '{"lt": {"data": "digits_lt"}}'),
+]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -67,6 +77,9 @@ def runs(digits_run: Path, tmp_path: Path) -> Path:
     weights = place / 'damaged' / 'model' / 'model.safetensors'
     weights.write_bytes(weights.read_bytes()[:-1])
     shutil.rmtree(place / 'emptied' / 'model')
+    for name, file, text in DAMAGES:
+        shutil.copytree(digits_run, place / name)
+        (place / name / file).write_text(text)
     (place / 'in_use').mkdir()
     (place / 'in_use' / 'thesis.txt').write_text('mine')
     return place
@@ -81,6 +94,10 @@ def runs(digits_run: Path, tmp_path: Path) -> Path:
         ('{run}/model', '{runs}/out', 'model holds no run: recipe.yaml is missing'),
         ('{runs}/damaged', '{runs}/out', 'damaged/model are damaged or of another model'),
         ('{runs}/emptied', '{runs}/out', 'there is no folder {runs}/emptied/model'),
+        ('{runs}/cut', '{runs}/out', 'cut/results.json is damaged: Expecting value'),
+        ('{runs}/shortened', '{runs}/out', 'shortened/results.json is damaged: it does not say balanced_accuracy'),
+        ('{runs}/listed', '{runs}/out', 'listed/results.json is damaged: '),
+        ('{runs}/misconfigured', '{runs}/out', 'misconfigured/model/config.json is damaged: it does not say class_c'),
         ('{run}', '{runs}/in_use', 'in_use is not empty; give a new folder'),
         ('{run}', '{runs}/in_use/thesis.txt', 'thesis.txt is a file; an export needs a folder'),
         ('{run}', '{runs}/in_use/thesis.txt/out', 'thesis.txt/out cannot be written'),
@@ -103,4 +120,40 @@ def test_what_cannot_be_exported_is_refused_and_left_alone(
     assert line.startswith('export.py: ')
     assert message.format(runs=runs) in line
     assert contents(tmp_path) == before
-    assert sorted(os.listdir(runs)) == ['damaged', 'emptied', 'in_use', 'unfinished']
+    assert sorted(os.listdir(runs)) == sorted(['damaged', 'emptied', 'in_use', 'unfinished', *(d[0] for d in DAMAGES)])
+
+
+@pytest.mark.parametrize('to', ['run', 'run/model', '.', 'link'])
+def test_force_does_not_replace_the_run_itself(
+    script: Script, digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str
+) -> None:
+    run = tmp_path / 'run'
+    shutil.copytree(digits_run, run)
+    (tmp_path / 'link').symlink_to(run)
+    before = contents(tmp_path)
+    assert script('tools/export.py', run, '--to', tmp_path / to, '--force') == 2
+    assert f'{tmp_path / to} would take the place of the run {run}; give a new folder' in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    assert script('tools/export.py', run, '--to', run / 'release') == 0
+
+
+@pytest.mark.parametrize(
+    ('to', 'module', 'last_step'), [('out', 'ltzoo.hub.release', 'write_card'), ('model.pt2', 'torch.export', 'load')]
+)
+def test_an_interrupt_at_the_last_step_leaves_nothing(
+    script: Script,
+    digits_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    to: str,
+    module: str,
+    last_step: str,
+) -> None:
+    def interrupt(place: Path) -> None:
+        assert list(tmp_path.rglob('*.safetensors' if to == 'out' else '*.pt2')), 'too early to leave anything'
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module(module), last_step, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        script('tools/export.py', digits_run, '--to', tmp_path / to)
+    assert os.listdir(tmp_path) == []

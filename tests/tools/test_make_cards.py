@@ -32,6 +32,13 @@ def usage(text: str) -> str:
     return code
 
 
+@torch.inference_mode()
+def run(code: str) -> torch.Tensor:
+    names: dict[str, Any] = {'image': Image.effect_noise((40, 30), 80).convert('RGB')}
+    exec(code, names)
+    return names['logits']
+
+
 def test_the_cards_here_are_what_the_tool_makes(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     assert script('tools/make_cards.py', '--check') == 0
     assert 'is up to date' in capsys.readouterr().out
@@ -55,6 +62,27 @@ def test_a_card_written_by_hand_is_noticed_and_made_again(
         capsys.readouterr()
 
 
+@pytest.mark.parametrize(
+    ('held', 'message'),
+    [
+        ('thesis.txt', 'cards holds thesis.txt, which is no card'),
+        ('my_models/README.md', 'cards holds my_models, which is no card'),
+        # A model that was exported under its name.
+        ('resnet32_cifar_bs/config.json', 'cards holds resnet32_cifar_bs, which is no card'),
+        ('', 'cards is a file; cards need a folder'),
+    ],
+)
+def test_what_is_no_card_is_not_replaced(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str], held: str, message: str
+) -> None:
+    file = tmp_path / 'cards' / held
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text('mine')
+    assert script('tools/make_cards.py', '--to', tmp_path / 'cards') == 2
+    assert message in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob('*') if path.is_file()] == [file]
+
+
 def test_every_model_has_a_card(script: Script) -> None:
     assert len(list(CARDS.iterdir())) == len(ZOO)
     for name in ZOO:
@@ -75,6 +103,7 @@ def test_a_model_without_weights_says_so_and_prints_no_score_of_ours(name: str) 
     assert numbers == [value for key, value in paper.items() if key != 'source']
     assert 'ltzoo' not in cells
     assert 'pretrained=False' in usage(found.text)
+    assert run(usage(found.text)).shape == (1, ltzoo.get_pretrained_cfg(name).num_classes)
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
@@ -83,10 +112,7 @@ def test_a_model_with_weights_has_its_scores_and_usage_that_runs(name: str) -> N
     by_name = {result.metric_name: result.metric_value for result in found.data.eval_results}
     assert by_name['Top-1'] == round(results['scores']['top1']['mean'], 2)
     assert by_name['Few-shot'] == round(results['scores']['few']['mean'], 2)
-    names: dict[str, Any] = {'image': Image.effect_noise((40, 30), 80).convert('RGB')}
-    with torch.inference_mode():
-        exec(usage(found.text), names)
-    assert names['logits'].shape == (1, ltzoo.get_pretrained_cfg(name).num_classes)
+    assert run(usage(found.text)).shape == (1, ltzoo.get_pretrained_cfg(name).num_classes)
     for shown in re.findall(r'!\[.*?\]\((.*?)\)', found.text):
         with Image.open(CARDS / ZOO[name].hub_id.partition('/')[2] / shown) as picture:
             assert min(picture.size) > 200
