@@ -39,7 +39,7 @@ def deploy(model: nn.Module, file: Path) -> float:
 
     Raises:
         ExportError: if the file cannot be written, its ending is no format, or the packages for ONNX are missing.
-        DeployError: if the exported model gives other logits.
+        DeployError: if the exporter cannot take the model, or what comes out gives other logits.
     """
     if file.suffix not in FORMATS:
         raise ExportError(f'{file} is of no known format: the ending can be {" or ".join(FORMATS)}')
@@ -51,7 +51,13 @@ def deploy(model: nn.Module, file: Path) -> float:
     run = _onnx if file.suffix == '.onnx' else _program
     with tempfile.TemporaryDirectory(prefix=f'.{file.name}.', dir=file.parent) as beside:
         made = Path(beside) / file.name
-        outputs = run(plain, batches, made)
+        try:
+            outputs = run(plain, batches, made)
+        except LtzooError:
+            raise
+        except Exception as error:  # Exporters raise whatever the code they trace through does.
+            lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+            raise DeployError(f'{file} was not written: the exporter does not take this model: {lines[0]}') from error
         with torch.inference_mode():
             expected = [plain(batch) for batch in batches]
         difference = max(

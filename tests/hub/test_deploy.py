@@ -63,6 +63,25 @@ def test_a_model_that_comes_out_otherwise_is_not_left_behind(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize('form', ['.onnx', '.pt2'])
+def test_a_model_that_no_exporter_takes(train: Train, tmp_path: Path, form: str) -> None:
+    class Choosy(nn.Module):
+        """Goes another way for bright images."""
+
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+            self.pretrained_cfg = model.pretrained_cfg
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.model(x) if x.mean() > 0 else -self.model(x)
+
+    with pytest.raises(DeployError, match=r'was not written: the exporter does not take this model: .+') as caught:
+        deploy(Choosy(train('resnet20_cifar')), tmp_path / f'model{form}')
+    assert '\n' not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
 def test_what_cannot_be_written(train: Train, tmp_path: Path) -> None:
     model = train('resnet20_cifar')
     with pytest.raises(ExportError, match=r'model\.tflite is of no known format: the ending can be \.onnx or \.pt2'):
