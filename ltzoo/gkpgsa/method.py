@@ -6,10 +6,11 @@ groups' anchors (GKP). Per epoch: feature quality, memory bank and, when it is d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from ltzoo.errors import LtzooError
 from ltzoo.gkpgsa.affinity import GramMatrix, parameter_affinity
 from ltzoo.gkpgsa.bank import DiskStore, HostStore, MemoryBank, SnapshotStore
 from ltzoo.gkpgsa.fisher import FisherKind, diagonal_fisher, group_sample_indices
-from ltzoo.gkpgsa.grouping import group_anchors, group_classes
+from ltzoo.gkpgsa.grouping import classes_moved, group_anchors, group_classes
 from ltzoo.gkpgsa.preservation import KnowledgePreservation, Normalisation
 from ltzoo.gkpgsa.quality import FeatureQuality
 from ltzoo.gkpgsa.schedule import alpha_schedule
@@ -32,7 +33,7 @@ Samples = Callable[[np.ndarray], Iterable[tuple[Tensor, Tensor]]]
 
 
 class GkpGsaError(LtzooError, ValueError):
-    """Settings of the method that contradict each other."""
+    """Settings of the method that do not exist, are out of range or contradict each other."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class PreservationSettings:
         samples_per_group: on which a group's Fisher is taken.
         chunk_size: samples whose gradients are in memory at once.
         grouped: False holds all classes to the mean of their anchors, as elastic weight consolidation would (Eq. 4).
+
+    Raises:
+        GkpGsaError: if a setting does not exist or is out of range.
     """
 
     strength: float = 1.0
@@ -59,6 +63,11 @@ class PreservationSettings:
     samples_per_group: int = 256
     chunk_size: int = 32
     grouped: bool = True
+
+    def __post_init__(self) -> None:
+        _check_names(self)
+        _check_range(self, 0, 'strength')
+        _check_range(self, 1, 'samples_per_group', 'chunk_size')
 
 
 @dataclass(frozen=True)
@@ -78,11 +87,14 @@ class GkpGsaSettings:
         sharpness: None leaves GSA out.
         preservation: None leaves GKP out.
         alpha_start, alpha_end: Eq. 20; `None` for both leaves the loss's gradient and the penalty unweighted.
+
+    Raises:
+        GkpGsaError: if a setting does not exist, is out of range or contradicts another.
     """
 
     groups: int = 4
     group_by: Literal['bank', 'frequency', 'class', 'none'] = 'bank'
-    affinity: str = 'gaussian'
+    affinity: Literal['gaussian', 'cosine'] = 'gaussian'
     beta: float = 0.5
     first_grouping: int = 5
     regroup_every: int = 5
@@ -94,15 +106,16 @@ class GkpGsaSettings:
     alpha_end: float | None = 0.6
 
     def __post_init__(self) -> None:
-        if self.group_by not in ('bank', 'frequency', 'class', 'none'):
-            raise GkpGsaError(f'group_by: {self.group_by!r} does not exist; known: bank, frequency, class, none')
-        for name in ('groups', 'first_grouping', 'regroup_every'):
-            if getattr(self, name) < 1:
-                raise GkpGsaError(f'{name} must be 1 or more, not {getattr(self, name)}')
+        _check_names(self)
+        _check_range(self, 0, 'beta')
+        _check_range(self, 1, 'groups', 'first_grouping', 'regroup_every')
         if self.group_by == 'bank' and self.sharpness is not None and self.sharpness.radius_by_group is not None:
             raise GkpGsaError('radius_by_group needs groups that stay as they are: group_by frequency or class')
         if (self.alpha_start is None) != (self.alpha_end is None):
             raise GkpGsaError('alpha_start and alpha_end are given both or not at all')
+        for name in ('alpha_start', 'alpha_end'):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
+                raise GkpGsaError(f'{name} must lie between 0 and 1, not {getattr(self, name)}')
 
 
 class GkpGsa:
@@ -139,7 +152,10 @@ class GkpGsa:
         self.model, self.settings = model, settings
         self.class_counts, self.labels, self.epochs, self.seed = class_counts.cpu(), labels, epochs, seed
         self.log_prior = log_prior
-        classifier = {id(p) for p in model.get_classifier().parameters()}
+        heads = model.get_classifier()
+        # Distilled transformers have two; the first is the classifier that features are looked at for.
+        self.heads: Sequence[nn.Module] = heads if isinstance(heads, (tuple, list)) else (heads,)
+        classifier = {id(p) for head in self.heads for p in head.parameters()}
         self.encoder: dict[str, Tensor] = {
             name: p for name, p in model.named_parameters() if id(p) not in classifier and p.requires_grad
         }
@@ -168,8 +184,13 @@ class GkpGsa:
 
     @property
     def static(self) -> bool:
-        """Whether `gradient` does the same work on the device in every step, until groups change."""
+        """Whether `gradient` does the same work on the device in every step of the same `form`."""
         return not self.sharp or (self.sharpness.static and self.sharpness.settings.ascent in ('fresh', 'ema'))
+
+    @property
+    def form(self) -> tuple[bool, int]:
+        """What decides which work `gradient` does on the device: whether it perturbs, and for how many groups."""
+        return self.sharp, self.sharpness.groups
 
     @property
     def needs_bank(self) -> bool:
@@ -216,8 +237,9 @@ class GkpGsa:
             if left == 0:
                 return losses(views, labels)
             left -= 1
-            hook = self.model.get_classifier().register_forward_pre_hook(
-                lambda _, inputs: self._observe(inputs[0].detach(), labels)
+            # Where the classifier is a convolution, features still have their one pixel.
+            hook = self.heads[0].register_forward_pre_hook(
+                lambda _, inputs: self._observe(inputs[0].detach().flatten(1), labels)
             )
             with hook:
                 return losses(views, labels)
@@ -265,7 +287,8 @@ class GkpGsa:
             return log
         self.quality.all_reduce()
         won = self.bank.update(epoch, self.quality.compute(), self.encoder)
-        self.gram.update(self.bank.epochs, self.bank.snapshot)
+        if self.settings.group_by == 'bank':
+            self.gram.update(self.bank.epochs, self.bank.snapshot)
         log.update(best_now=int(won.sum()), snapshots=len(self.bank.epochs))
         since = epoch + 1 - self.settings.first_grouping
         if since >= 0 and since % self.settings.regroup_every == 0:
@@ -351,7 +374,7 @@ class GkpGsa:
         if self.settings.preservation is not None:
             self.preservation = self._new_preservation(self.settings.preservation, samples)
         sizes = torch.bincount(self.class_groups).tolist()
-        return {'group_sizes': sizes, 'classes_moved': int((before != self.class_groups).sum())}
+        return {'group_sizes': sizes, 'classes_moved': classes_moved(before, self.class_groups)}
 
     def _empty_preservation(self, part: PreservationSettings) -> KnowledgePreservation:
         empty = KnowledgePreservation(strength=part.strength, normalisation=part.normalisation)
@@ -368,15 +391,31 @@ class GkpGsa:
             'classes': torch.bincount(groups).tolist(),
         }.get(part.size)
         generator = torch.Generator().manual_seed(self.seed)
-        for g, (anchor, indices) in enumerate(zip(group_anchors(self.bank, groups), drawn, strict=True)):
-            if not len(indices):
-                continue
+        # A group of which no class was ever seen has nothing to be held to.
+        stored = self.bank.best_epoch >= 0
+        held, places = groups[stored].unique(return_inverse=True)
+        anchors = group_anchors(self.bank, torch.zeros_like(groups).masked_scatter(stored, places))
+        for g, anchor in zip(held.tolist(), anchors, strict=True):
             fisher = diagonal_fisher(
-                self.model, anchor, samples(indices), part.fisher,
+                self.model, anchor, samples(drawn[g]), part.fisher,
                 chunk_size=part.chunk_size, log_prior=self.log_prior, generator=generator,
             )  # fmt: skip
             preservation.add(anchor, fisher, None if sizes is None else max(sizes[g], 1))
         return preservation.to(device)
+
+
+def _check_names(settings: GkpGsaSettings | PreservationSettings) -> None:
+    for name, kind in get_type_hints(type(settings)).items():
+        known, value = get_args(kind), getattr(settings, name)
+        if all(isinstance(option, str) for option in known) and known and value not in known:
+            raise GkpGsaError(f'{name}: {value!r} does not exist; known: {", ".join(known)}')
+
+
+def _check_range(settings: GkpGsaSettings | PreservationSettings, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if not least <= value < math.inf:
+            raise GkpGsaError(f'{name} must be {least} or more, not {value}')
 
 
 def _store(settings: GkpGsaSettings, folder: Path | None) -> SnapshotStore:

@@ -190,6 +190,7 @@ class GroupedSharpness:
         self.reduce = reduce
         self.processes = processes
         self.steps = 0
+        self.groups = 0
         self.global_average: Tensor | None = None
         self.group_averages: Tensor | None = None
         self.kept: Tensor | None = None
@@ -198,12 +199,21 @@ class GroupedSharpness:
     def set_groups(self, class_groups: Tensor, group_samples: Tensor) -> None:
         """Change the groups; what was kept of the former groups' directions is dropped.
 
+        As many groups as before take the former ones' place in memory, so that a recorded step goes on.
+
         Raises:
             SharpnessError: if there is no group, or `radius_by_group` has another number of them.
         """
+        if len(group_samples) == self.groups:
+            self.class_groups.copy_(class_groups)
+            self.group_samples.copy_(group_samples)
+            if self.group_averages is not None:
+                self.group_averages.zero_()
+            self.kept = None
+            return
         device = self.layout.parameters[0].device
-        self.class_groups = class_groups.to(device)
-        self.group_samples = group_samples.to(device)
+        self.class_groups = class_groups.to(device, copy=True)
+        self.group_samples = group_samples.to(device, copy=True)
         self.groups = len(group_samples)
         factors = self.settings.radius_by_group
         if self.groups < 1 or (factors is not None and len(factors) != self.groups):

@@ -285,8 +285,6 @@ def _train(
             line['method'] = method.end_epoch(
                 epoch, lambda indices: training_samples(dataset, indices, recipe, accelerator)
             )
-            if 'group_sizes' in line['method']:
-                take_step.changed()
         every = recipe.evaluation.every_epochs
         if every and (epoch + 1) % every == 0:
             scores = measure(measured, dataset.test, dataset, recipe, accelerator)

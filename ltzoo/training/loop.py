@@ -68,12 +68,11 @@ class Step:
         self.accumulation, self.clip_grad_norm = accumulation, clip_grad_norm
         self.gradient = self._ordinary_gradient if method is None else self._grouped_gradient
         self.recording = Recorded(self.gradient, list(learner.parameters())) if recorded else None
+        self.form = None if method is None else method.form
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the mean loss over this process's share, on the device, until the next step."""
-        static = self.recording is not None and (self.method is None or self.method.static)
-        gradient = self.recording if static and self.recording is not None else self.gradient
-        loss = gradient(*batch.views, batch.labels)
+        loss = self._replayed_or_not()(*batch.views, batch.labels)
         if self.method is not None:
             self.method.weigh(self._loss_scale())
         if self.clip_grad_norm is not None:
@@ -84,10 +83,14 @@ class Step:
             self.method.after_step(self.optimizer.param_groups[0]['lr'])
         return loss
 
-    def changed(self) -> None:
-        """Call when the method does something else from now on, as after a grouping."""
-        if self.recording is not None:
+    def _replayed_or_not(self) -> Callable[..., Tensor]:
+        """Return what puts a batch's gradient into `grad`: the recording, anew where the method does other work now."""
+        if self.recording is None or (self.method is not None and not self.method.static):
+            return self.gradient
+        if self.method is not None and self.method.form != self.form:
             self.recording.forget()
+            self.form = self.method.form
+        return self.recording
 
     def _ordinary_gradient(self, *tensors: Tensor) -> Tensor:
         pieces = self._pieces(tensors)

@@ -33,7 +33,7 @@ def recipe_file(folder: Path, **changes: Any) -> Path:
     path = folder / 'recipe.yaml'
     base = {
         'data': {'name': 'digits_lt'}, 'model': {'name': 'resnet8_cifar', 'head': 'cosine'},
-        'optimizer': {'name': 'sgd', 'lr': 0.05}, 'epochs': 4, 'batch_size': 100, 'channels_last': True,
+        'optimizer': {'name': 'sgd', 'lr': 0.05}, 'epochs': 6, 'batch_size': 100, 'channels_last': True,
     }  # fmt: skip
     path.write_text(yaml.safe_dump({**base, **changes}))
     return path
@@ -48,7 +48,7 @@ OTHER: list[Any] = [
 CE: dict[str, Any] = {'objective': {'name': 'ce'}, 'views': [FIRST]}
 BCL: dict[str, Any] = {'objective': {'name': 'bcl', 'hidden_dim': 8, 'out_dim': 4}, 'views': [FIRST, OTHER, OTHER]}
 GKPGSA: dict[str, Any] = {
-    'groups': 3, 'first_grouping': 1, 'regroup_every': 2, 'preservation': {'samples_per_group': 8, 'strength': 5},
+    'groups': 2, 'first_grouping': 2, 'regroup_every': 2, 'preservation': {'samples_per_group': 8, 'strength': 5},
 }  # fmt: skip
 GRADIENT = {**GKPGSA, 'preservation': {'samples_per_group': 8, 'form': 'gradient', 'strength': 0.5}}
 COMBINED = {**GKPGSA, 'sharpness': {'mode': 'combined', 'global_gradient': 'ema', 'ascent_views': 'first'}}
@@ -80,8 +80,8 @@ def test_a_recorded_training_is_the_same_bit_for_bit(
     path = recipe_file(tmp_path, **changes)
     for name, graphed in (('plain', 'false'), ('recorded', 'true')):
         fit(load_recipe(path, [f'cuda_graphs={graphed}']), tmp_path / name, progress=False)
-    # One of the views, one of the steps, and another after each change of the method.
-    assert len(graphs) == 2 + 2 * ('method' in changes and changes['method'].get('group_by') is None)
+    # One of the views, one of the steps, and another from the first grouping on: others change memory alone.
+    assert len(graphs) == 2 + ('method' in changes and 'group_by' not in changes['method'])
     plain, replayed = (load_file(tmp_path / name / 'model' / 'model.safetensors') for name in ('plain', 'recorded'))
     assert all(torch.equal(plain[key], replayed[key]) for key in plain)
     logs = [[json.loads(line) for line in (tmp_path / name / 'log.jsonl').open()] for name in ('plain', 'recorded')]
