@@ -37,7 +37,7 @@ class Conv2d(torch.autograd.Function):
         if shared:
             return torch.conv2d(x, weights[0], biases[0] if biases else None, *conf)
         bias = _stack(biases[: rows.count], groups) if biases else None
-        return _select(torch.conv2d(x, stacked, bias, *conf), rows, groups)
+        return _no_view(_select(torch.conv2d(x, stacked, bias, *conf), rows, groups))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -73,7 +73,7 @@ class Linear(torch.autograd.Function):
         if shared:
             return F.linear(x, weights[0], biases[0] if biases else None)
         wide = F.linear(x, stacked, _stack(biases[: rows.count]) if biases else None)
-        return _select(wide.movedim(-1, 1), rows).movedim(1, -1)
+        return _no_view(_select(wide.movedim(-1, 1), rows).movedim(1, -1))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -164,6 +164,11 @@ def _spread(x: Tensor, rows: OneHotRows, groups: int = 1) -> Tensor:
     shape[0], shape[dim + 1] = len(rows.index), rows.count
     wide = torch.where(rows.one_hot.view(shape), by_slot, 0).flatten(dim, dim + 2)
     return wide if dim == 1 else wide.movedim(-1, 1)
+
+
+def _no_view(x: Tensor) -> Tensor:
+    """Return the same memory as a tensor of its own: autograd lets no activation change a function's view in place."""
+    return x.data
 
 
 def _channels(x: Tensor) -> tuple[Tensor, int]:

@@ -12,13 +12,21 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from torch import Tensor
 
 from ltzoo.errors import LtzooError
 from ltzoo.gkpgsa.bank import MemoryBank
 
-__all__ = ['GroupingError', 'group_anchors', 'group_classes', 'normalized_cut', 'normalized_cut_value']
+__all__ = [
+    'GroupingError',
+    'classes_moved',
+    'group_anchors',
+    'group_classes',
+    'normalized_cut',
+    'normalized_cut_value',
+]
 
 _STARTS = 8
 # What a cut must gain to count as smaller: well above rounding, so that equal cuts are told apart by order alone.
@@ -148,6 +156,19 @@ def group_anchors(bank: MemoryBank, class_groups: Tensor) -> list[dict[str, Tens
                 )
         anchors.append({name: mean.pop(name).float() for name in list(mean)})
     return anchors
+
+
+def classes_moved(before: Tensor, after: Tensor) -> int:
+    """Return how many classes changed group, when groups are matched with each other so that the fewest did.
+
+    Groups are numbered anew at every grouping, so that a number says nothing of which group of before it was.
+
+    Args:
+        before, after: group of every class, from 0, int64, shape (C,).
+    """
+    shared = torch.zeros(int(before.max()) + 1, int(after.max()) + 1, dtype=torch.int64)
+    shared.index_put_((before, after), torch.ones_like(before), accumulate=True)
+    return len(before) - int(shared[linear_sum_assignment(shared, maximize=True)].sum())
 
 
 def _contracted(affinity: Tensor, multiplicity: Tensor | None) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from ltzoo.gkpgsa.affinity import GramMatrix, parameter_affinity
 from ltzoo.gkpgsa.bank import HostStore, MemoryBank
 from ltzoo.gkpgsa.grouping import (
     GroupingError,
+    classes_moved,
     group_anchors,
     group_classes,
     normalized_cut,
@@ -280,6 +282,18 @@ def test_anchors_read_every_snapshot_of_a_grouping_once(monkeypatch: pytest.Monk
     monkeypatch.setattr(bank, 'snapshot', lambda epoch: (read.append(epoch), plain(epoch))[1])
     group_anchors(bank, class_groups)
     assert sorted(read) == bank.epochs
+
+
+def test_a_group_that_got_another_number_has_not_moved() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(30):
+        before, after = generator.integers(0, 4, 12), generator.integers(0, 3, 12)
+        # By brute force: every way to call the new groups by the old ones' numbers, two of five of which are new.
+        least = min(int((np.array(names)[after] != before).sum()) for names in itertools.permutations(range(5), 3))
+        assert classes_moved(torch.from_numpy(before), torch.from_numpy(after)) == least
+    groups = torch.tensor([0, 0, 1, 2, 2])
+    assert classes_moved(groups, torch.tensor([1, 1, 2, 0, 0])) == 0
+    assert classes_moved(torch.zeros_like(groups), groups) == 3
 
 
 def test_banks_that_cannot_be_grouped_are_refused() -> None:

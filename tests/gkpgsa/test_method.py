@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import io
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,28 +19,40 @@ from ltzoo.gkpgsa.quality import feature_quality
 from ltzoo.gkpgsa.sharpness import SharpnessSettings
 from ltzoo.losses import create_objective
 from ltzoo.training.learner import Learner
+from ltzoo.training.recipe import load_recipe
 
 CLASSES = 4
 COUNTS = torch.tensor([24, 8, 4, 2])
 LABELS = torch.repeat_interleave(torch.arange(CLASSES), COUNTS)
+ABLATIONS = Path(__file__).parents[2] / 'recipes' / 'cifar100_lt_r100' / 'ablations'
+
+
+VIT = {'img_size': 8, 'patch_size': 4, 'embed_dim': 12, 'depth': 1, 'num_heads': 2}
 
 
 class Run:
-    """Trains a small ViT on random images; every epoch is one batch of them all."""
+    """Trains a small network on random images, all of them in two batches an epoch."""
 
-    def __init__(self, epochs: int = 4, **settings: Any) -> None:
+    def __init__(
+        self,
+        epochs: int = 4,
+        *,
+        network: tuple[str, dict[str, Any]] = ('vit_tiny_patch16_224', VIT),
+        side: int = 8,
+        classes: int = CLASSES,
+        folder: Path | None = None,
+        **settings: Any,
+    ) -> None:
         torch.manual_seed(0)
-        self.images = torch.randn(len(LABELS), 3, 8, 8) + LABELS[:, None, None, None]
-        model = ltzoo.create_model(
-            'timm/vit_tiny_patch16_224', num_classes=CLASSES, img_size=8, patch_size=4, embed_dim=12, depth=1,
-            num_heads=2,
-        )  # fmt: skip
-        self.learner = Learner(model, create_objective('logit_adjusted', model, COUNTS)).train()
+        counts = torch.cat([COUNTS, torch.zeros(classes - CLASSES, dtype=torch.int64)])
+        self.images = torch.randn(len(LABELS), 3, side, side) + LABELS[:, None, None, None]
+        model = ltzoo.create_model(f'timm/{network[0]}', num_classes=classes, **network[1])
+        self.learner = Learner(model, create_objective('logit_adjusted', model, counts)).train()
         self.optimizer = torch.optim.SGD(self.learner.parameters(), lr=0.1, momentum=0.9)
         options: dict[str, Any] = {'groups': 2, 'first_grouping': 1, 'regroup_every': 1}
         self.method = GkpGsa(
-            self.learner, model, COUNTS, LABELS.numpy(), epochs, GkpGsaSettings(**{**options, **settings}),
-            log_prior=self.learner.objective.logit_adjustment,
+            self.learner, model, counts, LABELS.numpy(), epochs, GkpGsaSettings(**{**options, **settings}),
+            log_prior=self.learner.objective.logit_adjustment, folder=folder,
         )  # fmt: skip
 
     def samples(self, indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
@@ -136,20 +150,123 @@ def test_quality_is_that_of_the_features_of_the_first_pass() -> None:
     )
 
 
-def test_state_goes_on_bit_for_bit() -> None:
-    whole = Run()
-    for epoch in range(4):
-        whole.epoch(epoch)
-    cut = Run()
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {},
+        {'snapshots': 'disk', 'snapshot_dtype': 'bf16', 'affinity': 'cosine'},
+        {'sharpness': SharpnessSettings(global_gradient='ema', mode='combined', ascent=3), 'regroup_every': 3},
+        {'sharpness': SharpnessSettings(ascent='ema', scale=0.01), 'regroup_every': 3},
+        {
+            'preservation': PreservationSettings(form='gradient', fisher='sampled', normalisation='mean'),
+            'group_by': 'frequency',
+        },
+        {'preservation': PreservationSettings(grouped=False, size='classes', fisher='batch'), 'sharpness': None},
+    ],
+    ids=['defaults', 'disk', 'kept', 'averages', 'frequency', 'ewc'],
+)
+def test_state_goes_on_bit_for_bit(settings: dict[str, Any], tmp_path: Path) -> None:
+    whole = Run(folder=tmp_path / 'whole', **settings)
+    logs = [whole.epoch(epoch) for epoch in range(4)]
+    cut = Run(folder=tmp_path / 'cut', **settings)
     for epoch in range(2):
         cut.epoch(epoch)
-    again = Run()
-    for name in ('learner', 'optimizer', 'method'):
-        getattr(again, name).load_state_dict(copy.deepcopy(getattr(cut, name).state_dict()))
-    for epoch in range(2, 4):
-        again.epoch(epoch)
+    file = io.BytesIO()
+    torch.save({name: getattr(cut, name).state_dict() for name in ('learner', 'optimizer', 'method')}, file)
+    # The state on disk is the older one where a run is cut off.
+    cut.epoch(2)
+    file.seek(0)
+    again = Run(folder=tmp_path / 'cut', **settings)
+    for name, state in torch.load(file, weights_only=True).items():
+        getattr(again, name).load_state_dict(state)
+    assert [again.epoch(epoch) for epoch in range(2, 4)] == logs[2:]
     assert torch.equal(whole.weights, again.weights)
     assert torch.equal(whole.method.class_groups, again.method.class_groups)
+
+
+@pytest.mark.parametrize('file', sorted(ABLATIONS.glob('*.yaml')), ids=lambda file: file.stem)
+def test_every_ablation_trains(file: Path) -> None:
+    method = load_recipe(file).method
+    assert method is not None
+    run = Run()
+    plain = run.weights
+    run.method = GkpGsa(
+        run.learner, run.learner.model, COUNTS, LABELS.numpy(), 4, replace(method, first_grouping=1, regroup_every=1)
+    )
+    logs = [run.epoch(epoch) for epoch in range(3)]
+    assert run.weights.isfinite().all() and not torch.equal(run.weights, plain)
+    # Every half that the recipe names is at work, but for the preservation of a single group.
+    assert any(logs[2]['perturbation']) == (method.sharpness is not None)
+    penalised = method.preservation is not None and (method.group_by == 'bank' or not method.preservation.grouped)
+    assert (logs[2].get('penalty', 0) > 0) == penalised
+
+
+def test_the_released_preset_is_the_authors_step() -> None:
+    """Against facts of their code: e = T^2 v / |T v| x length, v = g - m, loss x alpha, no penalty."""
+    method = load_recipe(ABLATIONS / 'released.yaml').method
+    assert method is not None
+    run = Run()
+    run.method = GkpGsa(run.learner, run.learner.model, COUNTS, LABELS.numpy(), 4, method)
+    for epoch in range(2):
+        run.epoch(epoch)
+    run.method.start_epoch(2)
+    average, theta = run.method.sharpness.global_average, run.weights
+    assert average is not None
+    names = list(run.learner.parameters())
+
+    def gradient() -> Tensor:
+        loss = run.learner((run.images,), LABELS).mean()
+        return nn.utils.parameters_to_vector(torch.autograd.grad(loss, names))
+
+    v = gradient() - average
+    ascent = theta.abs() * v / (theta.abs() * v).norm()
+    d = len(theta)
+    # Their Z is 0.1, and sqrt(d) rho stays within these bounds.
+    rho = 0.1 * (theta.norm() / (2 * 0.9 * v.norm())).sqrt() * d**-0.25 * (len(LABELS) - 1) ** -0.25
+    length = (d**0.5 * rho).clamp(1.4, 2.1)
+    nn.utils.vector_to_parameters(theta + theta.abs() * ascent * length, names)
+    expected = (0.8 + 0.1 / 2) * gradient()
+    nn.utils.vector_to_parameters(theta, names)
+    run.method.step(run.learner.forward, [((run.images,), LABELS)])
+    found = nn.utils.parameters_to_vector([p.grad for p in names if p.grad is not None])
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(('group_by', 'groups'), [('class', 5), ('frequency', 5), ('bank', 2)])
+def test_classes_without_a_single_sample(group_by: str, groups: int) -> None:
+    run = Run(classes=CLASSES + 1, group_by=group_by, groups=groups)
+    for epoch in range(3):
+        log = run.epoch(epoch)
+    assert run.method.bank.best_epoch[-1] == -1
+    assert run.weights.isfinite().all()
+    assert log['penalty'] > 0
+    if group_by != 'bank':
+        # A group that was never seen has no anchor, and the others are held to one fewer.
+        assert run.method.preservation is not None
+        assert run.method.preservation.groups == CLASSES
+
+
+@pytest.mark.parametrize(
+    'network',
+    [
+        ('deit_tiny_distilled_patch16_224', VIT),
+        ('resnetv2_50', {'layers': (1, 1), 'channels': (16, 24), 'stem_chs': 8}),
+        ('mobilenetv3_small_050', {'drop_rate': 0.0}),
+    ],
+    ids=['two classifiers', 'a convolution as classifier', 'squeeze and excitation'],
+)
+@pytest.mark.parametrize('static', [False, True])
+def test_backbones_of_every_build(network: tuple[str, dict[str, Any]], static: bool) -> None:
+    run = Run(network=network, side=8 if network[1] is VIT else 32)
+    run.method.sharpness.static_shapes = static
+    logs = [run.epoch(epoch) for epoch in range(2)]
+    assert run.weights.isfinite().all()
+    assert logs[1]['best_now'] > 0
+    heads = run.learner.model.get_classifier()
+    heads = heads if isinstance(heads, tuple) else (heads,)
+    encoder = {id(p) for p in run.method.encoder.values()}
+    assert encoder.isdisjoint(id(p) for head in heads for p in head.parameters())
+    assert len(encoder) == len(list(run.learner.model.parameters())) - 2 * len(heads)
 
 
 @pytest.mark.parametrize(
@@ -181,3 +298,36 @@ def test_settings_that_contradict_each_other() -> None:
         GkpGsaSettings(alpha_end=None)
     with pytest.raises(GkpGsaError, match='snapshots=disk needs a folder'):
         Run(snapshots='disk')
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'affinity': 'linear'}, "affinity: 'linear' does not exist; known: gaussian, cosine"),
+        ({'snapshots': 'tape'}, "snapshots: 'tape' does not exist; known: memory, disk"),
+        ({'snapshot_dtype': 'fp8'}, "snapshot_dtype: 'fp8' does not exist; known: fp32, bf16"),
+        ({'groups': 0}, 'groups must be 1 or more, not 0'),
+        ({'beta': float('nan')}, 'beta must be 0 or more, not nan'),
+        ({'alpha_start': 2.0}, r'alpha_start must lie between 0 and 1, not 2\.0'),
+    ],
+)
+def test_settings_that_do_not_exist(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(GkpGsaError, match=message):
+        GkpGsaSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'form': 'step'}, "form: 'step' does not exist; known: proximal, gradient"),
+        ({'fisher': 'exact'}, "fisher: 'exact' does not exist; known: empirical, sampled, batch"),
+        ({'size': 'images'}, "size: 'images' does not exist; known: none, samples, classes"),
+        ({'normalisation': 'sum'}, "normalisation: 'sum' does not exist; known: none, mean, max"),
+        ({'strength': -1.0}, r'strength must be 0 or more, not -1\.0'),
+        ({'samples_per_group': 0}, 'samples_per_group must be 1 or more, not 0'),
+        ({'chunk_size': 0}, 'chunk_size must be 1 or more, not 0'),
+    ],
+)
+def test_settings_of_preservation_that_do_not_exist(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(GkpGsaError, match=message):
+        PreservationSettings(**settings)

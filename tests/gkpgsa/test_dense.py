@@ -1,0 +1,42 @@
+"""What networks do to an activation after a convolution or a matrix product that all groups' weights had part in."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ltzoo.gkpgsa.grouped_weights import GroupedWeights
+from ltzoo.gkpgsa.rows import OneHotRows
+
+LABELS = torch.tensor([2, 0, 1, 0, 2])
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_activations_may_be_changed_in_place(layout: torch.memory_format) -> None:
+    """As in squeeze-and-excitation (MobileNet, EfficientNet, RegNet) and in networks without norms."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.SiLU(inplace=True), nn.Flatten(),
+        nn.Linear(16, 8), nn.ReLU(inplace=True), nn.Linear(8, 3),
+    )  # fmt: skip
+    net = net.double().to(memory_format=layout)
+    x = torch.randn(5, 2, 4, 4, dtype=torch.float64).contiguous(memory_format=layout)
+    weights = {
+        p: [(p.detach() + 0.1 * torch.randn_like(p)).requires_grad_() for _ in range(4)] for p in net.parameters()
+    }
+    samples, classes = OneHotRows(LABELS, 3), OneHotRows(torch.arange(3), 4)
+    with GroupedWeights(weights, samples, classes, shared=False) as mode:
+        loss = F.cross_entropy(net(mode.mark(x)), LABELS, reduction='sum')
+    found = torch.autograd.grad(loss, [w for ws in weights.values() for w in ws[:3]])
+    for slot in range(3):
+        alone = copy.deepcopy(net)
+        for p, ws in zip(alone.parameters(), weights.values(), strict=True):
+            p.data.copy_(ws[slot])
+        rows = LABELS.eq(slot)
+        F.cross_entropy(alone(x[rows]), LABELS[rows], reduction='sum').backward()
+        for g, p in zip(found[slot::3], alone.parameters(), strict=True):
+            torch.testing.assert_close(g, p.grad, rtol=1e-9, atol=1e-11)
