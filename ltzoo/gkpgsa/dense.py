@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ltzoo.gkpgsa import sliced
 from ltzoo.gkpgsa.rows import OneHotRows
 
 __all__ = ['BatchNorm', 'Conv2d', 'Linear']
@@ -88,31 +89,13 @@ class Linear(torch.autograd.Function):
         return (grad_x, None, None, None, *weights, *biases)
 
 
-class BatchNorm(torch.autograd.Function):
+class BatchNorm(sliced.BatchNorm):
     """Batch-norm in training: joint statistics, every slot's own scale and shift."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, rows: OneHotRows, shared: bool, conf: tuple[Any, ...], count: int, *tensors: Tensor
-    ) -> Tensor:
-        running_mean, running_var, momentum, eps = conf
-        weights, biases = tensors[:count], tensors[count:]
-        if shared:
-            y, mean, rstd = torch.ops.aten.native_batch_norm(
-                x, weights[0], biases[0], running_mean, running_var, True, momentum, eps
-            )
-        else:
-            mean, variance = torch.batch_norm_update_stats(x, running_mean, running_var, momentum)
-            rstd = (variance + eps).rsqrt()
-            scale = torch.stack(weights[: rows.count]) * rstd
-            y = _affine(x, rows, scale, torch.stack(biases[: rows.count]) - mean * scale).to(x.dtype)
-        ctx.save_for_backward(x, mean, rstd, torch.stack(weights[: rows.count]))
-        ctx.rows, ctx.shared, ctx.eps, ctx.spare = rows, shared, eps, count - rows.count
-        return y
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, mean, rstd, weights = ctx.saved_tensors
+        x, mean, rstd, *by_slot = ctx.saved_tensors
+        weights, spare = torch.stack(by_slot[: ctx.rows.count]), [None] * (len(by_slot) - ctx.rows.count)
         pixels = tuple(range(2, x.ndim))
         wide = grad.to(mean.dtype)
         by_row, by_row_x = (t.sum(pixels) if pixels else t for t in (wide, wide * x))
@@ -128,9 +111,8 @@ class BatchNorm(torch.autograd.Function):
             count = x.numel() // x.shape[1]
             slope = -rstd.square() * (weights * grad_weight).sum(0) / count
             offset = -rstd * (weights * grad_bias).sum(0) / count - slope * mean
-            grad_x = _affine(wide, ctx.rows, weights * rstd, offset.expand_as(weights))
+            grad_x = ctx.rows.affine(wide, weights * rstd, offset.expand_as(weights))
             grad_x = grad_x.addcmul_(x, slope.view(-1, *[1] * len(pixels))).to(x.dtype)
-        spare = [None] * ctx.spare
         return (grad_x, None, None, None, None, *grad_weight, *spare, *grad_bias, *spare)
 
 
@@ -175,9 +157,3 @@ def _channels(x: Tensor) -> tuple[Tensor, int]:
     """Return the tensor with its channels where they lie in memory, and which dimension that is."""
     last = x.ndim > 2 and x.stride(1) == 1 and not x.is_contiguous()
     return (x.movedim(1, -1), x.ndim - 1) if last else (x, 1)
-
-
-def _affine(x: Tensor, rows: OneHotRows, scale: Tensor, shift: Tensor) -> Tensor:
-    """Return x times its slot's scale plus its slot's shift, by channel; scale and shift are (slots, C)."""
-    shape = (*x.shape[:2], *[1] * (x.ndim - 2))
-    return torch.addcmul(shift[rows.index].view(shape), x, scale[rows.index].view(shape))

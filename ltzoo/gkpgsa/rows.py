@@ -168,6 +168,11 @@ class OneHotRows(_BatchRows):
         """Whether a row belongs to a slot: bool, shape (R, count)."""
         return self.index[:, None] == torch.arange(self.count, device=self.slots.device)
 
+    def affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """As that of `SlicedRows`."""
+        shape = (*x.shape[:2], *[1] * (x.ndim - 2))
+        return torch.addcmul(shift[self.index].view(shape), x, scale[self.index].view(shape))
+
     def choose(self, values: Sequence[Tensor]) -> Tensor:
         """Return each row from its own slot's values, which have shape (R, ...)."""
         chosen = values[0]

@@ -191,6 +191,8 @@ class GroupedSharpness:
         self.processes = processes
         self.steps = 0
         self.groups = 0
+        self.class_groups: Tensor
+        self.group_samples: Tensor
         self.global_average: Tensor | None = None
         self.group_averages: Tensor | None = None
         self.kept: Tensor | None = None

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltzoo.gkpgsa.rows import SlicedRows
+from ltzoo.gkpgsa.rows import OneHotRows, SlicedRows
 
 __all__ = ['BatchNorm', 'Conv2d', 'Linear']
 
@@ -94,7 +94,13 @@ class BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, rows: SlicedRows, shared: bool, conf: tuple[Any, ...], count: int, *tensors: Tensor
+        ctx: Any,
+        x: Tensor,
+        rows: SlicedRows | OneHotRows,
+        shared: bool,
+        conf: tuple[Any, ...],
+        count: int,
+        *tensors: Tensor,
     ) -> Tensor:
         running_mean, running_var, momentum, eps = conf
         weights, biases = tensors[:count], tensors[count:]
@@ -108,7 +114,7 @@ class BatchNorm(torch.autograd.Function):
             scale = torch.stack(weights) * rstd
             y = rows.affine(x, scale, torch.stack(biases) - mean * scale).to(x.dtype)
         ctx.save_for_backward(x, mean, rstd, *weights)
-        ctx.rows, ctx.eps = rows, eps
+        ctx.rows, ctx.shared, ctx.eps = rows, shared, eps
         return y
 
     @staticmethod
