@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,11 @@ import numpy as np
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split
 from ltzoo.data.images import FileImages
+
+# Marks a folder that `ltzoo.data.standin` made.
+STANDIN = 'STANDIN.txt'
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,10 @@ def from_lists(
                 f'{folder / part.paths[0]}, the first image of {part.file.name}, is missing: {images_origin}'
             )
     _require_disjoint(parts)
+    if (folder / STANDIN).exists():
+        logger.warning(
+            '%s is a stand-in for %s: its images are noise, numbers measured on them mean nothing', folder, name
+        )
     return Dataset(
         name,
         train=_split(folder, train),

@@ -1,0 +1,58 @@
+"""Make a stand-in for ImageNet-LT, iNaturalist 2018 or Places-LT, to try a recipe before fetching 100 GB of images.
+
+python tools/make_standin.py imagenet_lt DIR
+python tools/make_standin.py inat18 DIR --classes 100 --share 0.05     # a small one, for a look at a whole run
+accelerate launch recipes/train.py recipes/imagenet_lt/bcl_resnet50.yaml data.data_dir=DIR output=runs/try
+
+Folders, lists, class counts and image sizes are the real ones' (class counts: extremes, total and shots). The images
+are noise, one hundred of them under all the names (hard links): whatever is measured on them means nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ltzoo.data.standin import STANDINS, make_standin
+from ltzoo.errors import LtzooError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('name', choices=STANDINS, help='data set to stand in for')
+    parser.add_argument('folder', type=Path, metavar='DIR', help='new or empty; what data.data_dir is to be')
+    parser.add_argument('--classes', type=int, metavar='N', help='keep N classes, from the largest to the smallest')
+    parser.add_argument('--share', type=float, metavar='X', help='keep this share of the images of every class')
+    parser.add_argument(
+        '--size', type=int, nargs=2, metavar=('W', 'H'), help="pixels, if not the real ones' usual size"
+    )
+    parser.add_argument('--lists', type=Path, metavar='DIR', help='official lists, taken where they are there')
+    args = parser.parse_args()
+    try:
+        numbers = make_standin(
+            args.name,
+            args.folder,
+            classes=args.classes,
+            share=args.share,
+            size=args.size and tuple(args.size),
+            lists=args.lists,
+        )
+    except LtzooError as error:
+        print(f'make_standin.py: {error}', file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f'make_standin.py: {args.folder} cannot be made: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f'\nstopped: {args.folder} was not made', file=sys.stderr)
+        return 130
+    for file, number in numbers.items():
+        print(f'{args.folder / file}: {number:,} images')
+    print('the images are noise: numbers measured on them mean nothing')
+    print(f'use it with data.data_dir={args.folder}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
