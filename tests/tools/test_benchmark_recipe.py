@@ -1,0 +1,122 @@
+"""What a large recipe is said to cost, with a clock that the test winds: the sums are checked, not the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ltzoo.data.standin import make_standin
+
+ROOT = Path(__file__).resolve().parents[2]
+GKPGSA = ROOT / 'recipes' / 'inat18' / 'gkpgsa_resnet50.yaml'
+BCL = ROOT / 'recipes' / 'inat18' / 'bcl_resnet50.yaml'
+VIEW = '[{random_resized_crop: {size: 16}}]'
+SMALL = [
+    'model.name=resnet8_cifar', f'views=[{VIEW}, {VIEW}, {VIEW}]', 'batch_size=8', 'workers=0', 'precision=fp32',
+]  # fmt: skip
+METHOD = ['method.preservation.samples_per_group=2', 'method.groups=2']
+
+Script = Callable[..., int]
+
+
+@pytest.fixture(scope='module')
+def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('standin') / 'inat18'
+    make_standin('inat18', folder, classes=8, share=0.03, size=(32, 24))
+    return folder
+
+
+class Clock:
+    """Goes on by 2 seconds whenever it is read, so that every measurement takes just that long."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 2
+        return self.now
+
+
+def bench(script: Script, recipe: Path, standin: Path, output: Path, *words: object) -> dict[str, Any]:
+    assert script('tools/benchmark.py', 'recipe', recipe, '--data-dir', standin, '--json', output, *words) == 0
+    return json.loads(output.read_text())
+
+
+def test_the_method_against_its_base(
+    script: Script, standin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(time, 'perf_counter', Clock())
+    words = ['--steps', 10, '--gpus', 1, 4, '--loader-seconds', 5, '--set', *SMALL, *METHOD]
+    results = bench(script, GKPGSA, standin, tmp_path / 'recipe.json', *words)
+    assert list(results['forms']) == [str(BCL), str(GKPGSA)]
+    base, own = results['forms'].values()
+    # Five blocks of two steps, two seconds each.
+    assert base['step_seconds'] == own['step_seconds'] == [1.0] * 5
+    assert (base['epoch_end_seconds'], own['epoch_end_seconds']) == (0, 2)
+    assert min(base['peak_bytes'], own['peak_bytes'], own['epoch_end_peak_bytes']) > 1e8
+    assert results['ratio'] == 1
+    assert results['standin'] is True
+    # 40 images are 5 steps an epoch, of 100; groups come after the fifth and every five, each 2 s.
+    assert (results['steps'], results['groupings']) == (500, 20)
+    assert results['gpus']['1']['hours'] == pytest.approx((500 * 1.0 + 20 * 2) / 3600)
+    # Grouping is not shared out.
+    assert results['gpus']['4']['hours'] == pytest.approx((500 * 0.25 + 20 * 2) / 3600)
+    # The clock is read before, after each of two batches of 8, and at the end: 16 images in 8 seconds.
+    assert results['loader']['images_per_second'] == pytest.approx(16 / 8)
+    # A step takes 8 images a second, the loader's one core gives 2.
+    assert results['loader']['bottleneck'] is True
+    assert [results['gpus'][n]['loader_cores'] for n in ('1', '4')] == [4, 16]
+    printed = capsys.readouterr().out
+    assert 'inat18 (a stand-in): 40 training images, 8 classes' in printed
+    assert 'the loader is the bottleneck' in printed
+    assert 'linear scaling assumed' in printed
+
+
+def test_the_base_alone_on_a_stand_in_of_its_own(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def make_small(name: str, folder: Path) -> dict[str, int]:
+        made.append(name)
+        return make_standin(name, folder, classes=8, share=0.03, size=(32, 24))
+
+    monkeypatch.setattr('ltzoo.data.standin.make_standin', make_small)
+    output = tmp_path / 'recipe.json'
+    words = ['--steps', 1, '--loader-seconds', 1, '--json', output, '--set', *SMALL, 'workers=1']
+    assert script('tools/benchmark.py', 'recipe', BCL, *words) == 0
+    results = json.loads(output.read_text())
+    assert (made, list(results['forms']), results['ratio'], results['groupings']) == (['inat18'], [str(BCL)], 1, 0)
+    assert results['loader']['workers'] == 1
+    assert results['loader']['images_per_second'] > 1
+    assert os.listdir(tmp_path) == ['recipe.json']
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        ([GKPGSA, '--steps', 0], '--steps must be 1 or more, not 0'),
+        ([GKPGSA, '--gpus', 1, 0], '--gpus must be 1 or more, not 0'),
+        ([GKPGSA, '--loader-seconds', 0], '--loader-seconds must be 1 or more, not 0'),
+        ([GKPGSA.with_name('gkpgsa_resnet51.yaml')], 'there is no recipe file'),
+        ([GKPGSA, '--against', 'nothing.yaml'], 'there is no recipe file nothing.yaml'),
+        ([GKPGSA, '--set', 'batchsize=8'], 'there is no key batchsize; did you mean batch_size?'),
+        ([GKPGSA, '--set', 'precision=fp32', '--data-dir', '/nowhere'], '/nowhere/iNat18/iNaturalist18_train.txt is missing'),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    script: Script, capsys: pytest.CaptureFixture[str], words: list[object], message: str
+) -> None:
+    threads = torch.get_num_threads()
+    assert script('tools/benchmark.py', 'recipe', *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('benchmark.py: ')
+    assert message in line
+    assert torch.get_num_threads() == threads
