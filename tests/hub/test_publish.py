@@ -197,6 +197,10 @@ def damaged(folder: Path, what: str) -> None:
         (folder / 'results.json').write_text(json.dumps(results))
     elif what == 'no scores':
         (folder / 'results.json').write_text(json.dumps({**results, 'runs': []}))
+    elif what in ('no top1', 'no ece'):
+        scores = results['scores']
+        scores.pop('ece') if what == 'no ece' else scores.update(top1=None)
+        (folder / 'results.json').write_text(json.dumps(results))
     elif what == 'pickle':
         (folder / 'more').mkdir()
         (folder / 'more' / 'checkpoint.pt').write_bytes(b'')
@@ -213,6 +217,8 @@ def damaged(folder: Path, what: str) -> None:
         ('images', r'does not load back equal: .*expected input'),
         ('scores', r"results\.json holds no scores: KeyError: 'scores'"),
         ('no scores', r'results\.json holds no scores$'),
+        ('no top1', r'results\.json holds no scores$'),
+        ('no ece', r'results\.json holds no scores$'),
         ('name', r"results\.json holds no scores: KeyError: 'name'"),
         ('pickle', r'holds checkpoint\.pt, a pickle: only safetensors are published'),
         *((name, rf'lacks {name}: tools/export\.py makes') for name in sorted(FILES - {'curves.png'})),
