@@ -8,7 +8,14 @@ from ltzoo.gkpgsa.affinity import AffinityError, GramMatrix, parameter_affinity
 from ltzoo.gkpgsa.bank import BankError, DiskStore, HostStore, MemoryBank
 from ltzoo.gkpgsa.direction import SharpnessError, group_direction, group_radius
 from ltzoo.gkpgsa.fisher import FisherError, diagonal_fisher, group_sample_indices
-from ltzoo.gkpgsa.grouping import GroupingError, group_anchors, group_classes, normalized_cut, normalized_cut_value
+from ltzoo.gkpgsa.grouping import (
+    GroupingError,
+    classes_moved,
+    group_anchors,
+    group_classes,
+    normalized_cut,
+    normalized_cut_value,
+)
 from ltzoo.gkpgsa.method import GkpGsa, GkpGsaError, GkpGsaSettings, PreservationSettings
 from ltzoo.gkpgsa.preservation import KnowledgePreservation, PreservationError
 from ltzoo.gkpgsa.quality import FeatureQuality, feature_quality
@@ -37,6 +44,7 @@ __all__ = [
     'SharpnessSettings',
     'StepReport',
     'alpha_schedule',
+    'classes_moved',
     'diagonal_fisher',
     'feature_quality',
     'group_anchors',

@@ -194,6 +194,7 @@ class GkpGsa:
 
     @property
     def needs_bank(self) -> bool:
+        """Whether quality is measured and snapshots are kept: for groups of the bank, or for anchors."""
         return self.settings.group_by == 'bank' or self.settings.preservation is not None
 
     def start_epoch(self, epoch: int) -> None:
@@ -296,6 +297,7 @@ class GkpGsa:
         return log
 
     def state_dict(self) -> dict[str, Any]:
+        """Return, after `end_epoch`, all that goes on: bank, distances, groups, averages, anchors and Fisher."""
         return {
             'bank': self.bank.state_dict(),
             'gram': self.gram.state_dict(),
@@ -306,6 +308,12 @@ class GkpGsa:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state of the same settings; `start_epoch` comes next.
+
+        Raises:
+            BankError: if the state is of another number of classes, or a snapshot it names is missing.
+            PreservationError: if what it holds of the anchors is not of `state_dict`.
+        """
         self.bank.load_state_dict(state['bank'])
         self.gram.load_state_dict(state['gram'])
         self.class_groups, self.grouped = state['class_groups'], state['grouped']

@@ -106,6 +106,26 @@ def test_a_strong_penalty_holds_the_encoder_at_its_anchors() -> None:
     assert run.weights.isfinite().all()
 
 
+@pytest.mark.parametrize('weighted', [False, True])
+def test_the_pull_is_one_of_the_learning_rate_and_of_what_alpha_leaves(weighted: bool) -> None:
+    run = Run(sharpness=None, **({} if weighted else {'alpha_start': None, 'alpha_end': None}))
+    run.epoch(0)
+    run.epoch(1)
+    run.method.start_epoch(2)
+    preservation = run.method.preservation
+    assert preservation is not None and preservation.groups == 2
+    state = preservation.state_dict()
+    # Half-way through Eq. 20, and lambda = 1 times the one other group.
+    step = 0.05 * (1 - 0.775 if weighted else 1)
+    expected = {}
+    for name, p in run.method.encoder.items():
+        share = step * state['importance'][name]
+        expected[name] = (p.detach() + share * state['centre'][name]) / (1 + share)
+    run.method.after_step(0.05)
+    moved = {name: p.detach() for name, p in run.method.encoder.items()}
+    torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_the_gradient_form_adds_the_gradient_of_the_penalty() -> None:
     run = Run(sharpness=None, preservation=PreservationSettings(strength=50.0, form='gradient'))
     run.epoch(0)
