@@ -18,7 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ltzoo.data.dataset import DataError, Split
 from ltzoo.data.images import ArrayImages
-from ltzoo.data.views import FileViews, TensorViews, View
+from ltzoo.data.views import FileViews, TensorViews, View, normalise
 from ltzoo.recorded import Recorded
 
 __all__ = ['ArrayLoader', 'Batch', 'FileLoader', 'TrainLoader', 'train_loader']
@@ -150,9 +150,10 @@ class ArrayLoader:
 
 
 class FileLoader:
-    """Images read and augmented one at a time in worker processes."""
+    """Images read and augmented one at a time in worker processes, normalised in batches on the device."""
 
     def __init__(self, split: Split, views: FileViews, order: _Order, device: torch.device, workers: int) -> None:
+        self.views = views
         self.sampler = _EpochSampler(order)
         self.device = device
         self.steps_per_epoch = order.steps
@@ -170,7 +171,7 @@ class FileLoader:
         self.sampler.epoch = epoch
         for views, labels, indices in self.loader:
             yield Batch(
-                tuple(v.to(self.device, non_blocking=True) for v in views),
+                tuple(normalise(v.to(self.device, non_blocking=True), self.views.mean, self.views.std) for v in views),
                 labels.to(self.device, non_blocking=True),
                 indices.to(self.device, non_blocking=True),
             )
@@ -205,4 +206,4 @@ class _ViewedSamples(TorchDataset[tuple[tuple[Tensor, ...], int, int]]):
         image = self.split.images[index]
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(_mix(self.seed, epoch, index))
-            return self.views(image), int(self.split.labels[index]), index
+            return self.views.pixels(image), int(self.split.labels[index]), index
