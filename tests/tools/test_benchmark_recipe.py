@@ -108,7 +108,10 @@ def test_the_base_alone_on_a_stand_in_of_its_own(
         ([GKPGSA.with_name('gkpgsa_resnet51.yaml')], 'there is no recipe file'),
         ([GKPGSA, '--against', 'nothing.yaml'], 'there is no recipe file nothing.yaml'),
         ([GKPGSA, '--set', 'batchsize=8'], 'there is no key batchsize; did you mean batch_size?'),
-        ([GKPGSA, '--set', 'precision=fp32', '--data-dir', '/nowhere'], '/nowhere/iNat18/iNaturalist18_train.txt is missing'),
+        (
+            [GKPGSA, '--set', 'precision=fp32', '--data-dir', '/nowhere'],
+            '/nowhere/iNat18/iNaturalist18_train.txt is missing',
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
