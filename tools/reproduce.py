@@ -1,6 +1,9 @@
-"""Train the runs of a plan, several at once, and make the table of their scores.
+"""Train the runs of a plan, several at once, and make the table of their scores; here, or on another machine.
 
-python tools/reproduce.py PLAN.yaml [--jobs 2] [--data-dir DIR] [--only NAME ...] [--table]
+python tools/reproduce.py PLAN.yaml [--jobs 2] [--data-dir DIR] [--only NAME ...] [--minutes M] [--table]
+python tools/reproduce.py PLAN.yaml --pack DIR [--python 3.12 --with PACKAGE ...]     for a machine without a network
+python tools/reproduce.py PLAN.yaml --archive FILE.tar.gz                             there: what is worth bringing home
+python tools/reproduce.py PLAN.yaml --collect FILE.tar.gz ...                         at home: put it in its place
 
 The same command goes on where it was stopped. A plan names recipes (paths relative to it), what to change in each, and
 the seeds that all of them are trained with; seeds come one after the other, so that an early table compares everything:
@@ -25,19 +28,25 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ltzoo.errors import LtzooError
 
+if TYPE_CHECKING:
+    from ltzoo.training.recipe import Recipe
+
 ROOT = Path(__file__).resolve().parents[1]
 SCORES = {'top1': 'top-1', 'many': 'Many', 'medium': 'Medium', 'few': 'Few', 'train_top1': 'training images'}
+# Seconds that a training has between being asked to stop and being killed.
+GRACE = 30
 
 
 class PlanError(LtzooError, ValueError):
@@ -69,6 +78,7 @@ class Job:
     seed: int
     command: list[str]
     folder: Path
+    recipe: Recipe
 
     @property
     def finished(self) -> bool:
@@ -76,29 +86,73 @@ class Job:
 
 
 def main() -> int:
+    started = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('plan', type=Path)
     parser.add_argument('--jobs', type=int, default=1, help='trainings at once, on the one device (default: 1)')
     parser.add_argument('--data-dir', help='where the data lies (default: as the recipes say)')
     parser.add_argument('--only', nargs='+', metavar='NAME', help='only these runs of the plan')
-    parser.add_argument('--table', action='store_true', help='train nothing, make the table of what is finished')
+    parser.add_argument('--minutes', type=float, metavar='M', help='stop after this time, to be continued')
+    parser.add_argument('--archive', type=Path, metavar='FILE', help='at the end, put the runs into FILE-1.tar.gz, ...')
+    parser.add_argument('--max-mb', type=float, default=15, help='size of one file of the archive (default: 15)')
+    parser.add_argument('--with-unfinished', action='store_true', help='archive checkpoints of unfinished runs too')
+    parser.add_argument('--python', metavar='VERSION', help="--with: the other machine's Python (default: as here)")
+    parser.add_argument(
+        '--with', dest='packages', nargs='+', default=(), metavar='PACKAGE', help='--pack: wheels to bring along'
+    )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument('--table', action='store_true', help='train nothing, make the table of what is finished')
+    instead.add_argument('--pack', type=Path, metavar='DIR', help='train nothing, pack what another machine needs')
+    instead.add_argument('--collect', nargs='+', type=Path, metavar='FILE', help='train nothing, bring runs home')
     args = parser.parse_args()
     try:
-        if args.jobs < 1:
-            raise PlanError(f'--jobs must be 1 or more, not {args.jobs}')
+        check_options(args)
         plan = load_plan(args.plan)
         jobs = plan_jobs(plan, args.plan.parent, args.only, args.data_dir)
-        failed = [] if args.table else train(jobs, args.jobs, plan.output)
+        if args.pack:
+            print(pack_plan(plan, args.plan, jobs, args.pack, args.packages, args.python))
+            return 0
+        if args.collect:
+            bring_home(jobs, plan.output, args.collect)
+        stopped = []
+        if not (args.table or args.collect):
+            stopped = train(jobs, args.jobs, plan.output, None if args.minutes is None else started + 60 * args.minutes)
         print(write_table(jobs, plan.output))
+        if args.archive:
+            archive(jobs, args.archive, args.max_mb, args.with_unfinished)
     except LtzooError as error:
         print(f'reproduce.py: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('\nstopped: the same command goes on from the last checkpoints', file=sys.stderr)
         return 130
+    failed = [job for job, code in stopped if code not in (0, None)]
+    unfinished = [f'{job.name} with seed {job.seed}' for job, code in stopped if code is None]
+    if unfinished:
+        print(f'out of time, the same command goes on with: {", ".join(unfinished)}')
     for job in failed:
         print(f'failed: {job.name} with seed {job.seed}, see {log_of(job)}', file=sys.stderr)
     return 1 if failed else 0
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse options that mean nothing, before anything is done."""
+    if args.jobs < 1:
+        raise PlanError(f'--jobs must be 1 or more, not {args.jobs}')
+    if args.minutes is not None and not args.minutes > 0:
+        raise PlanError(f'--minutes must be above 0, not {args.minutes:g}')
+    if (args.packages or args.python) and not args.pack:
+        raise PlanError('--with and --python say what to pack: give --pack DIR too')
+    if args.python and not args.packages:
+        raise PlanError('--python says which wheels to bring along: name them, --with PACKAGE')
+    if args.archive:
+        from ltzoo.training.archive import check_archive
+
+        if args.pack:
+            raise PlanError('--archive brings runs back, --pack trains none: give one of them')
+        check_archive(args.archive, args.max_mb)
+    elif args.with_unfinished:
+        raise PlanError('--with-unfinished says what to archive: give --archive FILE.tar.gz too')
 
 
 def load_plan(path: Path) -> Plan:
@@ -140,14 +194,24 @@ def plan_jobs(plan: Plan, folder: Path, only: Sequence[str] | None, data_dir: st
             overrides = [*run.overrides, f'seed={seed}', f'output={output}', 'resume=auto']
             if data_dir is not None:
                 overrides.append(f'data.data_dir={data_dir}')
-            load_recipe(folder / run.recipe, overrides)
+            recipe = load_recipe(folder / run.recipe, overrides)
             command = [sys.executable, str(ROOT / 'recipes/train.py'), str(folder / run.recipe), *overrides]
-            jobs.append(Job(name, seed, [*command, '--no-progress'], output))
+            jobs.append(Job(name, seed, [*command, '--no-progress'], output, recipe))
     return jobs
 
 
-def train(jobs: list[Job], at_once: int, output: Path) -> list[Job]:
-    """Run every training that is not finished, and return those that failed; each one's output goes to its log."""
+def train(jobs: list[Job], at_once: int, output: Path, deadline: float | None = None) -> list[tuple[Job, int | None]]:
+    """Run every training that is not finished; each one's output goes to its log.
+
+    Args:
+        jobs: the trainings.
+        at_once: how many run at a time.
+        output: the plan's folder.
+        deadline: on the clock of `time.monotonic`: all trainings have ended by then.
+
+    Returns:
+        The exit code of each, None for those that the deadline stopped or kept from starting.
+    """
     output.mkdir(parents=True, exist_ok=True)
     threads = os.environ.get('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // at_once)))
     environment = {**os.environ, 'OMP_NUM_THREADS': threads}
@@ -155,19 +219,27 @@ def train(jobs: list[Job], at_once: int, output: Path) -> list[Job]:
     lock = threading.Lock()
     waiting = [job for job in jobs if not job.finished]
     print(f'{len(jobs) - len(waiting)} of {len(jobs)} trainings are finished', flush=True)
+    last_call = None if deadline is None else deadline - min(GRACE, (deadline - time.monotonic()) / 4)
+    if deadline is not None and threading.current_thread() is threading.main_thread():
+        # What runs in the background may ignore Ctrl-C, and what it starts then does too; it is how they are stopped.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def run(job: Job) -> int:
+    def run(job: Job) -> int | None:
         if stopped.is_set():
             return 130
+        if last_call is not None and time.monotonic() >= last_call:
+            return None
         with open(log_of(job), 'w') as log:
-            code = subprocess.run(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+            process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            code = wait(process, last_call, deadline)
         # Ctrl-C reaches the trainings too, and one may have ended before this process hears of it.
         if code in (130, -signal.SIGINT):
             stopped.set()
         with lock:
             if not stopped.is_set():
                 write_table(jobs, output)
-                print(f'{job.name}, seed {job.seed}: {"finished" if code == 0 else f"exit code {code}"}', flush=True)
+                ending = 'out of time' if code is None else f'exit code {code}' if code else 'finished'
+                print(f'{job.name}, seed {job.seed}: {ending}', flush=True)
         return code
 
     with ThreadPoolExecutor(at_once) as pool:
@@ -178,7 +250,63 @@ def train(jobs: list[Job], at_once: int, output: Path) -> list[Job]:
             raise
     if stopped.is_set():
         raise KeyboardInterrupt
-    return [job for job, code in zip(waiting, codes, strict=True) if code]
+    return list(zip(waiting, codes, strict=True))
+
+
+def wait(process: subprocess.Popen[bytes], last_call: float | None, deadline: float | None) -> int | None:
+    """Return the exit code, or None if the process had to be stopped: by Ctrl-C, by force where that does not help."""
+    if last_call is None or deadline is None:
+        return process.wait()
+    try:
+        return process.wait(max(0.0, last_call - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    try:
+        # It may just have finished.
+        return None if process.wait(max(0.0, deadline - time.monotonic())) else 0
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return None
+
+
+def pack_plan(
+    plan: Plan, path: Path, jobs: list[Job], folder: Path, packages: Sequence[str], python: str | None
+) -> str:
+    """Pack the plan's chosen runs and return what takes how much."""
+    from ltzoo.training.pack import check_recipe_files, pack, untracked
+
+    names = list(dict.fromkeys(job.name for job in jobs))
+    recipes = check_recipe_files(ROOT, [path.parent / plan.runs[name].recipe for name in names])
+    runs = {
+        name: {'recipe': str(recipe), 'overrides': list(plan.runs[name].overrides)}
+        for name, recipe in zip(names, recipes, strict=True)
+    }
+    there = {'output': str(Path('runs', plan.output.name)), 'seeds': list(plan.seeds), 'runs': runs}
+    text = yaml.safe_dump(there, sort_keys=False, width=120)
+    for name in untracked(ROOT):
+        print(f'not packed, as git does not track it: {name}', file=sys.stderr)
+    sizes = pack(
+        folder, ROOT, text, [job.recipe for job in jobs], title=f'Packed: {path.stem}', packages=packages, python=python
+    )
+    told = ', '.join(f'{part} {size / 1e6:.1f} MB' for part, size in sizes.items() if size)
+    return f'{folder}: {sum(sizes.values()) / 1e6:.1f} MB ({told}); its README.md has the command to run there'
+
+
+def bring_home(jobs: list[Job], output: Path, archives: Sequence[Path]) -> None:
+    """Unpack archives into the plan's output."""
+    from ltzoo.training.archive import collect
+
+    for name, what in collect(archives, output, {job.folder.name: job.recipe for job in jobs}).items():
+        print(f'{name}: {what}')
+
+
+def archive(jobs: list[Job], file: Path, megabytes: float, to_continue: bool) -> None:
+    """Write what is worth bringing home."""
+    from ltzoo.training.archive import write_archive
+
+    for part in write_archive(file, [job.folder for job in jobs], megabytes=megabytes, to_continue=to_continue):
+        print(f'{part}: {part.stat().st_size / 1e6:.1f} MB')
 
 
 def log_of(job: Job) -> Path:

@@ -29,7 +29,10 @@ from ltzoo.files import write_atomically
 from ltzoo.training.checkpoint import CheckpointError, load_checkpoint
 from ltzoo.training.recipe import Recipe
 
-__all__ = ['RunFolder', 'describe_environment']
+__all__ = ['COMMIT_FILE', 'RunFolder', 'commit_of', 'describe_environment']
+
+# Beside the package in what `ltzoo.training.pack` made, where there is no git to ask.
+COMMIT_FILE = 'COMMIT'
 
 _LOCK = '.lock'
 
@@ -152,7 +155,7 @@ def describe_environment(device: str, processes: int) -> dict[str, Any]:
     cuda = torch.cuda.get_device_name() if device.startswith('cuda') else None
     return {
         'ltzoo': ltzoo.__version__,
-        'commit': _commit(),
+        'commit': commit_of(Path(__file__).resolve().parents[2]),
         'python': platform.python_version(),
         'torch': torch.__version__,
         'torchvision': torchvision.__version__,
@@ -168,9 +171,11 @@ def describe_environment(device: str, processes: int) -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
-    """Return the commit of the checkout that this package runs from, marked where files were changed."""
-    folder = Path(__file__).resolve().parents[2]
+def commit_of(folder: Path) -> str | None:
+    """Return the commit of a checkout, marked `-dirty` where files were changed, or what a pack says it was made from.
+
+    None if `folder` is neither.
+    """
     try:
         top, head, changed = (
             subprocess.run(['git', '-C', str(folder), *args], capture_output=True, text=True, check=True).stdout.strip()
@@ -181,7 +186,8 @@ def _commit() -> str | None:
             )
         )
     except (OSError, subprocess.CalledProcessError):
-        return None
-    if Path(top) != folder:
-        return None
-    return f'{head}-dirty' if changed else head
+        top = ''
+    if top and Path(top) == folder.resolve():
+        return f'{head}-dirty' if changed else head
+    packed = folder / COMMIT_FILE
+    return packed.read_text().strip() if packed.is_file() else None

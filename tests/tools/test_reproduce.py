@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,12 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+
+from ltzoo.data import DataError, load_data, with_holdout
 
 ROOT = Path(__file__).resolve().parents[2]
 Script = Callable[..., int]
 SMALL = ['model.name=resnet8_cifar', 'batch_size=16', 'evaluation.split=holdout', 'evaluation.train=true']
+GOOD = f'output: o\nruns: {{base: {{recipe: {ROOT}/recipes/digits_lt/ce.yaml}}}}'
 
 
 def write_plan(folder: Path, seeds: list[int], runs: dict[str, list[str]]) -> Path:
@@ -100,6 +105,129 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     assert len((checkpoint.parent / 'log.jsonl').read_text().splitlines()) == 60
 
 
+def test_a_pack_trains_elsewhere_and_its_archive_comes_home(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = write_plan(tmp_path, [3, 4], {'base': ['epochs=1'], 'other': ['epochs=1', 'optimizer.lr=0.01']})
+    pack = tmp_path / 'pack'
+    assert script('tools/reproduce.py', plan, '--pack', pack, '--only', 'base') == 0
+    assert f'{pack}: 0.' in capsys.readouterr().out
+    assert {path.name for path in pack.iterdir()} == {'COMMIT', 'README.md', 'ltzoo', 'plan.yaml', 'recipes', 'tools'}
+    assert not (pack / 'ltzoo' / 'models' / 'weights').exists()
+    commit = (pack / 'COMMIT').read_text().strip()
+    head = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    assert commit.removesuffix('-dirty') == head
+    (command,) = [line for line in (pack / 'README.md').read_text().splitlines() if line.startswith('PYTHONPATH')]
+    command = command.replace('python3', sys.executable) + ' --archive runs.tar.gz --max-mb 0.7'
+    done = subprocess.run(command, shell=True, cwd=pack, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    environment = json.loads((pack / 'runs' / 'out' / 'base_seed3' / 'environment.json').read_text())
+    assert environment['commit'] == commit, 'the code that ran is not that of the pack'
+
+    archives = sorted(pack.glob('runs-*.tar.gz'))
+    assert len(archives) == 2 and all(file.stat().st_size <= 0.7e6 for file in archives)
+    assert script('tools/reproduce.py', plan, '--collect', *archives) == 0
+    told = capsys.readouterr().out
+    assert 'base_seed3: finished\nbase_seed4: finished\n' in told and '| base | 2 |' in told
+    home = tmp_path / 'out' / 'base_seed3'
+    kept = {'recipe.yaml', 'environment.json', 'log.jsonl', 'results.json', 'model', 'curves.png', 'accuracy.png'}
+    assert {path.name for path in home.iterdir()} == kept
+    assert (tmp_path / 'out' / 'base_seed3.log').read_text().count('top-1')
+    assert script('tools/export.py', home, tmp_path / 'out' / 'base_seed4', '--to', tmp_path / 'exported') == 0
+    scores = tmp_path / 'scores.json'
+    assert script('tools/evaluate.py', home, '--data', 'digits_lt', '--json', scores) == 0
+    # What is finished at home stays; what is of another plan is refused.
+    (home / 'mine').touch()
+    assert script('tools/reproduce.py', plan, '--collect', *archives) == 0
+    assert 'base_seed3: nothing newer than here' in capsys.readouterr().out and (home / 'mine').exists()
+    changed = tmp_path / 'changed'
+    changed.mkdir()
+    for runs, message in (({'base': ['epochs=2']}, 'of another recipe'), ({'new': []}, 'base_seed3, which is none of')):
+        assert script('tools/reproduce.py', write_plan(changed, [3, 4], runs), '--collect', archives[0]) == 2
+        assert message in capsys.readouterr().err
+        assert not (changed / 'out').exists()
+    # Packing into something, or what git does not know, is refused, and nothing is left behind.
+    assert script('tools/reproduce.py', plan, '--pack', pack) == 2
+    assert 'not an empty folder' in capsys.readouterr().err
+    (tmp_path / 'own.yaml').write_text((ROOT / 'recipes' / 'digits_lt' / 'ce.yaml').read_text())
+    plan.write_text(f'output: o\nruns: {{base: {{recipe: {tmp_path}/own.yaml}}}}')
+    assert script('tools/reproduce.py', plan, '--pack', tmp_path / 'none') == 2
+    assert 'only those that git tracks' in capsys.readouterr().err
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(('none', '.'))]
+
+
+def test_a_budget_stops_what_can_be_continued_elsewhere(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, [0], {'long': ['epochs=9000'], 'later': ['epochs=1']})
+    command = [sys.executable, str(ROOT / 'tools' / 'reproduce.py'), str(plan)]
+    log, checkpoint = tmp_path / 'out' / 'long_seed0.log', tmp_path / 'out' / 'long_seed0' / 'checkpoint.pt'
+    # On a busy machine the first budget may be too short to start, or to stop, anything.
+    for minutes in ('0.4', '1.5', '4'):
+        options = ['--minutes', minutes, '--archive', str(tmp_path / 'part.tar.gz'), '--with-unfinished']
+        # As in the background of a shell, where Ctrl-C is ignored.
+        done = subprocess.run(
+            [*command, *options], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN) and None,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert 'the same command goes on with: long with seed 0, later with seed 0' in done.stdout
+        stopped = 'stopped: continue from the last checkpoint' in log.read_text()
+        if stopped and checkpoint.exists():
+            break
+    assert stopped, 'it was killed, not asked to stop'
+    elsewhere = tmp_path / 'elsewhere'
+    elsewhere.mkdir()
+    plan = write_plan(elsewhere, [0], {'long': ['epochs=9000'], 'later': ['epochs=1']})
+    parts = map(str, tmp_path.glob('part-*.tar.gz'))
+    done = subprocess.run([*command[:2], str(plan), '--collect', *parts], capture_output=True, text=True)
+    assert 'long_seed0: unfinished\nno training is finished yet' in done.stdout, done.stderr
+    brought = elsewhere / 'out' / 'long_seed0' / 'checkpoint.pt'
+    assert brought.read_bytes() == checkpoint.read_bytes()
+
+
+def test_what_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location('reproduce', ROOT / 'tools' / 'reproduce.py')
+    assert spec is not None and spec.loader is not None
+    reproduce = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, 'reproduce', reproduce)
+    spec.loader.exec_module(reproduce)
+    deaf = 'import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(1, flush=True); time.sleep(60)'
+    process = subprocess.Popen([sys.executable, '-c', deaf], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b'1\n'
+    now = time.monotonic()
+    assert reproduce.wait(process, now + 0.2, now + 0.5) is None
+    assert process.returncode == -signal.SIGKILL and time.monotonic() - now < 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('source', ['cifar10', 'cifar100'])
+def test_packed_images_are_the_official_ones(
+    script: Script, tmp_path: Path, cifar_dir: Path, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    runs = {}
+    for ratio in (100, 50, 10):
+        recipe = os.path.relpath(ROOT / 'recipes' / f'{source}_lt_r{ratio}' / 'ce.yaml', tmp_path)
+        runs[f'r{ratio}'] = {'recipe': recipe}
+        runs[f'r{ratio}_holdout'] = {'recipe': recipe, 'overrides': ['evaluation.split=holdout']}
+    plan = tmp_path / 'plan.yaml'
+    plan.write_text(yaml.safe_dump({'output': 'runs/all', 'seeds': [0], 'runs': runs}))
+    assert script('tools/reproduce.py', plan, '--data-dir', cifar_dir, '--pack', tmp_path / 'pack') == 0
+    print(capsys.readouterr().out)
+    for ratio in (100, 50, 10):
+        official, packed = (
+            load_data(f'{source}_lt_r{ratio}', place) for place in (cifar_dir, tmp_path / 'pack' / 'data')
+        )
+        assert packed.class_names == official.class_names and packed.name == official.name
+        assert (packed.mean, packed.std, packed.image_size) == (official.mean, official.std, official.image_size)
+        for a, b in ((official, packed), (with_holdout(official), with_holdout(packed))):
+            for part in ('train', 'test'):
+                x, y = getattr(a, part), getattr(b, part)
+                np.testing.assert_array_equal(x.labels, y.labels)
+                np.testing.assert_array_equal(x.images.array, y.images.array)
+        np.testing.assert_array_equal(packed.spare.labels, official.spare.labels)
+        with pytest.raises(DataError, match=f'holds the images of {source}_lt_r10, .* with its hold-out'):
+            packed.spare.images.array  # noqa: B018
+
+
 @pytest.mark.parametrize('plan', sorted((ROOT / 'recipes' / 'plans').iterdir()), ids=lambda path: path.stem)
 def test_the_plans_that_come_along_name_recipes_and_keys_that_exist(
     script: Script, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -119,6 +247,18 @@ def test_the_plans_that_come_along_name_recipes_and_keys_that_exist(
         ('output: o\nruns: {a: {recipe: no.yaml, sedes: 1}}', [], 'runs.a.sedes: '),
         ('output: o\nruns: {base: {recipe: no.yaml}}', ['--only', 'bass'], 'no run bass; did you mean base?'),
         ('output: o\nruns: {base: {recipe: no.yaml}}', ['--jobs', '0'], '--jobs must be 1 or more, not 0'),
+        (GOOD, ['--minutes', '-1'], '--minutes must be above 0, not -1'),
+        (GOOD, ['--archive', 'runs.zip'], '--archive runs.zip: its name must end in .tar.gz'),
+        (GOOD, ['--archive', '/no/such/runs.tar.gz'], 'there is no folder /no/such'),
+        (GOOD, ['--archive', 'runs.tar.gz', '--max-mb', '0'], '--max-mb must be above 0, not 0'),
+        (GOOD, ['--with-unfinished'], 'give --archive'),
+        (GOOD, ['--with', 'omegaconf'], 'give --pack DIR too'),
+        (GOOD, ['--pack', '{tmp}/p', '--python', '3.12'], 'name them, --with PACKAGE'),
+        (GOOD, ['--pack', '{tmp}/p', '--with', 'a', '--python', '2'], '--python must be a version such as 3.12, not 2'),
+        (GOOD, ['--pack', '{tmp}/plan.yaml'], 'it is not an empty folder'),
+        (GOOD.replace('digits_lt/ce', 'own/bs'), ['--pack', '{tmp}/p'], 'cannot be packed: CIFAR-10 and CIFAR-100 can'),
+        (GOOD, ['--collect', '{tmp}/no.tar.gz'], '{tmp}/no.tar.gz cannot be unpacked'),
+        (GOOD, ['--collect', '{tmp}/plan.yaml'], '{tmp}/plan.yaml cannot be unpacked'),
         ('a: [', [], 'cannot be read as a plan'),
         (None, [], 'cannot be read as a plan'),
     ],
@@ -133,8 +273,9 @@ def test_bad_plans_are_one_sentence_and_exit_code_2(
 ) -> None:
     if plan is not None:
         (tmp_path / 'plan.yaml').write_text(plan)
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     assert script('tools/reproduce.py', tmp_path / 'plan.yaml', *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('reproduce.py: ')
     assert message.format(tmp=tmp_path) in line
-    assert not (tmp_path / 'o').exists()
+    assert [path.name for path in tmp_path.iterdir()] == ([] if plan is None else ['plan.yaml'])

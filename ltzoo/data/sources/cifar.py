@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from torchvision's reader and the official files.
+"""CIFAR-10 and CIFAR-100 from torchvision's reader and the official files, or from a pack of ours.
 
 Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
 """
@@ -12,6 +12,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from ltzoo.data.dataset import Dataset, MissingDataError, Split, register_source
 from ltzoo.data.images import ArrayImages
+from ltzoo.data.sources.packed_cifar import pack_file, read_packed
 
 # The statistics of CIFAR-10's training images, which the LDAM line uses for both sets.
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -19,6 +20,10 @@ STD = (0.2023, 0.1994, 0.2010)
 
 
 def _read(reader: type[CIFAR10], location: Path, download: bool) -> Dataset:
+    pack = pack_file(location, reader.__name__.lower())
+    if pack.is_file() and not (location / reader.base_folder).is_dir():
+        packed_train, packed_test, names = read_packed(pack)
+        return Dataset(reader.__name__, packed_train, packed_test, names, MEAN, STD, image_size=32)
     parts = []
     for train in (True, False):
         try:

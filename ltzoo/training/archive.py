@@ -1,0 +1,176 @@
+"""Bring runs from one machine to another: what is worth keeping of them, in files of limited size."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from ltzoo.errors import LtzooError
+from ltzoo.files import check_target, new_folder, write_atomically, writing
+from ltzoo.training.recipe import Recipe
+from ltzoo.training.run import RunFolder
+
+__all__ = ['ArchiveError', 'check_archive', 'collect', 'write_archive']
+
+_KEPT = ('recipe.yaml', 'environment.json', 'log.jsonl', 'results.json', 'model', 'curves.png', 'accuracy.png')
+_TO_CONTINUE = ('checkpoint.pt', 'bank')
+_ENDING = '.tar.gz'
+_BLOCK = 512
+
+
+class ArchiveError(LtzooError, ValueError):
+    """Runs that cannot be archived or brought home; the message names the file and what would be right."""
+
+
+def check_archive(file: Path, megabytes: float) -> None:
+    """Refuse what `write_archive` could not write, before anything is trained.
+
+    Raises:
+        LtzooError: if the name does not end in .tar.gz, its folder does not exist, or the size is none.
+    """
+    if not file.name.endswith(_ENDING) or file.name == _ENDING:
+        raise ArchiveError(f'--archive {file}: its name must end in {_ENDING}')
+    check_target(file)
+    if not megabytes > 0:
+        raise ArchiveError(f'--max-mb must be above 0, not {megabytes:g}')
+
+
+def write_archive(
+    file: Path, folders: Sequence[Path], *, megabytes: float = 15, to_continue: bool = False
+) -> list[Path]:
+    """Write `NAME-1.tar.gz`, `NAME-2.tar.gz`, ..., each a tar by itself that holds some of the runs, whole.
+
+    Args:
+        file: `NAME.tar.gz`; numbered files of an earlier archive of this name are replaced.
+        folders: run folders, those that do not exist are left out; the log beside each comes along.
+        megabytes: the most that one file may take, in 10^6 bytes.
+        to_continue: bring the checkpoints of unfinished runs, so that they can be continued elsewhere.
+
+    Returns:
+        The files.
+
+    Raises:
+        ArchiveError: if one run alone is larger.
+        LtzooError: if the files cannot be written.
+    """
+    parts: list[list[tuple[Path, str]]] = []
+    room = 0.0
+    for folder in folders:
+        files = list(_files(folder, to_continue))
+        # Before compression: what the tar needs is known, and weights do not get smaller.
+        needed = sum(2 * _BLOCK + path.stat().st_size for path, _ in files) * 1.001
+        whole = megabytes * 1e6 - tarfile.RECORDSIZE
+        if needed > whole:
+            least = (needed + tarfile.RECORDSIZE) / 1e6
+            raise ArchiveError(f'the run {folder} does not fit into {megabytes:g} MB: give --max-mb {least + 0.1:.1f}')
+        if files and needed > room:
+            parts.append([])
+            room = whole
+        if files:
+            parts[-1] += files
+            room -= needed
+    stem = file.name.removesuffix(_ENDING)
+    numbered = [file.with_name(f'{stem}-{number}{_ENDING}') for number in range(1, len(parts) + 1)]
+    contents = [_tar(part) for part in parts]
+    with writing(file):
+        for old in file.parent.iterdir():
+            if re.fullmatch(rf'{re.escape(stem)}-\d+{re.escape(_ENDING)}', old.name):
+                old.unlink()
+        try:
+            for path, content in zip(numbered, contents, strict=True):
+                write_atomically(path, content)
+        except OSError:
+            for path in numbered:
+                path.unlink(missing_ok=True)
+            raise
+    return numbered
+
+
+def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe]) -> dict[str, str]:
+    """Put the runs of archives into their place; one that is further here than there stays as it is.
+
+    Args:
+        archives: files of `write_archive`.
+        output: the folder of the run folders.
+        recipes: the recipe of every run folder, by its name.
+
+    Returns:
+        What was done with each run, by its name.
+
+    Raises:
+        ArchiveError: if a file is no such archive, or holds a run of another plan or recipe; nothing is changed then.
+        LtzooError: if a run folder cannot be written.
+    """
+    done = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        brought = Path(temporary)
+        for archive in archives:
+            try:
+                with tarfile.open(archive, 'r:gz') as tar:
+                    tar.extractall(brought, filter='data')
+            except (OSError, EOFError, tarfile.TarError) as error:
+                raise ArchiveError(f'{archive} cannot be unpacked: {error}') from error
+        names = sorted({path.name.removesuffix('.log') for path in brought.iterdir()})
+        for name in names:
+            if name not in recipes:
+                raise ArchiveError(f'the archives hold a run {name}, which is none of those that the plan has')
+            _check_recipe(brought / name, recipes[name])
+        for name in names:
+            new, there = _progress(brought / name), _progress(output / name)
+            if new > there:
+                with writing(output / name), new_folder(output / name) as made:
+                    shutil.copytree(brought / name, made, dirs_exist_ok=True)
+            log = brought / f'{name}.log'
+            if log.is_file() and new >= there:
+                with writing(output / log.name):
+                    output.mkdir(parents=True, exist_ok=True)
+                    write_atomically(output / log.name, log.read_bytes())
+            done[name] = ('finished' if new[0] else 'unfinished') if new > there else 'nothing newer than here'
+    return done
+
+
+def _files(folder: Path, to_continue: bool) -> Iterator[tuple[Path, str]]:
+    """Yield a run's files that are to be kept, and their names in the archive."""
+    unfinished = not RunFolder(folder).results.exists()
+    log = folder.with_name(f'{folder.name}.log')
+    if log.is_file():
+        yield log, log.name
+    for name in (*_KEPT, *(_TO_CONTINUE if to_continue and unfinished else ())):
+        kept = folder / name
+        for path in sorted(kept.rglob('*')) if kept.is_dir() else [kept]:
+            if path.is_file():
+                yield path, str(path.relative_to(folder.parent))
+
+
+def _tar(files: Sequence[tuple[Path, str]]) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode='w:gz') as tar:
+        for path, name in files:
+            tar.add(path, name)
+    return content.getvalue()
+
+
+def _check_recipe(folder: Path, recipe: Recipe) -> None:
+    written = RunFolder(folder).recipe
+    if not folder.exists():
+        return
+    try:
+        same = Recipe.model_validate(yaml.safe_load(written.read_text())).decides_result() == recipe.decides_result()
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise ArchiveError(f'the archives hold a folder {folder.name} that is no run: {error}') from error
+    if not same:
+        raise ArchiveError(f'the archives hold a run {folder.name} of another recipe than the plan has')
+
+
+def _progress(folder: Path) -> tuple[bool, bool, int]:
+    """Return how far a run is: finished, to be continued, epochs; the larger, the further."""
+    run = RunFolder(folder)
+    return run.results.exists(), run.checkpoint.exists(), len(run.read_log()) if folder.exists() else -1

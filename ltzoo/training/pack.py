@@ -1,0 +1,210 @@
+"""Pack what trainings need on a machine without a network into one small folder.
+
+plan.yaml, recipes/, ltzoo/, tools/reproduce.py    the code, as git tracks it
+data/                                              the images that these recipes use, see `ltzoo.data.sources`
+wheels/                                            packages that the machine lacks
+COMMIT                                             what the code is, for the runs' environment.json
+README.md                                          the command to run there
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from ltzoo.data import load_data
+from ltzoo.data.sources.packed_cifar import pack_file, write_packed
+from ltzoo.errors import LtzooError
+from ltzoo.files import new_folder
+from ltzoo.training.fit import prepare_data
+from ltzoo.training.recipe import Recipe
+from ltzoo.training.run import COMMIT_FILE, commit_of
+
+__all__ = ['PackError', 'check_recipe_files', 'pack', 'untracked']
+
+_CODE = ('ltzoo', 'recipes', 'tools/reproduce.py')
+_LEFT_OUT = ('ltzoo/models/weights/', 'recipes/plans/')
+_PACKED = ('cifar10', 'cifar100')
+# pip compares these literally; manylinux2014 stands for the older ones too.
+_PLATFORMS = ('manylinux_2_28_x86_64', 'manylinux_2_27_x86_64', 'manylinux_2_17_x86_64', 'manylinux2014_x86_64')
+
+_README = """# {title}
+
+The trainings of `plan.yaml`, ltzoo at commit {commit}. On a machine with PyTorch, no network needed, in this folder:
+
+```bash
+{command}
+```
+
+Whatever stops it, the same command goes on. `--minutes M` ends it in time, `--archive DIR/runs.tar.gz` makes files to
+bring home, where `python tools/reproduce.py PLAN.yaml --collect FILE ...` puts them in their place.
+"""
+
+
+class PackError(LtzooError, ValueError):
+    """What cannot be packed; the message says why and what would be right."""
+
+
+def check_recipe_files(root: Path, files: Sequence[Path]) -> list[Path]:
+    """Return recipe files relative to the checkout.
+
+    Raises:
+        PackError: if one is not a file that git tracks there: the commit would not say what was trained.
+    """
+    tracked = set(_tracked(root))
+    relative = []
+    for file in files:
+        inside = file.resolve().is_relative_to(root)
+        if not inside or str(file.resolve().relative_to(root)) not in tracked:
+            raise PackError(f'the recipe {file} cannot be packed: only those that git tracks under {root}/recipes can')
+        relative.append(file.resolve().relative_to(root))
+    return relative
+
+
+def untracked(root: Path) -> list[str]:
+    """Return the Python files that a pack leaves out because git does not track them."""
+    return [name for name in _git(root, '--others', '--exclude-standard') if name.endswith('.py')]
+
+
+def pack(
+    folder: Path,
+    root: Path,
+    plan: str,
+    recipes: Sequence[Recipe],
+    *,
+    title: str,
+    packages: Sequence[str] = (),
+    python: str | None = None,
+) -> dict[str, int]:
+    """Write the folder, whole or not at all.
+
+    Args:
+        folder: where to; a new or an empty one.
+        root: the checkout.
+        plan: the content of plan.yaml, with recipes relative to the checkout.
+        recipes: what the plan trains; with `data.data_dir` of this machine.
+        title: the first line of the README.
+        packages: names of packages (as pip takes them) whose wheels, and those of what they need, are brought.
+        python: the other machine's version of Python, such as 3.12; by default this one's.
+
+    Returns:
+        Bytes of each part: code, data, wheels.
+
+    Raises:
+        PackError: if the folder is not empty, data of a recipe cannot be packed, or a wheel cannot be had.
+        DataError: if images are missing here.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise PackError(f'{folder} cannot be packed into: it is not an empty folder; give a new one')
+    for recipe in recipes:
+        if _source(recipe) not in (*_PACKED, 'digits'):
+            raise PackError(
+                f'the data {recipe.data.name} cannot be packed: CIFAR-10 and CIFAR-100 can, and digits come with '
+                'scikit-learn; choose other runs with --only'
+            )
+    if python is not None and not re.fullmatch(r'3\.\d+', python):
+        raise PackError(f'--python must be a version such as 3.12, not {python}')
+    commit = commit_of(root)
+    with _naming(folder), new_folder(folder) as made:
+        for name in _tracked(root):
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, made / name)
+        (made / COMMIT_FILE).write_text(f'{commit}\n')
+        (made / 'plan.yaml').write_text(plan)
+        if packages:
+            _fetch_wheels(made / 'wheels', root / 'constraints.txt', packages, python)
+        for source in _PACKED:
+            _pack_images(source, [recipe for recipe in recipes if _source(recipe) == source], made / 'data')
+        command = _command((made / 'data').is_dir(), bool(packages))
+        (made / 'README.md').write_text(_README.format(title=title, commit=commit, command=command))
+        sizes = {part: _bytes(made / part) for part in ('data', 'wheels')}
+        return {'code': _bytes(made) - sum(sizes.values()), **sizes}
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, LtzooError):
+            raise
+        raise PackError(f'{folder} cannot be written: {error}') from error
+
+
+def _git(root: Path, *options: str) -> list[str]:
+    try:
+        listed = subprocess.run(
+            ['git', '-C', str(root), 'ls-files', '-z', *options, '--', *_CODE],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise PackError(f'{root} cannot be packed: it is not a checkout that git knows') from error
+    return [name for name in listed.stdout.split('\0') if name and not name.startswith(_LEFT_OUT)]
+
+
+def _tracked(root: Path) -> list[str]:
+    return [name for name in _git(root) if (root / name).is_file()]
+
+
+def _source(recipe: Recipe) -> str:
+    return recipe.data.name.partition('_lt')[0]
+
+
+def _pack_images(source: str, recipes: Sequence[Recipe], folder: Path) -> None:
+    """Pack the images that the recipes train on and measure on, as `fit` itself chooses them."""
+    # Seeds and settings of the training do not change which images it uses.
+    distinct = {
+        (recipe.data, recipe.evaluation.split, recipe.evaluation.holdout_per_class): recipe for recipe in recipes
+    }
+    if not distinct:
+        return
+    wanted: set[bytes] = set()
+    for recipe in distinct.values():
+        dataset = prepare_data(recipe)
+        held_out = (dataset.test,) if recipe.evaluation.split == 'holdout' else ()
+        wanted.update(pixels.tobytes() for part in (dataset.train, *held_out) for pixels in part.images.array)  # type: ignore[attr-defined]
+    whole = load_data(source, recipes[0].data.data_dir)
+    train = np.flatnonzero([pixels.tobytes() in wanted for pixels in whole.train.images.array])  # type: ignore[attr-defined]
+    tested = any(recipe.evaluation.split == 'test' for recipe in recipes)
+    holds = sorted(
+        {recipe.data.name + ' with its hold-out' * (recipe.evaluation.split == 'holdout') for recipe in recipes}
+    )
+    folder.mkdir(exist_ok=True)
+    write_packed(pack_file(folder, source), whole, train, np.arange(len(whole.test) if tested else 0), ', '.join(holds))
+
+
+def _fetch_wheels(folder: Path, constraints: Path, packages: Sequence[str], python: str | None) -> None:
+    version = python or f'{sys.version_info.major}.{sys.version_info.minor}'
+    done = subprocess.run(
+        [
+            sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check', '--dest', str(folder),
+            '--constraint', str(constraints), '--only-binary=:all:', '--implementation', 'cp',
+            '--python-version', version, *(f'--platform={platform}' for platform in _PLATFORMS), '--', *packages,
+        ],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        said = [line.removeprefix('ERROR: ') for line in done.stderr.splitlines() if line.startswith('ERROR')]
+        raise PackError(
+            f'--with {" ".join(packages)}: pip has no wheels for Python {version} on Linux: '
+            f'{said[-1] if said else done.stderr.strip()[-300:]}'
+        )
+
+
+def _command(data: bool, wheels: bool) -> str:
+    train = f'python3 tools/reproduce.py plan.yaml{" --data-dir data" if data else ""} --jobs 4'
+    if not wheels:
+        return f'PYTHONPATH=. {train}'
+    install = 'python3 -m pip install --quiet --no-index --no-deps --upgrade --target site wheels/*.whl'
+    return f'{install} && PYTHONPATH=.:site {train}'
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob('*') if file.is_file())
