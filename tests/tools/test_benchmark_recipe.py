@@ -20,6 +20,7 @@ BCL = ROOT / 'recipes' / 'inat18' / 'bcl_resnet50.yaml'
 VIEW = '[{random_resized_crop: {size: 16}}]'
 SMALL = [
     'model.name=resnet8_cifar', f'views=[{VIEW}, {VIEW}, {VIEW}]', 'batch_size=8', 'workers=0', 'precision=fp32',
+    'objective.hidden_dim=16', 'objective.out_dim=8',
 ]  # fmt: skip
 METHOD = ['method.preservation.samples_per_group=2', 'method.groups=2']
 
