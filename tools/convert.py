@@ -1,6 +1,7 @@
 """Convert another project's checkpoint into a model folder.
 
-python tools/convert.py FILE --from FAMILY --to DIR [--data NAME] [--num-classes N] [--arch NAME] [--tau TAU]
+python tools/convert.py FILE --from FAMILY --to DIR [--data NAME [--data-dir DIR]] [--num-classes N]
+                        [--arch NAME] [--tau TAU]
 
 FAMILY is the project whose code wrote FILE: bcl, paco, gpaco, ride, sade, mislas, ldam, crt, tau_norm, lws, gkpgsa, or
 timm (any of timm's models, or ltzoo's; --arch says which).
@@ -23,6 +24,7 @@ def main() -> int:
     parser.add_argument('--from', dest='family', required=True, metavar='FAMILY', help='the project that wrote it')
     parser.add_argument('--to', type=Path, required=True, metavar='DIR', help='the folder to make')
     parser.add_argument('--data', metavar='NAME', help='the data set it was trained on, such as cifar100_lt_r100')
+    parser.add_argument('--data-dir', help='where its files are; needed by mislas, but not on CIFAR')
     parser.add_argument('--num-classes', type=int, metavar='N', help='checked against FILE')
     parser.add_argument('--arch', metavar='NAME', help='needed by timm; checked against FILE for the others')
     parser.add_argument('--tau', type=float, help="needed by tau_norm: exponent of the class vectors' lengths")
@@ -40,17 +42,24 @@ def main() -> int:
 
 
 def convert(args: argparse.Namespace) -> None:
+    from ltzoo.data import load_data
     from ltzoo.hub.converted import export_converted, images_of
     from ltzoo.hub.export import check_target
     from ltzoo.models import checkpoints
 
     check_target(args.to, args.force)
+    class_counts = None
+    if args.data_dir:
+        if not args.data:
+            raise LtzooError('--data-dir goes with --data')
+        class_counts = load_data(args.data, args.data_dir).class_counts
     converted = checkpoints.convert(
         args.file,
         args.family,
         arch=args.arch,
         num_classes=args.num_classes,
         tau=args.tau,
+        class_counts=class_counts,
         unsafe_pickle=args.unsafe_pickle,
     )
     images = images_of(converted, args.data)
@@ -62,6 +71,8 @@ def convert(args: argparse.Namespace) -> None:
         print(f'left out: {checkpoints.shortened(names)}: {why}')
     if converted.added:
         print(f'not in the file, set to 0: {checkpoints.shortened(converted.added)}')
+    if network.by_frequency:
+        print(f'classes: numbered as {args.data} numbers them, no longer by frequency')
     if converted.unused:
         print(f'not weights: {", ".join(converted.unused)}')
     mean, std = (', '.join(f'{value:g}' for value in images[key]) for key in ('mean', 'std'))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from ltzoo.data import list_data
 from ltzoo.errors import LtzooError
 from ltzoo.hub.export import write_folder
 from ltzoo.hub.release import sha256_of
@@ -34,7 +36,7 @@ def export_converted(converted: Converted, folder: Path, *, data: str | None = N
 
     Raises:
         ExportError: if `folder` holds something and `force` is not given, or it cannot be written.
-        LtzooError: if `data` has another number of classes.
+        LtzooError: if there is no such data set, or it has another number of classes.
     """
     model: Any = converted.model
     images = images_of(converted, data)
@@ -65,7 +67,7 @@ def images_of(converted: Converted, data: str | None = None) -> dict[str, Any]:
     size of its images and its number of classes), except for what the family has otherwise.
 
     Raises:
-        LtzooError: if `data` has another number of classes.
+        LtzooError: if there is no such data set, or it has another number of classes.
     """
     model: Any = converted.model
     small = model.pretrained_cfg['input_size'][-1] <= 64
@@ -82,6 +84,11 @@ def _row(data: str | None, num_classes: int) -> Data | None:
             if row.classes[data] != num_classes:
                 raise LtzooError(f'{data} has {row.classes[data]} classes, the checkpoint has {num_classes}')
             return row
+    sources, base = list_data(), (data or '').partition(':')[0]
+    if data is not None and not any(base == source or base.startswith(f'{source}_lt') for source in sources):
+        known = [*sources, *(name for row in DATA.values() for name in row.classes)]
+        (nearest,) = difflib.get_close_matches(base, known, n=1, cutoff=0)
+        raise LtzooError(f'no data set is called {data!r}; the nearest is {nearest}')
     return None
 
 
@@ -107,6 +114,8 @@ def _card(converted: Converted, source: Mapping[str, Any], images: Mapping[str, 
     if source['data']:
         lines.append(f'- Data, as told to the converter: {source["data"]}')
     lines += [f'- {key}: {value:g}' for key, value in source['options'].items()]
+    if converted.network.by_frequency:
+        lines.append('- Classes: in the order of the data set; in the file, in the order of their frequency')
     lines += [f'- Left out: {why} ({len(names)})' for why, names in converted.dropped.items()]
     size = 'x'.join(map(str, images['input_size'][1:]))
     mean, std = (', '.join(f'{value:g}' for value in images[key]) for key in ('mean', 'std'))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 import ltzoo
@@ -149,6 +150,31 @@ def test_large_images_are_normalised_as_their_benchmark_is(
     assert f'images: 224x224, mean {mean}, std' in capsys.readouterr().out
 
 
+def test_mislas_takes_the_order_of_classes_from_the_data(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (('a', 2), ('b', 4), ('c', 3)):
+        (tmp_path / 'images' / 'train' / name).mkdir(parents=True)
+        for part, images in (('train', count), ('test', 1)):
+            (tmp_path / 'images' / part / name).mkdir(parents=True, exist_ok=True)
+            for index in range(images):
+                colour = (index * 20, count * 20, len(part) * 20)
+                Image.new('RGB', (8, 8), colour).save(tmp_path / 'images' / part / name / f'{index}.png')
+    torch.manual_seed(0)
+    classifier = {'fc.weight': torch.randn(3, 512), 'fc.bias': torch.randn(3)}
+    encoder = timm.create_model('resnet18', num_classes=0, layers=(1, 1, 1, 1)).state_dict()
+    file = tmp_path / 'model.pth'
+    torch.save({'state_dict_model': encoder, 'state_dict_classifier': classifier}, file)
+    command = ('tools/convert.py', file, '--from', 'mislas', '--to', tmp_path / 'out', '--data', 'folder')
+    assert script(*command) == 2
+    assert 'give --data NAME and --data-dir DIR' in capsys.readouterr().err
+    assert script(*command, '--data-dir', tmp_path / 'images') == 0
+    assert 'classes: numbered as folder numbers them' in capsys.readouterr().out
+    assert 'Classes: in the order of the data set' in (tmp_path / 'out' / 'README.md').read_text()
+    model = ltzoo.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True)
+    assert torch.equal(model.fc.bias, classifier['fc.bias'][[2, 0, 1]])
+
+
 def test_force_replaces_what_is_there(script: Script, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / 'out'
     out.mkdir()
@@ -166,6 +192,11 @@ def test_force_replaces_what_is_there(script: Script, checkpoint: Path, tmp_path
         (('--from', 'crtt'), "no family is called 'crtt'"),
         (('--from', 'bcl', '--num-classes', 100), 'bcl.pth.tar has 10 classes, not 100'),
         (('--from', 'bcl', '--data', 'cifar100_lt_r100'), 'cifar100_lt_r100 has 100 classes, the checkpoint has 10'),
+        (
+            ('--from', 'bcl', '--data', 'cifar10_tl_r100'),
+            "no data set is called 'cifar10_tl_r100'; the nearest is cifar10",
+        ),
+        (('--from', 'bcl', '--data-dir', '.'), '--data-dir goes with --data'),
         (('--from', 'bcl', '--to', '{file}'), 'bcl.pth.tar is a file; an export needs a folder'),
         (('--from', 'bcl', '--to', '{file}/out'), 'out cannot be written'),
     ],

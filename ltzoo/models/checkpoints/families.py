@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from ltzoo.errors import LtzooError
@@ -81,6 +83,7 @@ def convert(
     arch: str | None = None,
     num_classes: int | None = None,
     tau: float | None = None,
+    class_counts: Sequence[int] | None = None,
     unsafe_pickle: bool = False,
 ) -> Converted:
     """Read another project's checkpoint as a model of ours.
@@ -91,6 +94,7 @@ def convert(
         arch: name of the architecture, with or without `timm/`; needed by the family timm, checked by the others.
         num_classes: checked against the file.
         tau: exponent of tau-normalisation, for the family tau_norm.
+        class_counts: training images of each class, for files that number the classes by them (mislas but on CIFAR).
         unsafe_pickle: see `read_checkpoint`.
 
     Raises:
@@ -114,6 +118,8 @@ def convert(
         raise CheckpointError(f'{file} is of a {found}, not of a {arch}')
     if num_classes is not None and num_classes != model.num_classes:
         raise CheckpointError(f'{file} has {model.num_classes} classes, not {num_classes}')
+    if network.by_frequency:
+        _number_as_data(model, class_counts, file)
     placed = len(network.weights.tensors)
     given = {} if tau is None else {'tau': tau}
     return Converted(model, network, chosen, file, placed, network.weights.dropped, unused, added, given)
@@ -125,6 +131,24 @@ def _fit(chosen: Family, content: Any, options: Options) -> tuple[Network, nn.Mo
     unused = checkpoint.unused()
     model, added = place(network)
     return network, model, unused, added
+
+
+def _number_as_data(model: Any, class_counts: Sequence[int] | None, file: Path) -> None:
+    """Move the classifier's rows from the order of frequency to that of the data set."""
+    if class_counts is None:
+        raise CheckpointError(
+            f'{file} numbers its classes from the most frequent to the rarest, and only the data set says which those '
+            f'are: give --data NAME and --data-dir DIR'
+        )
+    if len(class_counts) != model.num_classes:
+        raise CheckpointError(f'{file} has {model.num_classes} classes, the data set has {len(class_counts)}')
+    # Equal counts stand as the unstable sort of NumPy before 1.25 left them. Later ones sort integers with vector
+    # instructions, in an order that depends on the processor; only for long doubles the algorithm is still the old one.
+    order = np.argsort(-np.asarray(class_counts, dtype=np.longdouble))
+    rows = torch.from_numpy(np.argsort(order))
+    with torch.no_grad():
+        for parameter in model.get_classifier().parameters():
+            parameter.copy_(parameter[rows])
 
 
 def _fits(chosen: Family, content: Any, options: Options) -> bool:

@@ -6,15 +6,16 @@ Source: dvlab-research/MiSLAS, `train_stage1.py`, `train_stage2.py`, `models/res
   batch-norm statistics in it;
 - `state_dict_classifier`: `fc.weight`, `fc.bias`, a linear layer;
 - stage 2 only, `state_dict_lws_model`: `learned_norm`, shape (1, classes), which multiplies the logits. It is
-  multiplied into the linear layer here, bias included.
+  multiplied into the linear layer here, bias included;
+- on Places, `state_dict_block`: the last block of the last stage, which the encoder then lacks.
 
-The networks for Places (an extra `state_dict_block`) are not supported.
+Apart from CIFAR the repository's `datasets/*.py` number the classes anew, from the most frequent to the rarest.
 """
 
 from __future__ import annotations
 
 from ltzoo.models.checkpoints.families import Options, family
-from ltzoo.models.checkpoints.networks import Network, classifier, resnet
+from ltzoo.models.checkpoints.networks import Network, classifier, depths, resnet
 from ltzoo.models.checkpoints.weights import Checkpoint, LayoutError, Weights
 
 
@@ -27,15 +28,19 @@ from ltzoo.models.checkpoints.weights import Checkpoint, LayoutError, Weights
 def mislas(checkpoint: Checkpoint, options: Options) -> Network:
     weights = checkpoint.parts(
         checkpoint.content,
-        optional=['lws'],
+        optional=['block', 'lws'],
         model='state_dict_model',
+        block='state_dict_block',
         classifier='state_dict_classifier',
         lws='state_dict_lws_model',
     )
     if 'lws.learned_norm' in weights:
         scale_classifier(weights, 'classifier.fc', 'lws.learned_norm')
     weights.rename(r'model\.', '')
-    return resnet(weights, classifier(weights, 'classifier.fc'))
+    weights.rename(r'block\.', f'layer4.{depths(weights, 4)[3]}.')
+    network = resnet(weights, classifier(weights, 'classifier.fc'))
+    network.by_frequency = network.model.startswith('timm/')
+    return network
 
 
 def scale_classifier(weights: Weights, name: str, scales: str) -> None:

@@ -32,13 +32,15 @@ _SUPPORTED = (
 class Network:
     """A model of ours that a family's tensors are of, what `create_model` makes it from, and how images are fed.
 
-    `images`: input_size, mean, std, crop_pct, interpolation, where they are other than the benchmark's usual ones.
+    `images`: input_size, mean, std, crop_pct, interpolation, where they are other than the benchmark's usual ones;
+    `by_frequency`: the classes are numbered from the most frequent to the rarest, not as the data set numbers them.
     """
 
     weights: Weights
     model: str
     arguments: dict[str, Any] = field(default_factory=dict)
     images: dict[str, Any] = field(default_factory=dict)
+    by_frequency: bool = False
 
 
 def depths(weights: Weights, stages: int, suffix: str = '') -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,9 @@ from foreign_networks import (
     training_state,
 )
 from torch import nn
+from torchvision.models.resnet import Bottleneck
+
+from ltzoo.models.checkpoints import convert
 
 
 @pytest.mark.parametrize(('depth', 'name'), [(1, 'resnet8_cifar'), (3, 'resnet20_cifar'), (2, 'resnet32_cifar')])
@@ -109,11 +114,50 @@ def stages(encoder: nn.Module, classifier: nn.Module, **entries: Any) -> dict[st
     }
 
 
-@pytest.mark.parametrize('kind', ['small', 'bottleneck'])
-def test_mislas_before_its_second_stage(check: Check, kind: str) -> None:
-    encoder = randomise(SmallEncoder() if kind == 'small' else large_encoder(kind))
-    classifier = randomise(nn.ModuleDict({'fc': nn.Linear(64 if kind == 'small' else 2048, 9)}), seed=1)
+def test_mislas_before_its_second_stage(check: Check) -> None:
+    encoder = randomise(SmallEncoder())
+    classifier = randomise(nn.ModuleDict({'fc': nn.Linear(64, 9)}), seed=1)
     check(stages(encoder, classifier), 'mislas', lambda x: classifier['fc'](encoder(x)))
+
+
+def test_mislas_of_large_images_gets_back_the_data_set_s_order_of_classes(check: Check) -> None:
+    encoder = randomise(large_encoder('bottleneck'))
+    classifier = randomise(nn.ModuleDict({'fc': nn.Linear(2048, 5)}), seed=1)
+    scaling = torch.rand(1, 5) + 0.5
+    content = stages(encoder, classifier, state_dict_lws_model={'learned_norm': scaling})
+    counts = [7, 90, 8, 1280, 5]
+
+    def logits(x: torch.Tensor) -> torch.Tensor:
+        theirs = scaling * classifier['fc'](encoder(x))
+        return torch.stack([theirs[:, sorted(counts, reverse=True).index(count)] for count in counts], 1)
+
+    check(content, 'mislas', logits, class_counts=counts)
+
+
+def test_mislas_on_places_has_the_last_block_apart(check: Check) -> None:
+    encoder, block = randomise(large_encoder('bottleneck')), randomise(Bottleneck(2048, 512), seed=2)
+    classifier = randomise(nn.ModuleDict({'fc': nn.Linear(2048, 5)}), seed=1)
+    del encoder.avgpool
+    encoder.avgpool = nn.Identity()
+    encoder.fc = nn.Unflatten(1, (2048, 2, 2))
+    content = stages(encoder, classifier, state_dict_block=nn.DataParallel(block).state_dict())
+    converted = check(
+        content, 'mislas', lambda x: classifier['fc'](block(encoder(x)).mean((2, 3))), class_counts=[5, 4, 3, 2, 1]
+    )
+    assert converted.network.arguments == {'num_classes': 5, 'layers': [1, 1, 1, 2]}
+
+
+def test_classes_of_equal_frequency_stand_as_numpy_left_them_when_mislas_was_trained(tmp_path: Path) -> None:
+    counts = [2 + i * i * 7919 % 97 for i in range(1000)]
+    encoder = large_encoder('basic')
+    classifier = nn.ModuleDict({'fc': nn.Linear(512, 1000)})
+    classifier['fc'].bias.data = torch.arange(1000.0)
+    torch.save(stages(encoder, classifier), tmp_path / 'file.pth')
+    model = convert(tmp_path / 'file.pth', 'mislas', class_counts=counts).model
+    order = model.fc.bias.argsort().tolist()
+    # Of np.argsort(-np.array(counts)), made with NumPy 1.21.0.
+    digest = hashlib.sha256(','.join(map(str, order)).encode()).hexdigest()
+    assert digest.startswith('835b05f19be2d8db')
 
 
 def test_mislas_scales_multiply_weight_and_bias(check: Check) -> None:

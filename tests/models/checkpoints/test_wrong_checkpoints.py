@@ -139,7 +139,7 @@ def changed(**tensors: Any) -> dict[str, Any]:
                 'state_dict_block': {'conv1.weight': torch.ones(1)},
             },
             'mislas',
-            'unexpected: state_dict_block',
+            'it is a ResNet for small images',
         ),
         (two_parts(scales=torch.ones(9)), 'crt', 'unexpected: classifier.scales; its layout is that of --from lws'),
         (
@@ -176,6 +176,22 @@ def test_other_layouts_are_refused(content: Any, family: str, message: str, tmp_
 def test_options_that_do_not_fit(family: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ltzoo.LtzooError, match=message):
         convert(saved(CONTENTS['ldam'](), tmp_path), family, **options)
+
+
+@pytest.mark.parametrize(
+    ('counts', 'message'),
+    [(None, 'give --data NAME and --data-dir DIR'), ([3, 2], 'has 7 classes, the data set has 2')],
+)
+def test_mislas_of_large_images_needs_the_data_s_classes(
+    counts: list[int] | None, message: str, tmp_path: Path
+) -> None:
+    classifier = {'fc.weight': torch.zeros(7, 512), 'fc.bias': torch.zeros(7)}
+    content = {'state_dict_model': large_encoder('basic').state_dict(), 'state_dict_classifier': classifier}
+    file = saved(content, tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        convert(file, 'mislas', class_counts=counts)
+    with pytest.raises(LayoutError, match='its layout is that of --from mislas'):
+        convert(file, 'ldam')
 
 
 def test_options_that_fit(tmp_path: Path) -> None:
