@@ -15,11 +15,23 @@ from ltzoo.evaluation.metrics import score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
 from ltzoo.models import create_model
 
-__all__ = ['EvaluationError', 'check_classes', 'evaluate_model', 'resolve_model', 'score_model', 'usable_device']
+__all__ = [
+    'ClassesError',
+    'EvaluationError',
+    'check_classes',
+    'evaluate_model',
+    'resolve_model',
+    'score_model',
+    'usable_device',
+]
 
 
 class EvaluationError(LtzooError, ValueError):
     """A model, data set or device that do not go together."""
+
+
+class ClassesError(EvaluationError):
+    """A model for another number of classes than the data set has."""
 
 
 def evaluate_model(
@@ -98,9 +110,9 @@ def score_model(
 
 
 def check_classes(model: Any, dataset: Dataset, name: str, data: str) -> None:
-    """Raise an EvaluationError if a model is for another number of classes."""
+    """Raise a ClassesError if a model is for another number of classes."""
     if model.num_classes != dataset.num_classes:
-        raise EvaluationError(f'{name} has {model.num_classes} classes, {data} has {dataset.num_classes}')
+        raise ClassesError(f'{name} has {model.num_classes} classes, {data} has {dataset.num_classes}')
 
 
 def usable_device(device: str | None) -> str:

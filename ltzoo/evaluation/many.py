@@ -7,6 +7,7 @@ results.csv, results.json, leaderboard.html
 from __future__ import annotations
 
 import csv
+import difflib
 import hashlib
 import io
 import json
@@ -22,11 +23,11 @@ from filelock import FileLock, Timeout
 
 from ltzoo.data import load_data
 from ltzoo.errors import LtzooError
-from ltzoo.evaluation.evaluate import resolve_model
+from ltzoo.evaluation.evaluate import resolve_model, usable_device
 from ltzoo.evaluation.leaderboard import leaderboard
 from ltzoo.evaluation.measure import FAILED, OUT_OF_MEMORY, UNFIT
 from ltzoo.files import write_atomically
-from ltzoo.models import list_pretrained
+from ltzoo.models import get_pretrained_cfg, list_pretrained
 from ltzoo.models.entries import entry_of
 from ltzoo.models.paper_results import PAPER_RESULTS
 
@@ -53,22 +54,39 @@ def choose_models(patterns: Sequence[str]) -> list[str]:
             `timm/NAME`, `hf-hub:ORG/NAME`, `local-dir:PATH`, folders of runs.
 
     Raises:
-        ManyError: if one stands for nothing.
+        ManyError: if one stands for nothing; the message gives the nearest name.
+        UnknownModelError: if timm has no such model.
         EvaluationError: if a folder is no finished run.
     """
     chosen: dict[str, None] = {}
     for pattern in patterns:
-        if ':' in pattern or pattern.startswith('timm/') or Path(pattern).is_dir():
-            resolve_model(pattern)
+        if pattern.startswith('timm/'):
+            get_pretrained_cfg(pattern)
+            found = [pattern]
+        elif ':' in pattern or '/' in pattern or Path(pattern).is_dir():
+            _check_place(pattern)
             found = [pattern]
         else:
             # A name without its tag stands for the default one.
             entry = entry_of(pattern)
             found = list_pretrained(entry.full_name if entry else pattern)
         if not found:
-            raise ManyError(f'{pattern} matches no model with published weights: list_pretrained() has them')
+            nearest = difflib.get_close_matches(pattern, list_pretrained(), n=1, cutoff=0)
+            hint = f'; the nearest is {nearest[0]}' if nearest else ''
+            raise ManyError(f'{pattern} matches no model with published weights{hint}')
         chosen.update(dict.fromkeys(found))
     return list(chosen)
+
+
+def _check_place(name: str) -> None:
+    """Raise an error where a folder is no run and no model, or a name has none of the forms that models come in."""
+    kind, _, place = resolve_model(name).partition(':')
+    if kind == 'local-dir':
+        # A typing error in one of many is said before hours of measuring.
+        if not (Path(place) / 'config.json').is_file():
+            raise ManyError(f'{place} holds no exported model: config.json is missing')
+    elif kind != 'hf-hub' or not re.fullmatch(r'[\w.-]+/[\w.-]+(@.+)?', place):
+        raise ManyError(f'{name} is neither a folder, nor local-dir:PATH, nor hf-hub:ORG/NAME[@REVISION]')
 
 
 def evaluate_many(
@@ -98,8 +116,10 @@ def evaluate_many(
 
     Raises:
         ManyError: if the folder holds something else, or another process is at it.
-        LtzooError: if a data set cannot be loaded.
+        LtzooError: if a data set cannot be loaded, or the device cannot be used.
     """
+    if device:
+        usable_device(device)
     for name in data:
         # What no model can be measured on is said before anything is.
         load_data(name, data_dir)

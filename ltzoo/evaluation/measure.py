@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import time
@@ -22,7 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ltzoo.errors import LtzooError
-from ltzoo.evaluation.evaluate import EvaluationError, check_classes, resolve_model, score_model, usable_device
+from ltzoo.evaluation.evaluate import ClassesError, check_classes, resolve_model, score_model, usable_device
 from ltzoo.files import write_atomically
 
 __all__ = ['FAILED', 'OUT_OF_MEMORY', 'UNFIT', 'is_out_of_memory', 'macs', 'measure']
@@ -93,6 +94,10 @@ def _images_per_second(model: nn.Module, input_size: tuple[int, int, int], batch
 
 
 def _peak_memory() -> int:
+    status = Path('/proc/self/status')
+    if status.exists() and (found := re.search(r'VmHWM:\s+(\d+) kB', status.read_text())):
+        return int(found[1]) * 1024
+    # Linux would count what the parent process held when it started this one.
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -125,7 +130,7 @@ def main() -> int:
         row = measure(args.model, args.data, data_dir=args.data_dir, batch_size=args.batch_size, device=args.device)
     except LtzooError as error:
         write_atomically(args.out, json.dumps({'reason': str(error)}))
-        return UNFIT if isinstance(error, EvaluationError) else FAILED
+        return UNFIT if isinstance(error, ClassesError) else FAILED
     except Exception as error:
         if is_out_of_memory(error):
             return OUT_OF_MEMORY

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,9 @@ from torch import nn
 
 import ltzoo
 from ltzoo.data import DataError, MissingDataError
-from ltzoo.evaluation import many
+from ltzoo.evaluation import EvaluationError, many
 from ltzoo.evaluation.many import COLUMNS, ManyError, choose_models, evaluate_many
-from ltzoo.evaluation.measure import OUT_OF_MEMORY, is_out_of_memory, macs, measure
+from ltzoo.evaluation.measure import FAILED, OUT_OF_MEMORY, UNFIT, is_out_of_memory, macs, main, measure
 from ltzoo.hub import export_model
 
 PUBLISHED = ltzoo.list_pretrained()
@@ -125,6 +127,28 @@ def test_pairs_apart_tables_and_going_on(saved: str, tmp_path: Path, monkeypatch
     assert again['status'] == 'failed'
 
 
+def test_device_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match='--device cuda:99 cannot be used'):
+        quiet([PUBLISHED[0]], ['digits_lt'], tmp_path / 'out', device='cuda:99')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_what_is_wrong_with_the_call_is_a_failure_and_another_number_of_classes_is_not(
+    saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / 'row.json')
+    for model, device, code in ((saved, 'cuda:99', FAILED), (PUBLISHED[0], 'cpu', UNFIT)):
+        monkeypatch.setattr(sys, 'argv', ['measure', model, 'digits_lt', out, '--device', device])
+        assert main() == code
+
+
+def test_memory_is_that_of_the_process_and_not_of_its_parent() -> None:
+    held = torch.ones(2**28)  # 1 GiB
+    command = 'from ltzoo.evaluation import measure; print(measure._peak_memory())'
+    child = subprocess.run([PYTHON, '-c', command], stdout=subprocess.PIPE, check=True)
+    assert int(child.stdout) < held.nbytes
+
+
 @pytest.mark.parametrize('ending', [f'sys.exit({OUT_OF_MEMORY})', 'os.kill(os.getpid(), signal.SIGKILL)'])
 def test_half_the_batch_where_memory_runs_out(stub: Any, tmp_path: Path, ending: str) -> None:
     calls = stub(f'if batch > 20: {ending}\ndone()')
@@ -179,8 +203,16 @@ def test_models_by_pattern(saved: str) -> None:
     assert choose_models(['resnet32*', PUBLISHED[0]]) == PUBLISHED
     assert choose_models([PUBLISHED[0].partition('.')[0]]) == [PUBLISHED[0]]
     assert choose_models([saved, 'timm/resnet18', saved]) == [saved, 'timm/resnet18']
-    with pytest.raises(ManyError, match=r'resnet23\* matches no model with published weights'):
-        choose_models(['resnet32*', 'resnet23*'])
+    assert choose_models(['hf-hub:org/name@main']) == ['hf-hub:org/name@main']
+    for wrong, message in (
+        ('resnet23*', f'resnet23* matches no model with published weights; the nearest is {PUBLISHED[0]}'),
+        ('timm/resnet5O', "no model is called 'timm/resnet5O': the nearest are timm/resnet50"),
+        (f'{saved}s', f'{saved.removeprefix("local-dir:")}s holds no exported model: config.json is missing'),
+        ('some/place', 'some/place is neither a folder, nor local-dir:PATH, nor hf-hub:ORG/NAME[@REVISION]'),
+        ('hf-hub:name', 'hf-hub:name is neither a folder'),
+    ):
+        with pytest.raises(ltzoo.LtzooError, match=re.escape(message)):
+            choose_models([PUBLISHED[0], wrong])
     with pytest.raises(ltzoo.LtzooError, match='holds no run'):
         choose_models([saved.removeprefix('local-dir:')])
 
