@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Iterator
 from dataclasses import replace
@@ -126,6 +127,37 @@ def test_the_pull_is_one_of_the_learning_rate_and_of_what_alpha_leaves(weighted:
     torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize('size', ['none', 'samples', 'classes'])
+def test_anchors_and_fisher_are_those_of_the_groups(size: Any) -> None:
+    """Eq. 3 and 6 by hand: snapshots' means over classes, squared gradients of single samples at them, of the loss."""
+    run = Run(group_by='frequency', sharpness=None, preservation=PreservationSettings(size=size))
+    run.epoch(0)
+    run.epoch(1)
+    assert run.method.preservation is not None
+    state = run.method.preservation.state_dict()
+    alone = copy.deepcopy(run.learner).double().eval()
+    encoder = {name: alone.model.get_parameter(name) for name in run.method.encoder}
+    importance = {name: torch.zeros_like(p) for name, p in encoder.items()}
+    weighted = {name: torch.zeros_like(p) for name, p in encoder.items()}
+    bank = run.method.bank
+    for classes in ((0, 1), (2, 3)):
+        rows = torch.cat([LABELS.eq(c).nonzero()[:, 0] for c in classes])
+        divisor = len(rows) * {'none': 1, 'samples': len(rows), 'classes': 2}[size]
+        snapshots = [bank.snapshot(int(bank.best_epoch[c])) for c in classes]
+        with torch.no_grad():
+            for name, p in encoder.items():
+                p.copy_((snapshots[0][name] + snapshots[1][name]) / 2)
+        for row in rows.split(1):
+            loss = alone((run.images[row].double(),), LABELS[row]).sum()
+            for name, g in zip(encoder, torch.autograd.grad(loss, list(encoder.values())), strict=True):
+                importance[name] += g**2 / divisor
+                weighted[name] += g**2 / divisor * encoder[name].detach()
+    for name, a in importance.items():
+        torch.testing.assert_close(state['importance'][name].double(), a, rtol=1e-3, atol=1e-3 * a.max().item())
+        pull = (state['importance'][name] * state['centre'][name]).double()
+        torch.testing.assert_close(pull, weighted[name], rtol=1e-3, atol=1e-3 * weighted[name].abs().max().item())
+
+
 def test_the_gradient_form_adds_the_gradient_of_the_penalty() -> None:
     run = Run(sharpness=None, preservation=PreservationSettings(strength=50.0, form='gradient'))
     run.epoch(0)
@@ -176,7 +208,7 @@ def test_quality_is_that_of_the_features_of_the_first_pass() -> None:
         {},
         {'snapshots': 'disk', 'snapshot_dtype': 'bf16', 'affinity': 'cosine'},
         {'sharpness': SharpnessSettings(global_gradient='ema', mode='combined', ascent=3), 'regroup_every': 3},
-        {'sharpness': SharpnessSettings(ascent='ema', scale=0.01), 'regroup_every': 3},
+        {'sharpness': SharpnessSettings(ascent='ema', scale=0.01), 'group_by': 'frequency'},
         {
             'preservation': PreservationSettings(form='gradient', fisher='sampled', normalisation='mean'),
             'group_by': 'frequency',
