@@ -91,7 +91,7 @@ def test_filters_take_rows_and_points_away(page: Any) -> None:
     assert page.locator('#count').inner_text() == '5 of 5 rows'
     page.select_option('#data', 'cifar10_lt_r50')
     assert (len(column(page, 1)), points.count()) == (3, 1)
-    assert column(page, 1, 'papers') == ['resnet32_cifar_bcl.cifar10_lt_r50']
+    assert column(page, 1, 'papers') == ['resnet32_cifar_bcl'], 'its tag is the data'
     page.select_option('#method', 'ce')
     assert column(page, 1) == ['resnet32_c']
     assert points.count() == 0
@@ -136,6 +136,29 @@ def test_it_fits_and_can_be_read(browser: Any, page: Any, scheme: str, width: in
     assert page.evaluate('document.documentElement.scrollWidth') <= width, 'only tables scroll sideways'
     ink, ground = (page.evaluate(f'getComputedStyle(document.body).{key}') for key in ('color', 'backgroundColor'))
     assert contrast(ink, ground) > 7
+
+
+@needs_chromium
+@pytest.mark.parametrize(('width', 'most'), [(390, 0.5), (1280, 0.3)])
+def test_scores_stand_beside_the_model_at_any_width(page: Any, width: int, most: float) -> None:
+    page.set_viewport_size({'width': width, 'height': 800})
+    model = page.locator('#ours tbody td').first
+    assert model.bounding_box()['width'] <= most * width
+    left = model.bounding_box()['x']
+    top1 = page.locator('#ours th', has_text='Top-1').bounding_box()
+    assert top1['x'] + top1['width'] <= width
+    page.locator('#ours').evaluate('table => { table.parentElement.scrollLeft = 200; }')
+    assert model.bounding_box()['x'] == left, 'the name of the model does not scroll away'
+
+
+@needs_chromium
+def test_reasons_and_axes_can_be_read(page: Any) -> None:
+    frame, reason = (page.locator(what).bounding_box() for what in ('#ours', '#ours .reason span'))
+    assert reason['x'] + reason['width'] <= min(frame['x'] + frame['width'], 1280)
+    page.set_viewport_size({'width': 390, 'height': 800})
+    label = page.locator('#scatter text', has_text='many-shot').bounding_box()
+    assert label['height'] >= 10
+    assert label['y'] >= page.locator('#scatter text', has_text='20').first.bounding_box()['y'] + 5
 
 
 def contrast(one: str, other: str) -> float:
