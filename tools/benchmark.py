@@ -553,8 +553,9 @@ def time_steps(recipe: Any, dataset: Any, accelerator: Any, steps: int, folder: 
     if recipe.compile:
         learner.compile()
     method = create_method(recipe, dataset, learner, accelerator, folder)
+    prepared, optimizer = accelerator.prepare(learner, optimizer)
     step = Step(
-        learner,
+        prepared if method is None else learner,
         optimizer,
         accelerator,
         method=method,
@@ -574,7 +575,7 @@ def time_steps(recipe: Any, dataset: Any, accelerator: Any, steps: int, folder: 
         with peak_of(device) as peak_end:
             said['epoch_end_seconds'] = seconds_of(method.end_epoch, due, samples)
         said['epoch_end_peak_bytes'] = peak_end[0]
-        method.start_epoch(due + 1)
+        method.start_epoch(min(due + 1, recipe.epochs - 1))
     with peak_of(device) as peak:
         for _ in range(WARM_UP + 2 if device.type == 'cuda' else 1):
             step(batch)
@@ -586,6 +587,7 @@ def time_steps(recipe: Any, dataset: Any, accelerator: Any, steps: int, folder: 
         blocks = [len(block) for block in torch.arange(steps).tensor_split(min(5, steps))]
         said['step_seconds'] = [seconds_of(run, number) / number for number in blocks]
     said['peak_bytes'] = peak[0]
+    accelerator.free_memory()
     return said
 
 
@@ -685,9 +687,11 @@ def bench_bank(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def seconds_of(run: Callable[..., Any], *arguments: Any) -> float:
-    """Time one call, until the device has done all it was given."""
+    """Time one call, from when the device is free until it has done all it was given."""
     import torch
 
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     started = time.perf_counter()
     run(*arguments)
     if torch.cuda.is_available():
