@@ -127,7 +127,11 @@ class GroupedWeights(TorchFunctionMode):
         if not _is_tensors(results[0]):
             return results[0]
         results += [func(*self.replace(args, slot), **self.replace(kwargs, slot)) for slot in range(1, self.slots)]
-        expands = func in _EXPANDS or any(id(x) in self.expanded for x in _tensors((*args, *kwargs.values())))
+        tensors = list(_tensors((*args, *kwargs.values())))
+        # A constant with as many rows as the batch, such as positions made for every image, gives such rows too.
+        expands = func in _EXPANDS or any(
+            id(x) in self.expanded or (id(x) not in self.grouped and self.samples.fits(x)) for x in tensors
+        )
         for same in zip(*(_tensors((result,)) for result in results), strict=True):
             self.grouped[id(same[0])] = (same[0], same)
             if expands:

@@ -371,7 +371,9 @@ class GroupedSharpness:
         if self.group_averages is None or self.global_average is None:
             nothing = torch.zeros(self.groups, len(theta), device=theta.device, dtype=theta.dtype)
             return nothing, self._lengths(nothing)
-        return self._bounded(theta, self.group_averages, self.global_average, shares)
+        # A group that was in no batch yet has no direction.
+        known = torch.where(self.group_averages.any(1), shares, 0)
+        return self._bounded(theta, self.group_averages, self.global_average, known)
 
     def _bounded(
         self, theta: Tensor, means: Tensor, reference: Tensor, shares: Tensor
@@ -379,6 +381,10 @@ class GroupedSharpness:
         settings = self.settings
         direction = group_direction(means, reference, settings.direction, settings.subtract_strength)
         direction = torch.where((shares > 0)[:, None], direction, 0)
+        # ASAM: the perturbation is rho T^2 v / |T v| with T = |theta|; T v takes the place of v in the radius too.
+        stretch = theta.abs() ** settings.adaptive if settings.adaptive else None
+        if stretch is not None:
+            direction = direction * stretch
         norm = direction.norm(dim=1)
         theta_norm = theta.norm()
         if settings.radius is not None:
@@ -393,11 +399,8 @@ class GroupedSharpness:
         rho = length / len(theta) ** 0.5
         by_group = theta_norm / (2 * (self.group_samples.clamp(min=2) - 1).sqrt() * torch.where(rho > 0, rho, 1))
         regulariser = torch.where(rho > 0, by_group, 0).sum()
-        if settings.adaptive:
-            # ASAM: the perturbation is rho T^2 v / |T v| with T = |theta|.
-            direction = direction * theta.abs() ** settings.adaptive
-            norm = direction.norm(dim=1)
-            direction = direction * theta.abs() ** settings.adaptive
+        if stretch is not None:
+            direction = direction * stretch
         perturbation = direction * (length / torch.where(norm > 0, norm, 1))[:, None]
         # An overflow in half precision must not reach the weights; the loss scaler skips the step.
         perturbation = torch.where(perturbation.isfinite().all(1, keepdim=True), perturbation, 0)

@@ -200,6 +200,31 @@ def test_class_vectors_used_as_data_belong_to_their_classes_groups(form: str) ->
             torch.testing.assert_close(g, e)
 
 
+def test_a_constant_made_for_every_image_belongs_to_the_images_groups(form: str) -> None:
+    """As the positions of EdgeNeXt: a function of parameters and of a constant with as many rows as the batch."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project, self.fc = nn.Linear(2, 4), nn.Linear(4, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x + self.project(torch.ones(len(x), 2))).tanh()
+
+    model = Positions()
+    x = torch.randn(len(LABELS), 4)
+    weights = leaves(model, moved=True)
+    found = in_one_pass(model, x, weights, shared=False, form=form)
+    start = 0
+    for slot, size in enumerate(SIZES):
+        rows = slice(start, start + size)
+        start += size
+        own = {name: weights[p][slot] for name, p in model.named_parameters()}
+        loss = F.cross_entropy(functional_call(model, own, x[rows]), LABELS[rows], reduction='sum')
+        for g, expected in zip(found[slot], torch.autograd.grad(loss, list(own.values())), strict=True):
+            torch.testing.assert_close(g, expected)
+
+
 def test_a_parameter_that_no_class_owns_is_refused_as_data(form: str) -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

@@ -269,6 +269,28 @@ def test_regulariser_has_its_value_and_its_gradient() -> None:
     torch.testing.assert_close(s.gradient - without.gradient, 0.1 * value * s.theta / s.theta.square().sum())
 
 
+def test_adaptive_radius_is_measured_where_the_perturbation_is_bounded() -> None:
+    # |eps / |theta|| <= sqrt(d) rho lets the loss rise by sqrt(d) rho ||theta| v|, so that Eq. 13 has that norm.
+    one, samples = torch.zeros(CLASSES, dtype=torch.int64), torch.tensor([208])
+    s = Setting(one, samples, mode='combined', direction='full', adaptive=1, scale=0.05)
+    t, g = s.theta.abs(), s.gradient_at(s.theta)
+    rho = 0.05 * (s.theta.norm() / (2 * (t * g).norm())).sqrt() * len(g) ** -0.25 * 207**-0.25
+    s.step()
+    expected = s.gradient_at(s.theta + len(g) ** 0.5 * rho * t * t * g / (t * g).norm())
+    torch.testing.assert_close(s.gradient, expected)
+
+
+def test_a_group_without_an_average_yet_is_not_perturbed() -> None:
+    s = Setting(direction='subtract', ascent='ema', radius=0.3)
+    s.labels = LABELS % 4
+    s.step()
+    s.labels = LABELS
+    assert (s.step().length > 0).tolist() == [True, True, False]
+    s.engine.set_groups(CLASS_GROUPS.flip(0), SAMPLES.flip(0))
+    assert not s.step().length.any()
+    assert s.step().length.all()
+
+
 def test_clamp_bounds_the_length() -> None:
     s = Setting(scale=0.05, clamp=(0.2, 0.21))
     length = s.step().length
