@@ -103,7 +103,7 @@ def test_its_own_network_at_224_pixels(
     monkeypatch.setattr(loader._Order, 'steps', property(lambda order: 1))
     data, run = standins[file.parent.name], tmp_path / 'run'
     epochs = 3 if file.stem.startswith('gkpgsa') else 1
-    assert train(file, *overrides(file, data, run, epochs=epochs, batch_size=4)) == 0
+    assert train(file, *overrides(file, data, run, epochs=epochs, batch_size=6)) == 0
     check(run, file, data, epochs)
     assert json.loads((run / 'model' / 'config.json').read_text())['pretrained_cfg']['input_size'] == [3, 224, 224]
 
