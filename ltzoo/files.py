@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,9 @@ def writing(path: Path) -> Iterator[None]:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to fill, which becomes `folder` when the block ends without an error.
 
-    What `folder` held before is replaced; after an error it is as it was.
+    What `folder` held before is replaced; after an error it is as it was, and so are the folders above it.
     """
+    made_above = [above for above in folder.parents if not above.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
     try:
@@ -88,3 +89,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         os.replace(made, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        if not folder.exists():
+            for above in made_above:
+                with suppress(OSError):
+                    above.rmdir()

@@ -135,6 +135,8 @@ def resolve_model(name: str) -> str:
     Raises:
         EvaluationError: if a folder is neither.
     """
+    if not name:
+        raise EvaluationError("the model's name is empty: give one of the zoo, a run's folder or local-dir:FOLDER")
     run = Path(name)
     if ':' in name or not (run / 'recipe.yaml').exists():
         if run.is_dir() and ':' not in name:

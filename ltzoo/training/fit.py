@@ -81,6 +81,9 @@ def prepare_data(recipe: Recipe) -> Dataset:
         dataset = replace(dataset, train=train, test=test)
         for name in (*bad_train, *bad_test):
             logger.warning('skipped unreadable image %s', name)
+    if isinstance(dataset.test.images, ArrayImages):
+        # A pack may have been made without them: that is better known before training than after it.
+        dataset.test.images[0]
     return dataset
 
 

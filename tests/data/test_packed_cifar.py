@@ -10,7 +10,10 @@ import pytest
 
 from ltzoo.data import ArrayImages, DataError, Dataset, MissingDataError, Split, load_data, with_holdout
 from ltzoo.data.sources.packed_cifar import pack_file, write_packed
+from ltzoo.training.fit import prepare_data
+from ltzoo.training.recipe import load_recipe
 
+RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
 HELD = 'cifar10_lt_r10'
 
 
@@ -80,6 +83,13 @@ def test_a_missing_image_is_never_black(tmp_path: Path, whole: Dataset, held: np
     ):
         with pytest.raises(DataError, match=message):
             ask()
+
+
+def test_missing_test_images_are_missed_before_training(tmp_path: Path, whole: Dataset, held: np.ndarray) -> None:
+    pack(tmp_path, whole, held, test=0)
+    recipe = load_recipe(RECIPES / 'cifar10_lt_r10' / 'ce.yaml', [f'data.data_dir={tmp_path}'])
+    with pytest.raises(DataError, match='and 0 test images'):
+        prepare_data(recipe)
 
 
 def test_everything_held_is_a_plain_array(tmp_path: Path, whole: Dataset) -> None:

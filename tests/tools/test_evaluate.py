@@ -172,6 +172,7 @@ def broken(digits_run: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ('model', 'options', 'message'),
     [
+        ('', ['--data', 'digits_lt'], "the model's name is empty: give one of the zoo, a run's folder or local-dir:"),
         ('{run}', ['--data', 'digitz_lt'], "no data set is called 'digitz_lt'; did you mean digits?"),
         ('{run}', ['--data', 'digits_lt_r'], "no data set is called 'digits_lt_r'"),
         ('{run}', ['--data', 'folder:{tmp}/nowhere'], '{tmp}/nowhere is not a folder'),

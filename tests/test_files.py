@@ -1,0 +1,27 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ltzoo.files import new_folder
+
+
+def test_after_an_error_nothing_is_left_above_the_folder_either(tmp_path: Path) -> None:
+    with pytest.raises(OSError), new_folder(tmp_path / 'a' / 'b' / 'c') as made:
+        (made / 'file').write_text('half')
+        raise OSError
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_there_stays_after_an_error_and_goes_without_one(tmp_path: Path) -> None:
+    folder = tmp_path / 'a'
+    for content in ('old', 'new'):
+        with new_folder(folder) as made:
+            (made / content).touch()
+        with pytest.raises(OSError), new_folder(folder):
+            raise OSError
+        assert [path.name for path in folder.iterdir()] == [content]
+    assert list(tmp_path.iterdir()) == [folder]
