@@ -92,6 +92,7 @@ def main() -> int:
     parser.add_argument('--jobs', type=int, default=1, help='trainings at once, on the one device (default: 1)')
     parser.add_argument('--data-dir', help='where the data lies (default: as the recipes say)')
     parser.add_argument('--only', nargs='+', metavar='NAME', help='only these runs of the plan')
+    parser.add_argument('--set', nargs='+', default=[], metavar='key=value', help='what to change in all recipes')
     parser.add_argument('--minutes', type=float, metavar='M', help='stop after this time, to be continued')
     parser.add_argument('--archive', type=Path, metavar='FILE', help='at the end, put the runs into FILE-1.tar.gz, ...')
     parser.add_argument('--max-mb', type=float, default=15, help='size of one file of the archive (default: 15)')
@@ -108,7 +109,7 @@ def main() -> int:
     try:
         check_options(args)
         plan = load_plan(args.plan)
-        jobs = plan_jobs(plan, args.plan.parent, args.only, args.data_dir)
+        jobs = plan_jobs(plan, args.plan.parent, args.only, args.data_dir, args.set)
         if args.pack:
             print(pack_plan(plan, args.plan, jobs, args.pack, args.packages, args.python))
             return 0
@@ -171,14 +172,25 @@ def load_plan(path: Path) -> Plan:
         raise PlanError(f'{path}: {key}: {first["msg"]}') from error
 
 
-def plan_jobs(plan: Plan, folder: Path, only: Sequence[str] | None, data_dir: str | None) -> list[Job]:
+def plan_jobs(
+    plan: Plan, folder: Path, only: Sequence[str] | None, data_dir: str | None, changes: Sequence[str] = ()
+) -> list[Job]:
     """Return the plan's trainings, those of the first seed first; every recipe is read before anything is trained.
+
+    Args:
+        plan: what to train.
+        folder: that the plan's recipes are relative to.
+        only: names of runs, None for all.
+        data_dir: where the data lies, if not where the recipes say.
+        changes: `key=value`, what is changed in all recipes.
 
     Raises:
         PlanError: if `only` names a run that the plan does not have.
         RecipeError: if a recipe or an override cannot be used.
+        CheckpointError: if a run's folder holds something else.
     """
     from ltzoo.training.recipe import load_recipe
+    from ltzoo.training.run import RunFolder
 
     for name in only or ():
         if name not in plan.runs:
@@ -191,10 +203,11 @@ def plan_jobs(plan: Plan, folder: Path, only: Sequence[str] | None, data_dir: st
             if only and name not in only:
                 continue
             output = plan.output / f'{name}_seed{seed}'
-            overrides = [*run.overrides, f'seed={seed}', f'output={output}', 'resume=auto']
+            overrides = [*run.overrides, *changes, f'seed={seed}', f'output={output}', 'resume=auto']
             if data_dir is not None:
                 overrides.append(f'data.data_dir={data_dir}')
             recipe = load_recipe(folder / run.recipe, overrides)
+            RunFolder(output).check(recipe)
             command = [sys.executable, str(ROOT / 'recipes/train.py'), str(folder / run.recipe), *overrides]
             jobs.append(Job(name, seed, [*command, '--no-progress'], output, recipe))
     return jobs

@@ -77,6 +77,10 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
     assert script('tools/reproduce.py', plan, '--only', 'base') == 0
     assert '2 of 2 trainings are finished' in capsys.readouterr().out
     assert (tmp_path / 'out' / 'base_seed3' / 'results.json').stat().st_mtime_ns == before
+    assert script('tools/reproduce.py', plan, '--only', 'base', '--set', 'optimizer.lr=0.002') == 2
+    assert 'base_seed3 holds a run of another recipe: optimizer.lr was ' in capsys.readouterr().err
+    assert script('tools/reproduce.py', plan, '--table', '--set', 'optimiser.lr=1') == 2
+    assert 'there is no key optimiser; did you mean optimizer?' in capsys.readouterr().err
 
 
 def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
