@@ -52,6 +52,12 @@ def export_file(models: list[str], file: Path, force: bool) -> None:
 def export(runs: list[Path], folder: Path, force: bool) -> None:
     from ltzoo.hub import release
 
+    for run in runs:
+        if not run.is_dir():
+            raise LtzooError(
+                f'there is no run folder {run}; a model that is given by its name becomes FILE.onnx or FILE.pt2, '
+                f'not {folder}'
+            )
     results = release(runs, folder, force=force)
     top1 = results['scores']['top1']
     spread = '' if top1['std'] is None else f' ± {top1["std"]:.2f}'

@@ -90,7 +90,8 @@ def runs(digits_run: Path, tmp_path: Path) -> Path:
     [
         ('{runs}/unfinished', '{runs}/out', 'unfinished is not finished: continue it with resume=auto'),
         ('{runs}/in_use', '{runs}/out', 'in_use holds no run: recipe.yaml is missing'),
-        ('{runs}/nowhere', '{runs}/out', 'nowhere holds no run: recipe.yaml is missing'),
+        ('{runs}/nowhere', '{runs}/out', 'there is no run folder {runs}/nowhere;'),
+        ('resnet32_cifar_ce', '{runs}/a.tflite', 'its name becomes FILE.onnx or FILE.pt2, not {runs}/a.tflite'),
         ('{run}/model', '{runs}/out', 'model holds no run: recipe.yaml is missing'),
         ('{runs}/damaged', '{runs}/out', 'damaged/model are damaged or of another model'),
         ('{runs}/emptied', '{runs}/out', 'there is no folder {runs}/emptied/model'),
