@@ -537,13 +537,12 @@ def time_steps(recipe: Any, dataset: Any, accelerator: Any, steps: int, folder: 
     import torch
 
     from ltzoo.recorded import WARM_UP
-    from ltzoo.training.fit import can_record, create_learner, create_loader, create_method, training_samples
+    from ltzoo.training.fit import create_learner, create_loader, create_method, create_step, training_samples
     from ltzoo.training.learner import create_optimizer
-    from ltzoo.training.loop import Step
 
     gc.collect()
     said: dict[str, Any] = {'batch_size': recipe.batch_size, 'epoch_end_seconds': 0.0, 'epoch_end_peak_bytes': 0}
-    device, recorded = accelerator.device, can_record(recipe, accelerator)
+    device = accelerator.device
     learner = create_learner(recipe, dataset)
     if recipe.channels_last:
         learner.to(memory_format=torch.channels_last)
@@ -554,15 +553,7 @@ def time_steps(recipe: Any, dataset: Any, accelerator: Any, steps: int, folder: 
         learner.compile()
     method = create_method(recipe, dataset, learner, accelerator, folder)
     prepared, optimizer = accelerator.prepare(learner, optimizer)
-    step = Step(
-        prepared if method is None else learner,
-        optimizer,
-        accelerator,
-        method=method,
-        accumulation=recipe.accumulation,
-        clip_grad_norm=recipe.optimizer.clip_grad_norm,
-        recorded=recorded,
-    )
+    step = create_step(recipe, learner, prepared, optimizer, accelerator, method)
     if method is not None:
         method.start_epoch(0)
     for _ in range(WARM_UP + 2 if device.type == 'cuda' else 1):

@@ -107,12 +107,10 @@ class BatchNorm(sliced.BatchNorm):
                 grad, x, weights[0], None, None, mean, rstd, True, ctx.eps, [True, False, False]
             )[0]
         else:
-            # The derivative through the joint mean and variance: slope x + offset, besides the slot's scale times grad.
-            count = x.numel() // x.shape[1]
-            slope = -rstd.square() * (weights * grad_weight).sum(0) / count
-            offset = -rstd * (weights * grad_bias).sum(0) / count - slope * mean
-            grad_x = ctx.rows.affine(wide, weights * rstd, offset.expand_as(weights))
-            grad_x = grad_x.addcmul_(x, slope.view(-1, *[1] * len(pixels))).to(x.dtype)
+            through_variance, through_mean = ((weights * g).sum(0) for g in (grad_weight, grad_bias))
+            grad_x = sliced.batch_norm_input_gradient(
+                wide, x, ctx.rows, weights, mean, rstd, through_variance, through_mean
+            )
         return (grad_x, None, None, None, None, *grad_weight, *spare, *grad_bias, *spare)
 
 

@@ -205,22 +205,6 @@ class GkpGsa:
         if self.quality is not None:
             self.quality.reset()
 
-    def step(
-        self,
-        losses: Losses,
-        pieces: Sequence[tuple[Views, Tensor]],
-        *,
-        loss_scale: Tensor | float = 1.0,
-        autocast: Callable[[], Any] | None = None,
-    ) -> StepReport:
-        """Put the gradient into the parameters' `grad`; the optimiser's step comes next, then `after_step`.
-
-        Args: as for `GroupedSharpness.step`.
-        """
-        report = self.gradient(losses, pieces, loss_scale=loss_scale, autocast=autocast)
-        self.weigh(loss_scale)
-        return report
-
     def gradient(
         self,
         losses: Losses,
@@ -229,7 +213,12 @@ class GkpGsa:
         loss_scale: Tensor | float = 1.0,
         autocast: Callable[[], Any] | None = None,
     ) -> StepReport:
-        """Do the first part of `step`, the passes through the network; what it changes, it changes in place."""
+        """Put the loss's gradient into the parameters' `grad`; `weigh` and the optimiser's step come next.
+
+        These are the passes through the network; what they change, they change in place.
+
+        Args: as for `GroupedSharpness.step`.
+        """
         left = len(pieces) if self.needs_bank else 0
 
         def observed(views: Views, labels: Tensor) -> Tensor:
@@ -254,7 +243,7 @@ class GkpGsa:
 
     @torch.no_grad()
     def weigh(self, loss_scale: Tensor | float = 1.0) -> None:
-        """Do the second part of `step`: weigh the loss's gradient against the penalty's (Eq. 16)."""
+        """Weigh the loss's gradient, which lies in `grad`, against the penalty's (Eq. 16); `loss_scale` is its."""
         if self._loss_weight != 1.0:
             grads = [p.grad for p in self.sharpness.layout.parameters if p.grad is not None]
             torch._foreach_mul_(grads, self._loss_weight)

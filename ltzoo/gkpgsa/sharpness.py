@@ -364,7 +364,7 @@ class GroupedSharpness:
         """Return (G, d), and what is reported, of the groups' shares of the gradient."""
         batch_gradient = by_group.sum(0) + rest
         reference = self._global_gradient(batch_gradient)
-        means = by_group / torch.where(shares > 0, shares, 1)[:, None] + rest
+        means = _group_means(by_group, rest, shares)
         return self._bounded(theta, means, reference, shares)
 
     def _from_averages(self, theta: Tensor, shares: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -425,12 +425,17 @@ class GroupedSharpness:
     def _average(self, by_group: Tensor, rest: Tensor, shares: Tensor) -> None:
         """Update the averages of a run without first passes; a group that is not in the batch keeps its own."""
         whole = by_group.sum(0) + rest
-        means = by_group / torch.where(shares > 0, shares, 1)[:, None] + rest
+        means = _group_means(by_group, rest, shares)
         if self.group_averages is None or self.global_average is None:
             self.group_averages, self.global_average = torch.zeros_like(means), torch.zeros_like(whole)
         good = (shares > 0)[:, None] & means.isfinite().all(1, keepdim=True)
         self._follow(self.group_averages, means, good)
         self._follow(self.global_average, whole, whole.isfinite().all())
+
+
+def _group_means(by_group: Tensor, rest: Tensor, shares: Tensor) -> Tensor:
+    """Return each group's own mean gradient (G, d) of its part of the batch's; for a group not in it, the rest."""
+    return by_group / torch.where(shares > 0, shares, 1)[:, None] + rest
 
 
 @dataclass

@@ -131,13 +131,37 @@ class BatchNorm(torch.autograd.Function):
             torch.stack([weights[s] * grads[s] for s in sums]).sum(0)
             for grads in (by_slot[: len(weights)], by_slot[len(weights) :])
         )
-        # The derivative through the joint mean and variance: slope x + offset, besides each slot's scale times grad.
-        count = x.numel() // x.shape[1]
-        slope = -rstd.square() * through_variance / count
-        offset = -rstd * through_mean / count - slope * mean
-        grad_x = ctx.rows.affine(grad, torch.stack(weights) * rstd, offset.expand(len(weights), -1))
-        grad_x = grad_x.addcmul_(x, slope.view(-1, *[1] * (x.ndim - 2))).to(x.dtype)
+        grad_x = batch_norm_input_gradient(
+            grad, x, ctx.rows, torch.stack(weights), mean, rstd, through_variance, through_mean
+        )
         return (grad_x, None, None, None, None, *by_slot)
+
+
+def batch_norm_input_gradient(
+    grad: Tensor,
+    x: Tensor,
+    rows: SlicedRows | OneHotRows,
+    weights: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    through_variance: Tensor,
+    through_mean: Tensor,
+) -> Tensor:
+    """Return the gradient of batch-norm's input: each slot's scale times grad, and what goes by the joint statistics.
+
+    Args:
+        grad: of the output, as x: (R, C, ...).
+        weights: scale by slot, (S, C).
+        mean, rstd: of x over all rows, (C,).
+        through_variance, through_mean: gradients of scale and of shift, each times its slot's scale, summed over
+            slots, (C,).
+    """
+    # The derivative through the joint mean and variance is slope x + offset.
+    count = x.numel() // x.shape[1]
+    slope = -rstd.square() * through_variance / count
+    offset = -rstd * through_mean / count - slope * mean
+    grad_x = rows.affine(grad, weights * rstd, offset.expand_as(weights))
+    return grad_x.addcmul_(x, slope.view(-1, *[1] * (x.ndim - 2))).to(x.dtype)
 
 
 def _add(sums: dict[int, tuple[Tensor, Tensor | None]], slot: int, weight: Tensor, bias: Tensor | None) -> None:

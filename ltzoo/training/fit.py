@@ -164,6 +164,31 @@ def create_method(
     )
 
 
+def create_step(
+    recipe: Recipe,
+    learner: Learner,
+    prepared: nn.Module,
+    optimizer: Any,
+    accelerator: Accelerator,
+    method: GkpGsa | None,
+) -> Step:
+    """Create the step of the recipe's training.
+
+    Args:
+        prepared, optimizer: what Accelerate made of learner and optimiser.
+        method: sums gradients over processes itself, so it takes the learner as it is.
+    """
+    return Step(
+        prepared if method is None else learner,
+        optimizer,
+        accelerator,
+        method=method,
+        accumulation=recipe.accumulation,
+        clip_grad_norm=recipe.optimizer.clip_grad_norm,
+        recorded=can_record(recipe, accelerator),
+    )
+
+
 def _sum_over_processes(x: Tensor) -> None:
     torch.distributed.all_reduce(x)
 
@@ -247,15 +272,7 @@ def _train(
     if recipe.trackers:
         accelerator.init_trackers('ltzoo', config={'recipe': recipe.to_yaml()})
 
-    take_step = Step(
-        prepared if method is None else learner,
-        optimizer,
-        accelerator,
-        method=method,
-        accumulation=recipe.accumulation,
-        clip_grad_norm=recipe.optimizer.clip_grad_norm,
-        recorded=can_record(recipe, accelerator),
-    )
+    take_step = create_step(recipe, learner, prepared, optimizer, accelerator, method)
 
     def step(batch: Batch) -> Tensor:
         loss = take_step(batch)

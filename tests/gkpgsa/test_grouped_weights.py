@@ -108,6 +108,21 @@ def in_one_pass(
     ]
 
 
+def assert_plain_autograd_on_subsets(
+    found: list[list[Tensor]],
+    model: nn.Module,
+    x: Tensor,
+    weights: dict[Tensor, list[Tensor]],
+    **tolerance: float,
+) -> None:
+    """Compare every group's gradients with those of its own rows through the plain model at its own weights."""
+    for slot, (part, labels) in enumerate(zip(x.split(SIZES), LABELS.split(SIZES), strict=True)):
+        own = {name: weights[p][slot] for name, p in model.named_parameters()}
+        loss = F.cross_entropy(functional_call(model, own, part), labels, reduction='sum')
+        for g, expected in zip(found[slot], torch.autograd.grad(loss, list(own.values())), strict=True):
+            torch.testing.assert_close(g, expected, **tolerance)
+
+
 @pytest.mark.parametrize('make', [vit, swin, convnext, cosine_groupnorm])
 @pytest.mark.parametrize('moved', [False, True])
 def test_without_batchnorm_each_group_is_plain_autograd_on_its_subset(
@@ -117,14 +132,7 @@ def test_without_batchnorm_each_group_is_plain_autograd_on_its_subset(
     x = input_of(make)
     weights = leaves(model, moved)
     found = in_one_pass(model, x, weights, shared=not moved, form=form)
-    start = 0
-    for slot, size in enumerate(SIZES):
-        rows = slice(start, start + size)
-        start += size
-        own = {name: weights[p][slot] for name, p in model.named_parameters()}
-        loss = F.cross_entropy(functional_call(model, own, x[rows]), LABELS[rows], reduction='sum')
-        for g, expected in zip(found[slot], torch.autograd.grad(loss, list(own.values())), strict=True):
-            torch.testing.assert_close(g, expected, rtol=1e-9, atol=1e-11)
+    assert_plain_autograd_on_subsets(found, model, x, weights, rtol=1e-9, atol=1e-11)
     assert not any(g.any() for g in found[-1])
 
 
@@ -215,14 +223,7 @@ def test_a_constant_made_for_every_image_belongs_to_the_images_groups(form: str)
     x = torch.randn(len(LABELS), 4)
     weights = leaves(model, moved=True)
     found = in_one_pass(model, x, weights, shared=False, form=form)
-    start = 0
-    for slot, size in enumerate(SIZES):
-        rows = slice(start, start + size)
-        start += size
-        own = {name: weights[p][slot] for name, p in model.named_parameters()}
-        loss = F.cross_entropy(functional_call(model, own, x[rows]), LABELS[rows], reduction='sum')
-        for g, expected in zip(found[slot], torch.autograd.grad(loss, list(own.values())), strict=True):
-            torch.testing.assert_close(g, expected)
+    assert_plain_autograd_on_subsets(found, model, x, weights)
 
 
 def test_a_parameter_that_no_class_owns_is_refused_as_data(form: str) -> None:

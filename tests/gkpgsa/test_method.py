@@ -64,11 +64,16 @@ class Run:
         self.method.start_epoch(epoch)
         order = torch.randperm(len(LABELS), generator=torch.Generator().manual_seed(epoch))
         for rows in order.split(19):
-            self.method.step(self.learner.forward, [((self.images[rows],), LABELS[rows])])
+            self.take_gradient(rows)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.method.after_step(0.1)
         return self.method.end_epoch(epoch, self.samples)
+
+    def take_gradient(self, rows: Tensor | slice = slice(None)) -> None:
+        """Do what the method does in a step before the optimiser does its."""
+        self.method.gradient(self.learner.forward, [((self.images[rows],), LABELS[rows])])
+        self.method.weigh()
 
     @property
     def weights(self) -> Tensor:
@@ -100,7 +105,7 @@ def test_a_strong_penalty_holds_the_encoder_at_its_anchors() -> None:
     least = penalty.penalty(centre).item()
     before = penalty.penalty(run.method.encoder).item() - least
     run.method.start_epoch(2)
-    run.method.step(run.learner.forward, [((run.images,), LABELS)])
+    run.take_gradient()
     run.optimizer.step()
     run.method.after_step(0.1)
     assert penalty.penalty(run.method.encoder).item() - least < 1e-3 * before
@@ -170,7 +175,7 @@ def test_the_gradient_form_adds_the_gradient_of_the_penalty() -> None:
     assert run.method.preservation is not None
     whole = alpha * loss + run.method.preservation.penalty(names, alpha)
     expected = torch.autograd.grad(whole, list(names.values()))
-    run.method.step(run.learner.forward, [((run.images,), LABELS)])
+    run.take_gradient()
     for p, e in zip(names.values(), expected, strict=True):
         torch.testing.assert_close(p.grad, e, rtol=1e-3, atol=1e-5)
     before = run.weights
@@ -195,7 +200,7 @@ def test_quality_is_that_of_the_features_of_the_first_pass() -> None:
     run.method.start_epoch(0)
     model = run.learner.model
     features = model.forward_head(model.forward_features(run.images), pre_logits=True)
-    run.method.step(run.learner.forward, [((run.images,), LABELS)])
+    run.take_gradient()
     assert run.method.quality is not None
     torch.testing.assert_close(
         run.method.quality.compute(), feature_quality(features, LABELS, CLASSES), rtol=1e-5, atol=1e-6
@@ -279,7 +284,7 @@ def test_the_released_preset_is_the_authors_step() -> None:
     nn.utils.vector_to_parameters(theta + theta.abs() * ascent * length, names)
     expected = (0.8 + 0.1 / 2) * gradient()
     nn.utils.vector_to_parameters(theta, names)
-    run.method.step(run.learner.forward, [((run.images,), LABELS)])
+    run.take_gradient()
     found = nn.utils.parameters_to_vector([p.grad for p in names if p.grad is not None])
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,16 @@ def test_timm_and_ltzoo_give_the_stored_logits(name: str) -> None:
         with torch.inference_mode():
             logits = create(name, pretrained=True).eval()(vectors['images'])
         torch.testing.assert_close(logits, vectors['logits'], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_no_file_names_a_folder_of_the_machine_that_trained(name: str) -> None:
+    folder = ZOO[name].folder
+    assert folder is not None
+    files = [path for path in folder.iterdir() if path.suffix in ('.json', '.jsonl', '.md')]
+    assert len(files) >= 4
+    for file in files:
+        assert not re.search(r'(^|[\s"\'=:(])/\w+/', file.read_text()), file
 
 
 @pytest.mark.parametrize('name', PUBLISHED)

@@ -25,6 +25,7 @@ SMALL = [
 METHOD = ['method.preservation.samples_per_group=2', 'method.groups=2']
 
 Script = Callable[..., int]
+Clock = Callable[[], float]
 
 
 @pytest.fixture(scope='module')
@@ -34,26 +35,20 @@ def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Clock:
-    """Goes on by 2 seconds whenever it is read, so that every measurement takes just that long."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 2
-        return self.now
-
-
 def bench(script: Script, recipe: Path, standin: Path, output: Path, *words: object) -> dict[str, Any]:
     assert script('tools/benchmark.py', 'recipe', recipe, '--data-dir', standin, '--json', output, *words) == 0
     return json.loads(output.read_text())
 
 
 def test_the_method_against_its_base(
-    script: Script, standin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: Script,
+    standin: Path,
+    tmp_path: Path,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(time, 'perf_counter', Clock())
+    monkeypatch.setattr(time, 'perf_counter', clock)
     words = ['--steps', 10, '--gpus', 1, 4, '--loader-seconds', 5, '--set', *SMALL, *METHOD]
     results = bench(script, GKPGSA, standin, tmp_path / 'recipe.json', *words)
     assert list(results['forms']) == [str(BCL), str(GKPGSA)]

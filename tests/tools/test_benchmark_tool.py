@@ -15,6 +15,7 @@ import yaml
 from torch import nn
 
 Script = Callable[..., int]
+Clock = Callable[[], float]
 
 ENVIRONMENT = {'python', 'torch', 'torchvision', 'threads', 'cpu'}
 RECIPE: dict[str, Any] = {
@@ -36,21 +37,10 @@ def same_threads() -> Any:
     torch.set_num_threads(before)
 
 
-class Clock:
-    """A clock that goes on by 2 seconds whenever it is read, so that every measurement takes just that long."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 2
-        return self.now
-
-
 def test_views(
-    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: Script, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(time, 'process_time', Clock())
+    monkeypatch.setattr(time, 'process_time', clock)
     options = ['--data', 'digits_lt', '--views', 'digits_bcl', '--rounds', 3, '--json', tmp_path / 'views.json']
     assert script('tools/benchmark.py', 'views', *options) == 0
     results = json.loads((tmp_path / 'views.json').read_text())
@@ -66,12 +56,12 @@ def test_views(
 
 
 def test_step(
-    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: Script, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     compiled: list[nn.Module] = []
     # Compiling takes a minute, and what it does to the speed is not what is tested.
     monkeypatch.setattr(nn.Module, 'compile', lambda module: compiled.append(module))
-    monkeypatch.setattr(time, 'perf_counter', Clock())
+    monkeypatch.setattr(time, 'perf_counter', clock)
     (tmp_path / 'small.yaml').write_text(yaml.safe_dump(RECIPE))
     options = ['--recipe', tmp_path / 'small.yaml', '--rounds', 2, '--threads', 1, '--json', tmp_path / 'step.json']
     assert script('tools/benchmark.py', 'step', *options) == 0
@@ -93,9 +83,9 @@ def test_step(
 
 
 def test_steps_of_the_method_are_compared_with_the_recipes_own(
-    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: Script, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(time, 'perf_counter', Clock())
+    monkeypatch.setattr(time, 'perf_counter', clock)
     (tmp_path / 'small.yaml').write_text(yaml.safe_dump(RECIPE))
     options = ['--recipe', tmp_path / 'small.yaml', '--method', '--rounds', 1, '--json', tmp_path / 'step.json']
     assert script('tools/benchmark.py', 'step', *options, '--only', 'SAM') == 0
@@ -108,9 +98,9 @@ def test_steps_of_the_method_are_compared_with_the_recipes_own(
 
 
 def test_epoch_ends_are_compared_with_an_epoch(
-    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: Script, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(time, 'perf_counter', Clock())
+    monkeypatch.setattr(time, 'perf_counter', clock)
     (tmp_path / 'small.yaml').write_text(yaml.safe_dump(RECIPE))
     options = ['--recipe', tmp_path / 'small.yaml', '--rounds', 1, '--groups', 2, '--json', tmp_path / 'epoch.json']
     assert script('tools/benchmark.py', 'epoch', *options) == 0
