@@ -84,9 +84,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
         made = beside / 'new'
         made.mkdir()
         yield made
+        old = beside / 'old'
         if folder.exists():
-            os.replace(folder, beside / 'old')
-        os.replace(made, folder)
+            os.replace(folder, old)
+        try:
+            os.replace(made, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         if not folder.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -24,4 +25,23 @@ def test_what_was_there_stays_after_an_error_and_goes_without_one(tmp_path: Path
         with pytest.raises(OSError), new_folder(folder):
             raise OSError
         assert [path.name for path in folder.iterdir()] == [content]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_was_there_comes_back_where_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, replace = tmp_path / 'a', os.replace
+    with new_folder(folder) as made:
+        (made / 'old').touch()
+
+    def failing(source: Path, target: Path) -> None:
+        if source.name == 'new':
+            raise OSError('no space')
+        replace(source, target)
+
+    monkeypatch.setattr(os, 'replace', failing)
+    with pytest.raises(OSError, match='no space'), new_folder(folder):
+        pass
+    assert [path.name for path in folder.iterdir()] == ['old']
     assert list(tmp_path.iterdir()) == [folder]

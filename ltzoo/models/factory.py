@@ -47,6 +47,8 @@ _WEIGHTS = 'model.safetensors'
 _FORMS = 'timm/NAME, local-dir:PATH or hf-hub:ORG/NAME'
 # What timm takes from a config.json without looking.
 _CONFIG = {'num_classes': int, 'model_args': dict, 'pretrained_cfg': dict}
+# What its old, flat form has besides the fields of a PretrainedCfg.
+_FLAT_CONFIG = {'num_features', 'labels'}
 # Images up to this side are trained on padded crops, as CIFAR is; larger ones on random resized crops.
 _SMALL_IMAGE = 64
 
@@ -322,6 +324,9 @@ def _check_folder(folder: Path, pretrained: bool) -> None:
         for key, kind in _CONFIG.items():
             if not isinstance(content.get(key, kind()), kind):
                 raise TypeError(f'{key} is {content[key]!r}')
+        # Without a pretrained_cfg, timm takes the whole file for one, as it once wrote it.
+        cfg = content.get('pretrained_cfg', {key: content[key] for key in content.keys() - _FLAT_CONFIG})
+        PretrainedCfg(**cfg)
     except FileNotFoundError as error:
         raise ModelFilesError(f'{folder} holds no exported model: config.json is missing') from error
     except OSError as error:

@@ -209,11 +209,20 @@ def test_missing_files_are_named(saved: Path) -> None:
         (b'{"architecture": "resnet20_cifar", "num_classes": "ten"}', "TypeError: num_classes is 'ten'"),
         (b'{"architecture": "resnet20_cifar", "model_args": [3]}', r'TypeError: model_args is \[3\]'),
         (b'{"architecture": "resnet20_cifar", "pretrained_cfg": null}', 'TypeError: pretrained_cfg is None'),
+        (b'{"architecture": "resnet20_cifar", "pretrained_cfg": {"lt": 1}}', "TypeError: .* keyword argument 'lt'"),
+        (b'{"architecture": "resnet20_cifar", "lt": 1}', "TypeError: .* keyword argument 'lt'"),
     ],
 )
 def test_a_config_that_is_none_is_refused(content: bytes, message: str, saved: Path) -> None:
     (saved / 'config.json').write_bytes(content)
     refused(saved, f'is not the configuration of a timm model: {message}')
+
+
+def test_the_flat_config_of_older_files(saved: Path) -> None:
+    (saved / 'config.json').write_text(
+        json.dumps({'architecture': 'resnet20_cifar', 'num_classes': 7, 'num_features': 64, 'labels': ['a'] * 7})
+    )
+    assert ltzoo.create_model(f'local-dir:{saved}').num_classes == 7
 
 
 def test_a_folder_in_the_place_of_the_config_is_refused(saved: Path) -> None:
