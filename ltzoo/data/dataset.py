@@ -158,6 +158,7 @@ class _Profile:
 
 
 _SOURCES: dict[str, _Entry] = {}
+_USUAL_ENDINGS = {'_lt_r100', '_lt_r50', '_lt_r10'}
 _LONGTAIL = re.compile(
     r'(?P<source>.+?)_lt(?:_r(?P<ratio>\d+(?:\.\d+)?))?(?:_n(?P<largest>\d+))?(?:_(?P<kind>exp|step))?'
 )
@@ -231,8 +232,10 @@ def _resolve(base: str) -> tuple[_Entry, _Profile | None]:
         largest = int(match['largest']) if match['largest'] else None
         return entry, _Profile(ratio, 'step' if match['kind'] == 'step' else 'exp', largest)
     known = list_data()
-    near = difflib.get_close_matches(match['source'] if match else base, known, n=1, cutoff=0.5)
-    hint = f'; did you mean {near[0]}?' if near else ''
+    endings = {*_USUAL_ENDINGS, base.removeprefix(match['source'])} if match else _USUAL_ENDINGS
+    forms = [source + ending for source in known if not source.endswith('_lt') for ending in sorted(endings)]
+    near = difflib.get_close_matches(base, [*known, *forms], n=1, cutoff=0.5)
+    hint = f'; did you mean {near[0]}?' if near else '.'
     raise DataError(
         f'no data set is called {base!r}{hint} Known: {", ".join(known)}; add _lt_r100 for a long-tailed form'
     )

@@ -152,8 +152,10 @@ def test_names() -> None:
     assert load_data('digits_lt_r2.5').class_counts[[0, -1]].tolist() == [134, 53]
     assert load_data('digits_lt_r4_step').class_counts.tolist() == [134] * 5 + [33] * 5
     assert load_data('digits_lt_r4_step').name == 'digits_lt_r4_step'
-    with pytest.raises(DataError, match='did you mean digits'):
+    with pytest.raises(DataError, match=r'did you mean digits\?'):
         load_data('digit')
+    with pytest.raises(DataError, match=r"called 'zzz'\. Known: "):
+        load_data('zzz')
     with pytest.raises(DataError, match='cifar10_lt_r100'):
         load_data('cifar10_lt')
     with pytest.raises(DataError, match=r'digits_lt_r1000.*at most 134'):

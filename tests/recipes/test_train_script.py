@@ -172,7 +172,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (['model.name=timm/resnet118'], 'the nearest are timm/resnet18'),
         (['model.pretrained=true'], 'resnet32_cifar is an architecture without published weights'),
         (['model.head=cosin'], "no head is called 'cosin'"),
-        (['data.name=digitz_lt'], "no data set is called 'digitz_lt'; did you mean digits?"),
+        (['data.name=digitz_lt'], "no data set is called 'digitz_lt'; did you mean digits_lt?"),
         (['views=digit_plain'], "no views are called 'digit_plain'; did you mean digits_plain?"),
         (['views=digits_bcl'], 'takes 1 views, the recipe has 3'),
         (['objective.name=bc'], "no objective is called 'bc'"),

@@ -173,7 +173,9 @@ def broken(digits_run: Path, tmp_path: Path) -> Path:
     ('model', 'options', 'message'),
     [
         ('', ['--data', 'digits_lt'], "the model's name is empty: give one of the zoo, a run's folder or local-dir:"),
-        ('{run}', ['--data', 'digitz_lt'], "no data set is called 'digitz_lt'; did you mean digits?"),
+        ('{run}', ['--data', 'digitz_lt'], "no data set is called 'digitz_lt'; did you mean digits_lt?"),
+        ('{run}', ['--data', 'cifar10_tl_r100'], 'did you mean cifar10_lt_r100?'),
+        ('{run}', ['--data', 'imagnet_lt'], 'did you mean imagenet_lt?'),
         ('{run}', ['--data', 'digits_lt_r'], "no data set is called 'digits_lt_r'"),
         ('{run}', ['--data', 'folder:{tmp}/nowhere'], '{tmp}/nowhere is not a folder'),
         ('resnet32_cifr', ['--data', 'digits_lt'], 'the nearest are resnet32_cifar'),
