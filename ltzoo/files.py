@@ -80,20 +80,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
     made_above = [above for above in folder.parents if not above.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+    made, old = beside / 'new', beside / 'old'
     try:
-        made = beside / 'new'
         made.mkdir()
         yield made
-        old = beside / 'old'
         if folder.exists():
             os.replace(folder, old)
-        try:
-            os.replace(made, folder)
-        except OSError:
-            if old.exists():
-                os.replace(old, folder)
-            raise
+        os.replace(made, folder)
     finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
         shutil.rmtree(beside, ignore_errors=True)
         if not folder.exists():
             for above in made_above:

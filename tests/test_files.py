@@ -28,8 +28,9 @@ def test_what_was_there_stays_after_an_error_and_goes_without_one(tmp_path: Path
     assert list(tmp_path.iterdir()) == [folder]
 
 
+@pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
 def test_what_was_there_comes_back_where_the_new_one_cannot_take_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, replace = tmp_path / 'a', os.replace
     with new_folder(folder) as made:
@@ -37,11 +38,11 @@ def test_what_was_there_comes_back_where_the_new_one_cannot_take_its_place(
 
     def failing(source: Path, target: Path) -> None:
         if source.name == 'new':
-            raise OSError('no space')
+            raise error('no space')
         replace(source, target)
 
     monkeypatch.setattr(os, 'replace', failing)
-    with pytest.raises(OSError, match='no space'), new_folder(folder):
+    with pytest.raises(error, match='no space'), new_folder(folder):
         pass
     assert [path.name for path in folder.iterdir()] == ['old']
     assert list(tmp_path.iterdir()) == [folder]

@@ -243,7 +243,7 @@ class GkpGsa:
 
     @torch.no_grad()
     def weigh(self, loss_scale: Tensor | float = 1.0) -> None:
-        """Weigh the loss's gradient, which lies in `grad`, against the penalty's (Eq. 16); `loss_scale` is its."""
+        """Weigh the loss's gradient in `grad`, which `loss_scale` has multiplied, against the penalty's (Eq. 16)."""
         if self._loss_weight != 1.0:
             grads = [p.grad for p in self.sharpness.layout.parameters if p.grad is not None]
             torch._foreach_mul_(grads, self._loss_weight)

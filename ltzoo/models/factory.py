@@ -325,8 +325,8 @@ def _check_folder(folder: Path, pretrained: bool) -> None:
             if not isinstance(content.get(key, kind()), kind):
                 raise TypeError(f'{key} is {content[key]!r}')
         # Without a pretrained_cfg, timm takes the whole file for one, as it once wrote it.
-        cfg = content.get('pretrained_cfg', {key: content[key] for key in content.keys() - _FLAT_CONFIG})
-        PretrainedCfg(**cfg)
+        flat = {key: value for key, value in content.items() if key not in _FLAT_CONFIG}
+        PretrainedCfg(**content.get('pretrained_cfg', flat))
     except FileNotFoundError as error:
         raise ModelFilesError(f'{folder} holds no exported model: config.json is missing') from error
     except OSError as error:
