@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from ltzoo.data.augment import Op, Params, ViewError, create_op, take_rows
+from ltzoo.data.augment import Op, Params, ViewError, create_op, join_rows, take_rows
 
 __all__ = ['PRESETS', 'FileViews', 'TensorViews', 'View', 'eval_transform', 'normalise', 'parse_views']
 
@@ -132,12 +133,14 @@ class TensorViews:
 
     def __call__(self, images: Tensor, params: list[list[Params]]) -> tuple[Tensor, ...]:
         """Return one normalised float32 tensor (n, 3, H, W) for each view of uint8 images (n, 3, H, W)."""
-        made = []
-        for view, drawn in zip(self.views, params, strict=True):
-            seen = images
-            for op, p in zip(view.ops, drawn, strict=True):
-                seen = op.apply(seen, p)
-            made.append(normalise(seen, self.mean, self.std))
+        made: list[Tensor] = []
+        # Neighbours that are alike are made as one batch: half the calls for the two contrastive views of BCL.
+        for view, alike in itertools.groupby(zip(self.views, params, strict=True), lambda pair: pair[0]):
+            drawn = [p for _, p in alike]
+            seen = images.repeat(len(drawn), 1, 1, 1) if len(drawn) > 1 else images
+            for op, *p in zip(view.ops, *drawn, strict=True):
+                seen = op.apply(seen, join_rows(p))
+            made += normalise(seen, self.mean, self.std).chunk(len(drawn))
         return tuple(made)
 
 

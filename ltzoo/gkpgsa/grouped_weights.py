@@ -191,7 +191,7 @@ def _conv2d(
     if isinstance(padding, str) or not rows.fits(input) or id(weight) not in mode.grouped:
         return None
     pairs = [(v, v) if isinstance(v, int) else tuple(v) for v in (stride, padding, dilation)]
-    x, weights, biases = _cast(input, mode.weights_of(weight), mode.weights_of(bias))
+    x, weights, biases = _cast(rows, input, mode.weights_of(weight), mode.weights_of(bias))
     return _of(rows).Conv2d.apply(x, rows, mode.shared, (*pairs, groups), len(weights), *weights, *biases)
 
 
@@ -200,7 +200,7 @@ def _linear(
 ) -> Tensor | None:
     if not rows.fits(input) or id(weight) not in mode.grouped:
         return None
-    x, weights, biases = _cast(input, mode.weights_of(weight), mode.weights_of(bias))
+    x, weights, biases = _cast(rows, input, mode.weights_of(weight), mode.weights_of(bias))
     return _of(rows).Linear.apply(x, rows, mode.shared, len(weights), *weights, *biases)
 
 
@@ -234,16 +234,20 @@ def _of(rows: Rows) -> Any:
 
 
 def _cast(
-    x: Tensor, weights: Sequence[Tensor] | None, biases: Sequence[Tensor] | None
+    rows: Rows, x: Tensor, weights: Sequence[Tensor] | None, biases: Sequence[Tensor] | None
 ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
-    """Do what autocast does to a convolution or a matrix product: it does not look into our functions."""
+    """Do what autocast does to a convolution or a matrix product: it does not look into our functions.
+
+    Dense functions cast the weights of all slots at once themselves.
+    """
+    weights, biases = weights or (), biases or ()
     kind = x.device.type
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
-        x, weights, biases = (
-            x.to(dtype), [w.to(dtype) for w in weights or ()], [b.to(dtype) for b in biases or ()]
-        )  # fmt: skip
-    return x, weights or (), biases or ()
+        x = x.to(dtype)
+        if not isinstance(rows, OneHotRows):
+            weights, biases = [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
+    return x, weights, biases
 
 
 def _tag(x: Tensor, rows: Rows) -> Tensor:

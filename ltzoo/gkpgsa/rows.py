@@ -41,7 +41,7 @@ class SlicedRows(Rows, Protocol):
         """Undo `split`."""
 
     def affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Return x times its slot's scale plus its slot's shift, by channel.
+        """Return x times its slot's scale plus its slot's shift, by channel, in the type of x.
 
         Args:
             x: shape (R, C, ...).
@@ -103,7 +103,7 @@ class SampleRows(_BatchRows):
 
     def affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         shape = (-1, *[1] * (x.ndim - 2))
-        out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, scale.dtype))
+        out = torch.empty_like(x)
         for (slot, part), (_, target) in zip(self.split(x), self.split(out), strict=True):
             torch.addcmul(shift[slot].view(shape), part, scale[slot].view(shape), out=target)
         return out
@@ -137,7 +137,7 @@ class ClassRows:
 
     def affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         shape = (*x.shape[:2], *[1] * (x.ndim - 2))
-        return torch.addcmul(shift[self.slots].view(shape), x, scale[self.slots].view(shape))
+        return torch.addcmul(shift[self.slots].view(shape), x, scale[self.slots].view(shape)).to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,8 @@ class OneHotRows(_BatchRows):
     def affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """As that of `SlicedRows`."""
         shape = (*x.shape[:2], *[1] * (x.ndim - 2))
-        return torch.addcmul(shift[self.index].view(shape), x, scale[self.index].view(shape))
+        out = torch.empty_like(x)
+        return torch.addcmul(shift[self.index].view(shape), x, scale[self.index].view(shape), out=out)
 
     def choose(self, values: Sequence[Tensor]) -> Tensor:
         """Return each row from its own slot's values, which have shape (R, ...)."""

@@ -124,7 +124,10 @@ class StepReport:
 
 @dataclass
 class _Layout:
-    """The trainable parameters as one flat vector."""
+    """The trainable parameters as one flat vector, each in the order in which it lies in memory.
+
+    So the vector's pieces are the parameters' tensors, channels-last or not, without a copy.
+    """
 
     parameters: list[nn.Parameter]
     sizes: list[int] = field(init=False)
@@ -138,20 +141,29 @@ class _Layout:
 
     def flatten(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """Return (d,) of one tensor per parameter; None counts as zero."""
+        longest = max((n for t, n in zip(tensors, self.sizes, strict=True) if t is None), default=0)
+        zeros = torch.zeros(longest, device=self.parameters[0].device, dtype=self.dtype)
         return torch.cat(
             [
-                (torch.zeros_like(p) if t is None else t).reshape(-1).to(torch.promote_types(p.dtype, torch.float32))
-                for t, p in zip(tensors, self.parameters, strict=True)
+                zeros[:n] if t is None else t.permute(_order(p)).reshape(-1).to(self.dtype)
+                for t, n, p in zip(tensors, self.sizes, self.parameters, strict=True)
             ]
         )
 
     @torch.no_grad()
     def unflatten(self, vector: Tensor) -> list[Tensor]:
-        """Return one tensor per parameter, in the parameter's type and layout: channels-last stays channels-last."""
-        tensors = [torch.empty_like(p) for p in self.parameters]
-        pieces = [piece.view(p.shape) for piece, p in zip(vector.split(self.sizes), self.parameters, strict=True)]
-        torch._foreach_copy_(tensors, pieces)
+        """Return one tensor per parameter, in the parameter's type and layout, which share the vector's memory."""
+        tensors = []
+        for piece, p in zip(vector.split(self.sizes), self.parameters, strict=True):
+            order = _order(p)
+            back = [order.index(dim) for dim in range(p.ndim)]
+            tensors.append(piece.view([p.shape[dim] for dim in order]).permute(back).to(p.dtype))
         return tensors
+
+
+def _order(x: Tensor) -> list[int]:
+    """Return the dimensions from the one with the widest step in memory to the one with the narrowest."""
+    return sorted(range(x.ndim), key=x.stride, reverse=True)
 
 
 class GroupedSharpness:
@@ -270,7 +282,7 @@ class GroupedSharpness:
             perturbation, report = self.kept, self._lengths(self.kept)
 
         with _buffers_kept(self.module) if loss is not None else _as_is():
-            if self.settings.mode == 'per_group':
+            if self.settings.mode == 'per_group' and self.groups > 1:
                 perturbed_loss, by_group, rest = run.per_group(losses, pieces, theta, perturbation)
             else:
                 combined = shares @ perturbation
@@ -459,6 +471,9 @@ class _Run:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Same weights for all (those of the module if `theta` is None): gradient by group (G, d), and the rest."""
         layout = self.of.layout
+        if self.of.groups == 1:
+            mean, (gradient,) = self.whole(losses, pieces, theta)
+            return mean, gradient[None], torch.zeros_like(gradient)
         values = [p.detach() for p in layout.parameters] if theta is None else layout.unflatten(theta)
         slots = self.of.groups + 1
         weights = [[v.detach().requires_grad_() for _ in range(slots)] for v in values]

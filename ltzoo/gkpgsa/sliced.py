@@ -112,7 +112,7 @@ class BatchNorm(torch.autograd.Function):
             mean, variance = torch.batch_norm_update_stats(x, running_mean, running_var, momentum)
             rstd = (variance + eps).rsqrt()
             scale = torch.stack(weights) * rstd
-            y = rows.affine(x, scale, torch.stack(biases) - mean * scale).to(x.dtype)
+            y = rows.affine(x, scale, torch.stack(biases) - mean * scale)
         ctx.save_for_backward(x, mean, rstd, *weights)
         ctx.rows, ctx.shared, ctx.eps = rows, shared, eps
         return y
@@ -161,7 +161,7 @@ def batch_norm_input_gradient(
     slope = -rstd.square() * through_variance / count
     offset = -rstd * through_mean / count - slope * mean
     grad_x = rows.affine(grad, weights * rstd, offset.expand_as(weights))
-    return grad_x.addcmul_(x, slope.view(-1, *[1] * (x.ndim - 2))).to(x.dtype)
+    return grad_x.addcmul_(x, slope.view(-1, *[1] * (x.ndim - 2)))
 
 
 def _add(sums: dict[int, tuple[Tensor, Tensor | None]], slot: int, weight: Tensor, bias: Tensor | None) -> None:

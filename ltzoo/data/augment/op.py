@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from ltzoo.errors import LtzooError
 
-__all__ = ['Op', 'Params', 'ViewError', 'apply_where', 'create_op', 'list_ops', 'register_op', 'take_rows']
+__all__ = ['Op', 'Params', 'ViewError', 'apply_where', 'create_op', 'join_rows', 'list_ops', 'register_op', 'take_rows']
 
 # What was drawn for each of n images: tensors whose first dimension is n, possibly nested.
 Params = dict[str, Any]
@@ -93,6 +93,19 @@ def create_op(name: str, **settings: Any) -> Op:
 def take_rows(params: Params, rows: Any) -> Params:
     """Return the parameters of some of the images: `rows` is a slice or an index tensor."""
     return {key: take_rows(v, rows) if isinstance(v, dict) else v[rows] for key, v in params.items()}
+
+
+def join_rows(parts: Sequence[Params]) -> Params:
+    """Return the parameters of the images of all parts, one part after the other."""
+    first, *others = parts
+    if not others:
+        return first
+    return {
+        key: join_rows([part[key] for part in parts])
+        if isinstance(value, dict)
+        else torch.cat([part[key] for part in parts])
+        for key, value in first.items()
+    }
 
 
 def apply_where(mask: Tensor, images: Tensor, change: Callable[[Tensor, Params], Tensor], params: Params) -> Tensor:
