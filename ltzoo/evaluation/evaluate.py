@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import resolve_input_data_config
+from timm.data import resolve_model_data_config
 from torch import nn
 
 from ltzoo.data import Dataset, load_data
@@ -85,7 +85,7 @@ def score_model(
     shifted: bool = False,
 ) -> dict[str, Any]:
     """Return the scores of a model that lies on the device, as `evaluate_model` does."""
-    config = resolve_input_data_config(model)
+    config = resolve_model_data_config(model)
     predictions = predict(
         model,
         dataset.test,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import resolve_input_data_config
+from timm.data import resolve_model_data_config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -53,7 +53,7 @@ def measure(
     model = create_model(resolve_model(name), pretrained=True).to(where).eval()
     dataset = load_data(data, data_dir)
     check_classes(model, dataset, name, data)
-    size = resolve_input_data_config(model)['input_size']
+    size = resolve_model_data_config(model)['input_size']
     gmacs = macs(model, size, where) / 1e9
     rate = _images_per_second(model, size, batch_size, where)
     scores = score_model(model, dataset, batch_size, where)
