@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,8 @@ def predict(
         crop_pct: share of the resized shorter side that the crop covers.
         workers: processes that read files.
 
+    In full float32: by default a GPU's convolutions have ten bits, and a score would depend on the device.
+
     Where torch.distributed runs, each process takes its share and all get the whole, no image counted twice.
 
     Raises:
@@ -70,7 +73,7 @@ def predict(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _full_precision():
             start = 0
             for batch in batches:
                 probabilities = model(batch).float().softmax(1)
@@ -83,6 +86,16 @@ def predict(
         dist.all_reduce(predictions)
         dist.all_reduce(confidences)
     return Predictions(split.labels, predictions.cpu().numpy(), confidences.cpu().numpy())
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 def image_batches(

@@ -47,8 +47,11 @@ _RECORD = {
     'per_class',
 }
 _TRAINING = {'data', 'class_counts', 'many_above', 'few_below', 'recipe', 'seed', 'split', 'scores'}
-# What a command line says that is not part of the recipe.
-_NOT_RECIPE = ('output', 'resume', 'seed', 'trackers', 'data.data_dir')
+# What a command line says that does not decide the result, but for the seed, which is told apart.
+_NOT_RECIPE = (
+    'output', 'resume', 'seed', 'trackers', 'workers', 'checkpoint_every', 'cuda_graphs', 'data.data_dir',
+    'data.download',
+)  # fmt: skip
 
 
 def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[str, Any]:

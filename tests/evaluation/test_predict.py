@@ -40,6 +40,15 @@ def test_equals_one_image_at_a_time() -> None:
     assert model.training
 
 
+def test_full_precision_also_where_a_gpu_would_take_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, allowed = make_model(), []
+    model.register_forward_pre_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', True)
+    predict(model, make_split(), (0.5,) * 3, (0.2,) * 3, 8)
+    assert set(allowed) == {False}
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_files_give_what_arrays_give(tmp_path: Path) -> None:
     split = make_split()
     for i in range(len(split)):
