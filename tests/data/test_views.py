@@ -32,6 +32,18 @@ def test_presets_make_views_of_tensors_and_of_files(preset: str) -> None:
         assert not torch.equal(made[1], made[2])
 
 
+def test_views_that_are_alike_are_what_each_would_be_alone() -> None:
+    images = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    views = parse_views('cifar_bcl')
+    together = TensorViews(views, (0.5,) * 3, (0.2,) * 3)
+    params = together.sample(9, 32, 32, torch.Generator().manual_seed(1))
+    made = together(images, params)
+    assert not torch.equal(made[1], made[2])
+    for view, drawn, seen in zip(views, params, made, strict=True):
+        (alone,) = TensorViews([view], (0.5,) * 3, (0.2,) * 3)(images, [drawn])
+        assert torch.equal(seen, alone)
+
+
 def test_normalise_is_torchvisions() -> None:
     images = torch.randint(0, 256, (5, 3, 6, 7), dtype=torch.uint8)
     torch.testing.assert_close(normalise(images, MEAN, STD), v2.functional.normalize(images / 255, MEAN, STD))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ltzoo.gkpgsa.dense import _select, _spread
 from ltzoo.gkpgsa.grouped_weights import GroupedWeights
 from ltzoo.gkpgsa.rows import OneHotRows
 
@@ -40,3 +41,29 @@ def test_activations_may_be_changed_in_place(layout: torch.memory_format) -> Non
         F.cross_entropy(alone(x[rows]), LABELS[rows], reduction='sum').backward()
         for g, p in zip(found[slot::3], alone.parameters(), strict=True):
             torch.testing.assert_close(g, p.grad, rtol=1e-9, atol=1e-11)
+
+
+def test_a_channels_last_network_stays_so_whatever_its_images_are() -> None:
+    conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    weights = {p: [p.detach().clone().requires_grad_() for _ in range(4)] for p in conv.parameters()}
+    with GroupedWeights(weights, OneHotRows(LABELS, 3), OneHotRows(torch.arange(3), 4), shared=False) as mode:
+        out = conv(mode.mark(torch.randn(5, 3, 8, 8)))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert not out.is_contiguous()
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(('dtype', 'channels'), [(torch.bfloat16, 8), (torch.bfloat16, 6), (torch.float32, 4)])
+def test_rows_are_spread_to_their_slots_and_found_again(
+    dtype: torch.dtype, channels: int, layout: torch.memory_format
+) -> None:
+    x = torch.randn(5, channels, 3, 5).to(dtype).contiguous(memory_format=layout)
+    rows = OneHotRows(LABELS, 3)
+    for groups in (1, 2):
+        wide = _spread(x, rows, groups)
+        by_slot = wide.unflatten(1, (groups, 3, -1))
+        for row, slot in enumerate(LABELS.tolist()):
+            assert torch.equal(by_slot[row, :, slot].flatten(0, 1), x[row])
+        assert torch.count_nonzero(wide) == torch.count_nonzero(x)
+        assert torch.equal(_select(wide, rows, groups), x)
+        assert _select(wide, rows, groups).stride() == x.stride()
