@@ -1,6 +1,6 @@
 """Train the runs of a plan, several at once, and make the table of their scores; here, or on another machine.
 
-python tools/reproduce.py PLAN.yaml [--jobs 2] [--data-dir DIR] [--only NAME ...] [--minutes M] [--table]
+python tools/reproduce.py PLAN.yaml [--jobs 2] [--data-dir DIR] [--only NAME ...] [--seeds S ...] [--minutes M]
 python tools/reproduce.py PLAN.yaml --pack DIR [--python 3.12 --with PACKAGE ...]     for a machine without a network
 python tools/reproduce.py PLAN.yaml --archive FILE.tar.gz                             there: what is worth bringing home
 python tools/reproduce.py PLAN.yaml --collect FILE.tar.gz ...                         at home: put it in its place
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 SCORES = {'top1': 'top-1', 'many': 'Many', 'medium': 'Medium', 'few': 'Few', 'train_top1': 'training images'}
 # Seconds that a training has between being asked to stop and being killed.
-GRACE = 30
+GRACE = 15
 
 
 class PlanError(LtzooError, ValueError):
@@ -91,7 +91,8 @@ def main() -> int:
     parser.add_argument('plan', type=Path)
     parser.add_argument('--jobs', type=int, default=1, help='trainings at once, on the one device (default: 1)')
     parser.add_argument('--data-dir', help='where the data lies (default: as the recipes say)')
-    parser.add_argument('--only', nargs='+', metavar='NAME', help='only these runs of the plan')
+    parser.add_argument('--only', nargs='+', metavar='NAME', help='only these runs of the plan, in this order')
+    parser.add_argument('--seeds', nargs='+', type=int, metavar='S', help='only these seeds of the plan, in this order')
     parser.add_argument('--set', nargs='+', default=[], metavar='key=value', help='what to change in all recipes')
     parser.add_argument('--minutes', type=float, metavar='M', help='stop after this time, to be continued')
     parser.add_argument('--archive', type=Path, metavar='FILE', help='at the end, put the runs into FILE-1.tar.gz, ...')
@@ -109,7 +110,7 @@ def main() -> int:
     try:
         check_options(args)
         plan = load_plan(args.plan)
-        jobs = plan_jobs(plan, args.plan.parent, args.only, args.data_dir, args.set)
+        jobs = plan_jobs(plan, args.plan.parent, args.only, args.data_dir, args.set, args.seeds)
         if args.pack:
             print(pack_plan(plan, args.plan, jobs, args.pack, args.packages, args.python))
             return 0
@@ -173,19 +174,25 @@ def load_plan(path: Path) -> Plan:
 
 
 def plan_jobs(
-    plan: Plan, folder: Path, only: Sequence[str] | None, data_dir: str | None, changes: Sequence[str] = ()
+    plan: Plan,
+    folder: Path,
+    only: Sequence[str] | None,
+    data_dir: str | None,
+    changes: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
 ) -> list[Job]:
     """Return the plan's trainings, those of the first seed first; every recipe is read before anything is trained.
 
     Args:
         plan: what to train.
         folder: that the plan's recipes are relative to.
-        only: names of runs, None for all.
+        only: names of runs, in the order to train them in; None for all.
         data_dir: where the data lies, if not where the recipes say.
         changes: `key=value`, what is changed in all recipes.
+        seeds: those to train, in order; None for all of the plan.
 
     Raises:
-        PlanError: if `only` names a run that the plan does not have.
+        PlanError: if `only` names a run, or `seeds` a seed, that the plan does not have.
         RecipeError: if a recipe or an override cannot be used.
         CheckpointError: if a run's folder holds something else.
     """
@@ -197,11 +204,13 @@ def plan_jobs(
             near = difflib.get_close_matches(name, plan.runs, n=1)
             hint = f'did you mean {near[0]}?' if near else f'it has {", ".join(plan.runs)}'
             raise PlanError(f'--only: the plan has no run {name}; {hint}')
+    for seed in seeds or ():
+        if seed not in plan.seeds:
+            raise PlanError(f'--seeds: the plan has no seed {seed}; it has {", ".join(map(str, plan.seeds))}')
     jobs = []
-    for seed in plan.seeds:
-        for name, run in plan.runs.items():
-            if only and name not in only:
-                continue
+    for seed in dict.fromkeys(seeds or plan.seeds):
+        for name in dict.fromkeys(only or plan.runs):
+            run = plan.runs[name]
             output = plan.output / f'{name}_seed{seed}'
             overrides = [*run.overrides, *changes, f'seed={seed}', f'output={output}', 'resume=auto']
             if data_dir is not None:
@@ -295,7 +304,11 @@ def pack_plan(
         name: {'recipe': str(recipe), 'overrides': list(plan.runs[name].overrides)}
         for name, recipe in zip(names, recipes, strict=True)
     }
-    there = {'output': str(Path('runs', plan.output.name)), 'seeds': list(plan.seeds), 'runs': runs}
+    there = {
+        'output': str(Path('runs', plan.output.name)),
+        'seeds': list(dict.fromkeys(job.seed for job in jobs)),
+        'runs': runs,
+    }
     text = yaml.safe_dump(there, sort_keys=False, width=120)
     for name in untracked(ROOT):
         print(f'not packed, as git does not track it: {name}', file=sys.stderr)

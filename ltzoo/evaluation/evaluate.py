@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import resolve_model_data_config
 from torch import nn
 
 from ltzoo.data import Dataset, load_data
@@ -14,6 +13,7 @@ from ltzoo.errors import LtzooError
 from ltzoo.evaluation.metrics import score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
 from ltzoo.models import create_model
+from ltzoo.models.input_config import input_config
 
 __all__ = [
     'ClassesError',
@@ -85,7 +85,7 @@ def score_model(
     shifted: bool = False,
 ) -> dict[str, Any]:
     """Return the scores of a model that lies on the device, as `evaluate_model` does."""
-    config = resolve_model_data_config(model)
+    config = input_config(model)
     predictions = predict(
         model,
         dataset.test,

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import resolve_model_data_config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ltzoo.errors import LtzooError
 from ltzoo.evaluation.evaluate import ClassesError, check_classes, resolve_model, score_model, usable_device
 from ltzoo.files import write_atomically
+from ltzoo.models.input_config import input_config
 
 __all__ = ['FAILED', 'OUT_OF_MEMORY', 'UNFIT', 'is_out_of_memory', 'macs', 'measure']
 
@@ -53,7 +53,7 @@ def measure(
     model = create_model(resolve_model(name), pretrained=True).to(where).eval()
     dataset = load_data(data, data_dir)
     check_classes(model, dataset, name, data)
-    size = resolve_model_data_config(model)['input_size']
+    size = input_config(model)['input_size']
     gmacs = macs(model, size, where) / 1e9
     rate = _images_per_second(model, size, batch_size, where)
     scores = score_model(model, dataset, batch_size, where)

@@ -14,7 +14,7 @@ import torch.nn as nn
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_transform
 from timm.data.transforms import str_to_interp_mode
 from timm.models import PretrainedCfg, is_model, split_model_name_tag
 from torch import Tensor
@@ -22,6 +22,7 @@ from torchvision import transforms
 
 from ltzoo.errors import LtzooError
 from ltzoo.models.entries import entry_of, get_results
+from ltzoo.models.input_config import input_config
 from ltzoo.models.lt_zoo import METHODS, ZOO, ZooEntry
 
 __all__ = [
@@ -195,7 +196,7 @@ def create_model_and_transforms(
         As `create_model`.
     """
     model = create_model(name, pretrained, **kwargs)
-    config = resolve_model_data_config(model)
+    config = input_config(model)
     height, width = config['input_size'][1:]
     if max(height, width) > _SMALL_IMAGE:
         train = create_transform(**config, is_training=True, color_jitter=0.0)

@@ -83,6 +83,19 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
     assert 'there is no key optimiser; did you mean optimizer?' in capsys.readouterr().err
 
 
+def test_only_and_seeds_are_trained_in_the_order_given(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = write_plan(tmp_path, [3, 4, 5], {name: ['epochs=1'] for name in ('one', 'two', 'three')})
+    chosen = ('--only', 'three', 'one', '--seeds', 5, 3)
+    assert script('tools/reproduce.py', plan, *chosen) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.endswith('finished') and 'seed' in line]
+    assert told == [f'{name}, seed {seed}: finished' for seed in (5, 3) for name in ('three', 'one')]
+    assert script('tools/reproduce.py', plan, *chosen, '--pack', tmp_path / 'pack') == 0
+    packed = yaml.safe_load((tmp_path / 'pack' / 'plan.yaml').read_text())
+    assert (packed['seeds'], list(packed['runs'])) == ([5, 3], ['three', 'one'])
+
+
 def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     plan = write_plan(tmp_path, [0], {'long': ['epochs=60'], 'later': ['epochs=1']})
     command = [sys.executable, 'tools/reproduce.py', str(plan)]
@@ -250,6 +263,7 @@ def test_the_plans_that_come_along_name_recipes_and_keys_that_exist(
         ('output: o\nruns: {a: {recipe: no.yaml}}', [], 'there is no recipe file {tmp}/no.yaml'),
         ('output: o\nruns: {a: {recipe: no.yaml, sedes: 1}}', [], 'runs.a.sedes: '),
         ('output: o\nruns: {base: {recipe: no.yaml}}', ['--only', 'bass'], 'no run bass; did you mean base?'),
+        (GOOD, ['--seeds', '2', '7'], '--seeds: the plan has no seed 7; it has 0, 1, 2'),
         ('output: o\nruns: {base: {recipe: no.yaml}}', ['--jobs', '0'], '--jobs must be 1 or more, not 0'),
         (GOOD, ['--minutes', '-1'], '--minutes must be above 0, not -1'),
         (GOOD, ['--archive', 'runs.zip'], '--archive runs.zip: its name must end in .tar.gz'),
