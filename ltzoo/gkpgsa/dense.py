@@ -99,9 +99,10 @@ class BatchNorm(sliced.BatchNorm):
         x, mean, rstd, *by_slot = ctx.saved_tensors
         weights, spare = torch.stack(by_slot[: ctx.rows.count]), [None] * (len(by_slot) - ctx.rows.count)
         pixels = tuple(range(2, x.ndim))
-        # Summed in the wider type, without a copy of the activation in it.
+        # Summed in the wider type, without a copy of the activation in it; fp16 has not the range for the product.
+        product = (grad.to(mean.dtype) if grad.dtype == torch.float16 else grad) * x
         by_row, by_row_x = (
-            t.sum(pixels, dtype=mean.dtype) if pixels else t.to(mean.dtype) for t in (grad, grad * x)
+            t.sum(pixels, dtype=mean.dtype) if pixels else t.to(mean.dtype) for t in (grad, product)
         )  # fmt: skip
         belongs = ctx.rows.one_hot.T.to(mean.dtype)
         grad_bias = belongs @ by_row

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ltzoo.gkpgsa.dense import _select, _spread
+from ltzoo.gkpgsa.dense import BatchNorm, _select, _spread
 from ltzoo.gkpgsa.grouped_weights import GroupedWeights
 from ltzoo.gkpgsa.rows import OneHotRows
 
@@ -67,3 +67,19 @@ def test_rows_are_spread_to_their_slots_and_found_again(
         assert torch.count_nonzero(wide) == torch.count_nonzero(x)
         assert torch.equal(_select(wide, rows, groups), x)
         assert _select(wide, rows, groups).stride() == x.stride()
+
+
+@pytest.mark.parametrize('shape', [(5, 4), (5, 4, 3, 3)])
+def test_large_gradients_of_batch_norm_do_not_overflow_in_fp16(shape: tuple[int, ...]) -> None:
+    """As a loss scale makes them."""
+    torch.manual_seed(0)
+    x, grad = 30 * torch.randn(shape), 1e4 * torch.randn(shape)
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        weights = [torch.ones(4, requires_grad=True) for _ in range(4)]
+        biases = [torch.zeros(4, requires_grad=True) for _ in range(4)]
+        conf = (torch.zeros(4), torch.ones(4), 0.1, 1e-5)
+        y = BatchNorm.apply(x.to(dtype), OneHotRows(LABELS, 3), False, conf, 4, *weights, *biases)
+        found.append(torch.autograd.grad(y, weights[:3], grad.to(dtype)))
+    for half, full in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(half, full, rtol=1e-2, atol=100)
