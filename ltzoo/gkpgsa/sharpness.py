@@ -282,7 +282,7 @@ class GroupedSharpness:
             perturbation, report = self.kept, self._lengths(self.kept)
 
         with _buffers_kept(self.module) if loss is not None else _as_is():
-            if self.settings.mode == 'per_group' and self.groups > 1:
+            if self.settings.mode == 'per_group':
                 perturbed_loss, by_group, rest = run.per_group(losses, pieces, theta, perturbation)
             else:
                 combined = shares @ perturbation
@@ -484,6 +484,8 @@ class _Run:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Every group at its own weights: gradient by group (G, d), and the rest."""
         layout = self.of.layout
+        if self.of.groups == 1:
+            return self.shared(losses, pieces, theta + perturbation[0])
         own = [layout.unflatten(theta + epsilon) for epsilon in perturbation]
         rest = [p.detach() for p in layout.parameters]
         weights = [

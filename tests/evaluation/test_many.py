@@ -205,7 +205,10 @@ def test_models_by_pattern(saved: str) -> None:
     assert choose_models([saved, 'timm/resnet18', saved]) == [saved, 'timm/resnet18']
     assert choose_models(['hf-hub:org/name@main']) == ['hf-hub:org/name@main']
     for wrong, message in (
-        ('resnet23_ce*', 'resnet23_ce* matches no model with published weights; the nearest is resnet32_cifar_ce.'),
+        (
+            'resnet23_ce*',
+            'resnet23_ce* matches no model with published weights; the nearest is resnet32_cifar_ce.cifar100_lt_r100',
+        ),
         ('timm/resnet5O', "no model is called 'timm/resnet5O': the nearest are timm/resnet50"),
         (f'{saved}s', f'{saved.removeprefix("local-dir:")}s holds no exported model: config.json is missing'),
         ('some/place', 'some/place is neither a folder, nor local-dir:PATH, nor hf-hub:ORG/NAME[@REVISION]'),

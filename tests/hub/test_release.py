@@ -21,7 +21,9 @@ from torch import nn
 
 import ltzoo
 from ltzoo.hub import ExportError, VerificationError, export_model, release
+from ltzoo.hub.release import _NOT_RECIPE
 from ltzoo.hub.verify import check_vectors
+from ltzoo.training.recipe import Recipe, load_recipe
 
 Train = Callable[..., nn.Module]
 KEYS = ('top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece')
@@ -107,6 +109,14 @@ def test_the_weights_are_the_first_run_s_and_the_vectors_are_theirs(
     save_file({**vectors, 'logits': vectors['logits'] * float('nan')}, out / 'vectors.safetensors')
     with pytest.raises(VerificationError):
         check_vectors(model, out / 'vectors.safetensors', 'it')
+
+
+def test_what_does_not_decide_a_result_is_not_told_of_its_recipe() -> None:
+    recipe = load_recipe(Path(__file__).resolve().parents[2] / 'recipes' / 'digits_lt' / 'ce.yaml')
+    decides = recipe.decides_result()
+    free = {key for key in Recipe.model_fields if key not in decides}
+    free |= {f'data.{key}' for key in type(recipe.data).model_fields if key not in decides['data']}
+    assert free | {'seed'} == set(_NOT_RECIPE)
 
 
 def test_nothing_of_the_machine_is_released(make_run: Callable[..., Path], tmp_path: Path) -> None:
