@@ -16,9 +16,6 @@ from ltzoo.errors import LtzooError
 
 __all__ = ['AffinityError', 'GramMatrix', 'parameter_affinity']
 
-# Elements of a tensor that are looked at together, so that the temporaries stay in the cache.
-_CHUNK = 2**18
-
 
 class AffinityError(LtzooError, ValueError):
     """Snapshots that cannot be compared, or not in the way that was asked for."""
@@ -58,7 +55,7 @@ class GramMatrix:
         distances = torch.zeros(len(row) + 1, len(row) + 1, dtype=torch.float64)
         distances[:-1, :-1] = self._distances_squared
         distances[-1, :-1] = distances[:-1, -1] = torch.tensor(row, dtype=torch.float64)
-        own = sum(_sum_of_squares(chunk) for tensor in parameters.values() for chunk in _chunks(tensor))
+        own = _sum_of_squares(tensor.float() for tensor in parameters.values())
         norms = torch.cat([self._norms_squared, torch.tensor([own], dtype=torch.float64)])
         epochs = [*self.epochs, epoch]
         self._select(epochs, distances, norms, sorted(epochs))
@@ -153,17 +150,8 @@ def _distance_squared(one: Mapping[str, Tensor], other: Mapping[str, Tensor], ep
         raise AffinityError(
             f'the snapshots of epochs {epoch} and {of_other} differ in the names or shapes of parameters'
         )
-    return sum(
-        _sum_of_squares(left.float() - right.float())
-        for name, tensor in one.items()
-        for left, right in zip(_chunks(tensor), _chunks(other[name]), strict=True)
-    )
+    return _sum_of_squares(tensor.float() - other[name].float() for name, tensor in one.items())
 
 
-def _sum_of_squares(chunk: Tensor) -> float:
-    chunk = chunk.double()
-    return float(chunk @ chunk)
-
-
-def _chunks(tensor: Tensor) -> tuple[Tensor, ...]:
-    return tensor.detach().flatten().split(_CHUNK)
+def _sum_of_squares(tensors: Iterable[Tensor]) -> float:
+    return sum(float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)) ** 2 for tensor in tensors)

@@ -48,7 +48,7 @@ class PreservationSettings:
         size: what the mean Fisher is divided by once more: nothing, or the group's samples or classes.
         normalisation: see `KnowledgePreservation`.
         samples_per_group: on which a group's Fisher is taken.
-        chunk_size: samples whose gradients are in memory at once.
+        chunk_size: samples whose gradients are in memory at once; None as `diagonal_fisher`.
         grouped: False holds all classes to the mean of their anchors, as elastic weight consolidation would (Eq. 4).
 
     Raises:
@@ -61,13 +61,13 @@ class PreservationSettings:
     size: Literal['none', 'samples', 'classes'] = 'none'
     normalisation: Normalisation = 'none'
     samples_per_group: int = 256
-    chunk_size: int = 32
+    chunk_size: int | None = None
     grouped: bool = True
 
     def __post_init__(self) -> None:
         _check_names(self)
         _check_range(self, 0, 'strength')
-        _check_range(self, 1, 'samples_per_group', 'chunk_size')
+        _check_range(self, 1, 'samples_per_group', *([] if self.chunk_size is None else ['chunk_size']))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 import ltzoo
 from ltzoo.errors import LtzooError
-from ltzoo.gkpgsa.fisher import FisherError, FisherKind, diagonal_fisher, group_sample_indices
+from ltzoo.gkpgsa.fisher import (
+    FisherError,
+    FisherKind,
+    _default_chunk_size,
+    diagonal_fisher,
+    group_sample_indices,
+)
 
 Setting = tuple[nn.Module, dict[str, Tensor], Tensor, Tensor]
 CLASSES = 4
@@ -104,6 +110,13 @@ def test_neither_chunks_nor_batches_matter(setting: Setting) -> None:
     for chunk_size, batch in [(1, 11), (3, 11), (4, 5), (16, 1)]:
         batches = list(zip(inputs.split(batch), labels.split(batch), strict=True))
         assert_same(diagonal_fisher(model, anchor, iter(batches), chunk_size=chunk_size), whole)
+    assert_same(diagonal_fisher(model, anchor, [(inputs, labels)]), whole)
+
+
+@pytest.mark.parametrize(('parameters', 'chunk_size'), [(2**20, 32), (2**26, 8), (2**29, 1), (2**31, 1)])
+def test_the_gradients_of_a_chunk_fit_in_two_gibibytes(parameters: int, chunk_size: int) -> None:
+    point = {'weight': torch.empty(parameters // 2, 2, device='meta')}
+    assert _default_chunk_size(point) == chunk_size
 
 
 def test_batch_squares_batch_means(setting: Setting) -> None:
