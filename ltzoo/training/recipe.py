@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -196,11 +196,20 @@ def _first_line(error: Exception) -> str:
 
 
 def _fields(part: Any) -> dict[str, Any]:
-    """Return the keys of a part of the recipe with their types; those of `X | None` are X's."""
+    """Return the keys of a part of the recipe with their types, none for a plain value; those of `X | None` are X's."""
     part = next((option for option in get_args(part) if option is not type(None)), part)
-    if dataclasses.is_dataclass(part) and isinstance(part, type):
+    if not isinstance(part, type):
+        return {}
+    if dataclasses.is_dataclass(part):
         return get_type_hints(part)
-    return {name: field.annotation for name, field in part.model_fields.items()}
+    return {name: field.annotation for name, field in part.model_fields.items()} if issubclass(part, BaseModel) else {}
+
+
+def _keys(part: Any) -> Iterator[str]:
+    """Yield the keys of a part of the recipe and of its parts, such as data, data.name."""
+    for name, inner in _fields(part).items():
+        yield name
+        yield from (f'{name}.{key}' for key in _keys(inner))
 
 
 def _explain(error: ValidationError) -> str:
@@ -212,9 +221,16 @@ def _explain(error: ValidationError) -> str:
         part: Any = Recipe
         for name in location[:-1]:
             part = _fields(part)[name]
-        near = difflib.get_close_matches(location[-1], _fields(part), n=1, cutoff=0.4)
-        known = f'did you mean {near[0]}?' if near else f'valid here: {", ".join(_fields(part))}'
-        return f'there is no key {key}; {known}'
+        *parents, leaf = location
+        elsewhere = [key for key in _keys(Recipe) if key.split('.')[-1] == leaf]
+        near = difflib.get_close_matches(leaf, _fields(part), n=1, cutoff=0.4)
+        if len(elsewhere) == 1:
+            hint = f'did you mean {elsewhere[0]}?'
+        elif near:
+            hint = f'did you mean {".".join([*parents, near[0]])}?'
+        else:
+            hint = f'valid here: {", ".join(_fields(part))}'
+        return f'there is no key {key}; {hint}'
     if first['type'] == 'missing':
         return f'the key {key} is missing'
     message = first['msg'].removeprefix('Value error, ')

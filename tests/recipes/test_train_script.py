@@ -160,8 +160,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ('arguments', 'message'),
     [
         (['epoch=3'], 'there is no key epoch; did you mean epochs?'),
-        (['optimizer.lrr=1'], 'there is no key optimizer.lrr; did you mean lr?'),
-        (['evaluation.splitt=test'], 'there is no key evaluation.splitt; did you mean split?'),
+        (['optimizer.lrr=1'], 'there is no key optimizer.lrr; did you mean optimizer.lr?'),
+        (['evaluation.splitt=test'], 'there is no key evaluation.splitt; did you mean evaluation.split?'),
         (['epochs=many'], "epochs: 'many' input should be a valid integer"),
         (['optimizer.lr=-1'], 'optimizer.lr: -1 input should be greater than 0'),
         (['data=digits_lt'], "data: 'digits_lt' input should be a valid dictionary"),

@@ -65,7 +65,11 @@ def test_a_recipe_written_out_reads_back_the_same(tmp_path: Path) -> None:
     ('override', 'message'),
     [
         ('optimzer.lr=1', 'no key optimzer; did you mean optimizer?'),
-        ('optimizer.weight_deacy=1', 'no key optimizer.weight_deacy; did you mean weight_decay?'),
+        ('optimizer.weight_deacy=1', 'no key optimizer.weight_deacy; did you mean optimizer.weight_decay?'),
+        ('data_dir=x', 'no key data_dir; did you mean data.data_dir?'),
+        ('data.dir=x', 'no key data.dir; did you mean data.data_dir?'),
+        ('optimizer.epochs=1', 'no key optimizer.epochs; did you mean epochs?'),
+        ('optimizer.zz=1', 'no key optimizer.zz; valid here: name, lr,'),
         ('optimizer.lr=fast', "optimizer.lr: 'fast' input should be a valid number"),
         ('optimizer.lr=-1', 'optimizer.lr: -1 input should be greater than 0'),
         ('epochs=2.5', 'epochs: 2.5 input should be a valid integer'),
@@ -113,7 +117,7 @@ def test_shots_that_overlap_are_refused_before_training() -> None:
 
 
 def test_keys_of_the_method_are_checked_like_all_others() -> None:
-    with pytest.raises(RecipeError, match=r'there is no key method\.sharpness\.scail; did you mean scale'):
+    with pytest.raises(RecipeError, match=r'no key method\.sharpness\.scail; did you mean method\.sharpness\.scale'):
         load_recipe(BCL, ['method.sharpness.scail=1'])
     with pytest.raises(RecipeError, match=r'group_by'):
         load_recipe(BCL, ['method.group_by=size'])
