@@ -84,6 +84,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         made.mkdir()
         yield made
+        _open_to_readers(made)
         if folder.exists():
             os.replace(folder, old)
         os.replace(made, folder)
@@ -95,3 +96,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
             for above in made_above:
                 with suppress(OSError):
                     above.rmdir()
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give the files below a folder the permissions of any other new file; safetensors makes its own unreadable."""
+    probe = folder.parent / 'permissions'
+    probe.touch()
+    for file in folder.rglob('*'):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(probe.stat().st_mode)

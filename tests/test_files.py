@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ltzoo.files import new_folder
 
@@ -26,6 +28,13 @@ def test_what_was_there_stays_after_an_error_and_goes_without_one(tmp_path: Path
             raise OSError
         assert [path.name for path in folder.iterdir()] == [content]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_whoever_may_read_new_files_may_read_these(tmp_path: Path) -> None:
+    (tmp_path / 'usual').touch()
+    with new_folder(tmp_path / 'a') as made:
+        save_file({'x': torch.zeros(1)}, made / 'model.safetensors')
+    assert (tmp_path / 'a' / 'model.safetensors').stat().st_mode == (tmp_path / 'usual').stat().st_mode
 
 
 @pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])

@@ -37,6 +37,7 @@ def fetch(
     revision: str | None = None,
     files: Sequence[str] = ('config.json', 'model.safetensors'),
     sha256: str | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Path:
     """Return a folder with files of a repository, from the client's cache where they are in it.
 
@@ -49,6 +50,7 @@ def fetch(
         revision: branch, tag or commit; by default the main branch.
         files: their names in the repository.
         sha256: hexadecimal, of model.safetensors, where it is known.
+        cache_dir: the cache, by default the client's own.
 
     Raises:
         DownloadError: if the repository, revision or a file does not exist or may not be read, the Hub cannot be
@@ -71,7 +73,8 @@ def fetch(
             'it was not downloaded'
         )
     for file in files:
-        path = _obtain(repo, file, commit, named.get(file), sha256 if file == _WEIGHTS else None, where, unreachable)
+        known = sha256 if file == _WEIGHTS else None
+        path = _obtain(repo, file, commit, named.get(file), known, where, unreachable, cache_dir)
     folder = path.parents[len(Path(file).parents) - 1]
     if unreachable is None and commit != branch:
         # Only now, so that offline the branch is a commit that is here whole. A cache for reading only stays as it is.
@@ -155,18 +158,25 @@ def _missing(repo: str, file: str, revision: str, where: str) -> str:
     if pickles and not any(name.endswith('.safetensors') for name in names):
         return (
             f'{where} has no safetensors, only {pickles[0]}, a pickle, which can run code when it is read: if you '
-            f'trust it, download it and run tools/convert.py {pickles[0]} --from timm --to DIR'
+            f'trust it, download it and run tools/convert.py {pickles[0]} --from timm --arch NAME --to DIR'
         )
     return f'{where} has no file {file}' + (f'; it has {", ".join(sorted(names)[:5])}' if names else '')
 
 
 def _obtain(
-    repo: str, file: str, commit: str, etag: str | None, sha256: str | None, where: str, unreachable: Exception | None
+    repo: str,
+    file: str,
+    commit: str,
+    etag: str | None,
+    sha256: str | None,
+    where: str,
+    unreachable: Exception | None,
+    cache_dir: str | Path | None,
 ) -> Path:
     """Return a file, verified: from the cache, else from the Hub where it can be reached."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, file, revision=commit)
+    found = try_to_load_from_cache(repo, file, cache_dir=cache_dir, revision=commit)
     state = 'is not in the cache'
     if isinstance(found, str):
         path = Path(found)
@@ -184,7 +194,7 @@ def _obtain(
         raise DownloadError(
             f'{where} cannot be loaded: {_endpoint()} cannot be reached ({_reason(unreachable)}), and {file} {state}'
         ) from unreachable
-    path = _download(repo, file, commit, where)
+    path = _download(repo, file, commit, where, cache_dir)
     mismatch = _mismatch(path, etag) or (None if sha256 == etag else _mismatch(path, sha256))
     if mismatch:
         _forget(path)
@@ -194,11 +204,11 @@ def _obtain(
     return path
 
 
-def _download(repo: str, file: str, commit: str, where: str) -> Path:
+def _download(repo: str, file: str, commit: str, where: str, cache_dir: str | Path | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(repo, file, revision=commit))
+        return Path(hf_hub_download(repo, file, revision=commit, cache_dir=cache_dir))
     except Exception as error:  # Whatever HTTP library the client is built on.
         sizes = re.search(r'of size (\d+) but has size (\d+)', str(error))
         reason = f'only {sizes[2]} of its {sizes[1]} bytes came; try again' if sizes else _reason(error)

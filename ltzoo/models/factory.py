@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import create_transform
 from timm.data.transforms import str_to_interp_mode
-from timm.models import PretrainedCfg, is_model, split_model_name_tag
+from timm.models import PretrainedCfg, get_deprecated_models, is_model, load_checkpoint, split_model_name_tag
 from torch import Tensor
 from torchvision import transforms
 
@@ -126,7 +127,7 @@ def get_pretrained_cfg(name: str) -> PretrainedCfg:
     Raises:
         UnknownModelError: if there is no such model or tag.
     """
-    _check_name(name)
+    name = _check_name(name)
     return cast(PretrainedCfg, timm.get_pretrained_cfg(name.removeprefix(_TIMM), allow_unregistered=False))
 
 
@@ -138,16 +139,29 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
             `timm/NAME`; a saved one as `local-dir:PATH` or `hf-hub:ORG/NAME`.
         pretrained: load its weights. For `timm/NAME` with a cosine head these are the backbone's.
         **kwargs: what the model takes: `num_classes` (by default that of the tag; 0 leaves the classifier out),
-            `in_chans`, `drop_rate`, `features_only`; `head` ('linear' or 'cosine') and `head_scale`.
+            `in_chans`, `drop_rate`, `features_only`; `head` ('linear' or 'cosine') and `head_scale`; and what
+            `timm.create_model` takes, such as `checkpoint_path`, `cache_dir`, `device`.
 
     Raises:
         UnknownModelError: if no model has that name.
         NoWeightsError: if `pretrained` and none are published, or only in a pickle.
         DownloadError: if what is published cannot be had from the Hub, or is not what it should be.
-        ModelFilesError: if the folder of a `local-dir:` name holds no usable model.
+        ModelFilesError: if the folder of a `local-dir:` name holds no usable model, or `checkpoint_path` is no
+            checkpoint of the model.
         ModelArgumentError: if the model does not take an argument.
         HeadError: if there is no such head, or the model cannot have it.
     """
+    checkpoint = kwargs.pop('checkpoint_path', None)
+    if checkpoint and not Path(checkpoint).is_file():
+        raise ModelFilesError(f'there is no file {checkpoint}: checkpoint_path takes the file of a state dict')
+    model = _create(name, pretrained, kwargs)
+    if checkpoint:
+        _load_checkpoint(model, Path(checkpoint), name)
+    return model
+
+
+def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    name, kwargs = _with_tag(name, kwargs)
     entry, weights = _locate(name, pretrained, kwargs)
     if name.startswith(_TIMM):
         if kwargs.get('head', 'linear') == 'linear':
@@ -166,19 +180,37 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
             # What timm would load by a rule of the model's is its makers' file, not the safetensors.
             kwargs = {**kwargs, 'pretrained_cfg_overlay': {'file': str(weights), 'custom_load': False}}
         return timm.create_model(entry, pretrained=True, **kwargs)
-    except TypeError as error:
-        if 'unexpected keyword argument' not in str(error):
-            raise
-        raise ModelArgumentError(f'{name} cannot be made with these arguments: {error}') from error
-    except (SafetensorError, RuntimeError) as error:
-        if not isinstance(error, SafetensorError) and 'loading state_dict' not in str(error):
-            raise
+    except LtzooError:
+        raise
+    except (TypeError, ValueError) as error:
         reason = ' '.join(str(error).split())
+        if 'unexpected keyword argument' in reason:
+            raise ModelArgumentError(f'{name} cannot be made with these arguments: {reason}') from error
+        if not entry.startswith(_LOCAL):
+            raise
+        raise ModelFilesError(f'{name} cannot be made with the arguments in its config.json: {reason}') from error
+    except (SafetensorError, RuntimeError) as error:
+        reason = ' '.join(str(error).split())
+        if 'No pretrained weights exist' in reason:
+            raise NoWeightsError(f'the pretrained_cfg given for {name} names no weights') from error
+        if not isinstance(error, SafetensorError) and 'loading state_dict' not in reason:
+            raise
         raise ModelFilesError(f'the weights of {name} are damaged or of another model: {reason}') from error
     except OSError as error:
-        if isinstance(error, LtzooError):
-            raise
         raise ModelFilesError(f'{name} cannot be loaded: {" ".join(str(error).split())}') from error
+
+
+def _load_checkpoint(model: nn.Module, file: Path, name: str) -> None:
+    """Load what `checkpoint_path` names, as timm does."""
+    try:
+        load_checkpoint(model, str(file))
+    except Exception as error:  # Reading a damaged file can end in anything.
+        reason = ' '.join(str(error).split())
+        if 'weights_only' in reason:
+            reason = 'it is no state dict, or holds more than tensors, and reading that could run code'
+        elif not isinstance(error, RuntimeError):
+            reason = f'{type(error).__name__}: {reason}'
+        raise ModelFilesError(f'{file} is no checkpoint of {name}: {reason}') from error
 
 
 def create_model_and_transforms(
@@ -213,16 +245,35 @@ def create_model_and_transforms(
     return model, train, create_transform(**config)
 
 
-def _check_name(name: str) -> None:
+def _with_tag(name: str, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return a name and arguments in which a tag, that timm also takes as `pretrained_cfg`, is part of the name."""
+    cfg = kwargs.get('pretrained_cfg')
+    if cfg and name.startswith((_LOCAL, _HUB)):
+        raise ModelArgumentError(f'{name} has a pretrained_cfg of its own, in its config.json')
+    if not isinstance(cfg, str):
+        return name, kwargs
+    kwargs = {key: value for key, value in kwargs.items() if key != 'pretrained_cfg'}
+    return f'{split_model_name_tag(name)[0]}.{cfg}', kwargs
+
+
+def _check_name(name: str) -> str:
+    """Return a zoo name or `timm/NAME`, the present one where timm has renamed it.
+
+    Raises:
+        UnknownModelError: if it is neither.
+    """
     ours = list_models()
     theirs = set(timm.list_models()).difference(ours, timm.list_models(module='lt_timm'))
     base, tag = split_model_name_tag(name)
     stock = base.removeprefix(_TIMM)
+    if base.startswith(_TIMM) and (present := get_deprecated_models().get(stock)):
+        warnings.warn(f'{base} is called {_TIMM}{present} now', stacklevel=4)
+        return _TIMM + present
     if base in ours or (base.startswith(_TIMM) and stock in theirs):
         tags = [n.partition('.')[2] for n in timm.list_models(f'{stock}.*', include_tags=True)]
         if tag and tag not in tags:
             raise UnknownModelError(f'{base} has no tag {tag!r}: it can be {", ".join(filter(None, tags))}')
-        return
+        return name
     if base in theirs:
         raise UnknownModelError(f"no model of ltzoo is called {name!r}; timm's is {_TIMM}{name}")
     known = [_TIMM + other for other in theirs] if base.startswith(_TIMM) else ours
@@ -231,8 +282,12 @@ def _check_name(name: str) -> None:
     raise UnknownModelError(f'no model is called {name!r}: {hint}')
 
 
-def weights_file(entry: ZooEntry) -> Path:
+def weights_file(entry: ZooEntry, cache_dir: str | Path | None = None) -> Path:
     """Return the file with a published model's weights: that in this package, else the Hub's, verified.
+
+    Args:
+        entry: row of the zoo's table.
+        cache_dir: where the Hub's files are kept, by default where its client keeps them.
 
     Raises:
         NoResultsError: if none are published.
@@ -245,32 +300,37 @@ def weights_file(entry: ZooEntry) -> Path:
         return bundled
     from ltzoo.models.download import fetch
 
-    return fetch(entry.hub_id, files=(_WEIGHTS,), sha256=results['sha256']) / _WEIGHTS
+    folder = fetch(entry.hub_id, files=(_WEIGHTS,), sha256=results['sha256'], cache_dir=cache_dir)
+    return folder / _WEIGHTS
 
 
 def _locate(name: str, pretrained: bool, kwargs: dict[str, Any]) -> tuple[str, Path | None]:
     """Return what timm calls a model, and the file with its weights, where they are wanted and we know it."""
+    cache_dir = kwargs.get('cache_dir')
+    called = name.removeprefix(_LOCAL)
     if name.startswith(_HUB):
         from ltzoo.models.download import fetch
 
         repo, _, revision = name.removeprefix(_HUB).partition('@')
         files = ('config.json', _WEIGHTS) if pretrained else ('config.json',)
-        name = _LOCAL + str(fetch(repo, revision=revision or None, files=files))
+        name = _LOCAL + str(fetch(repo, revision=revision or None, files=files, cache_dir=cache_dir))
     if name.startswith(_LOCAL):
         folder = Path(name.removeprefix(_LOCAL))
-        _check_folder(folder, pretrained)
+        _check_folder(folder, pretrained, called)
         return name, folder / _WEIGHTS if pretrained else None
-    _check_name(name)
+    name = _check_name(name)
     entry = name.removeprefix(_TIMM)
     if not pretrained or kwargs.keys() & {'pretrained_cfg', 'pretrained_cfg_overlay'}:
         return entry, None
     ours = entry_of(name)
     if ours is not None and ours.folder is not None:
-        return entry, weights_file(ours)
+        return entry, weights_file(ours, cache_dir)
     cfg = get_pretrained_cfg(name)
     if not cfg.has_weights:
         if ours is None:
-            raise NoWeightsError(f'{name} is an architecture without published weights: use pretrained=False')
+            raise NoWeightsError(
+                f'{name} is an architecture without published weights: it comes untrained only (pretrained=False)'
+            )
         none_yet = f'no weights are published yet for {ours.full_name}'
         command = f'accelerate launch recipes/train.py {ours.recipe}'
         raise NoWeightsError(f'{none_yet}; this makes them: {command}')
@@ -283,7 +343,7 @@ def _locate(name: str, pretrained: bool, kwargs: dict[str, Any]) -> tuple[str, P
         )
     from ltzoo.models.download import fetch
 
-    return entry, fetch(cfg.hf_hub_id, files=(file,)) / file
+    return entry, fetch(cfg.hf_hub_id, files=(file,), cache_dir=cache_dir) / file
 
 
 def _assigned(entry: str, weights: Path, kwargs: dict[str, Any]) -> nn.Module | None:
@@ -291,8 +351,10 @@ def _assigned(entry: str, weights: Path, kwargs: dict[str, Any]) -> nn.Module | 
 
     Returns:
         The model; None where that cannot be done: the file is of another shape than the model asked for, which timm
-        adapts, or part of the model is in no file.
+        adapts, or part of the model is in no file, or it is wanted on another device than the CPU.
     """
+    if torch.device(kwargs.get('device') or torch.get_default_device()).type != 'cpu':
+        return None
     try:
         with torch.device('meta'):
             model = timm.create_model(entry, pretrained=False, **kwargs)
@@ -302,7 +364,8 @@ def _assigned(entry: str, weights: Path, kwargs: dict[str, Any]) -> nn.Module | 
     wanted = model.state_dict()
     if any(name not in wanted for name, _ in model.named_buffers()):
         return None
-    state = load_file(weights)
+    # Copies: the tensors themselves lie in the file, and change with it.
+    state = {key: value.clone() for key, value in load_file(weights).items()}
     if wanted.keys() != state.keys() or any(
         wanted[key].shape != value.shape or wanted[key].dtype != value.dtype for key, value in state.items()
     ):
@@ -311,14 +374,15 @@ def _assigned(entry: str, weights: Path, kwargs: dict[str, Any]) -> nn.Module | 
     return model
 
 
-def _check_folder(folder: Path, pretrained: bool) -> None:
+def _check_folder(folder: Path, pretrained: bool, called: str) -> None:
+    """Refuse a folder without a usable model; `called` is its name in messages."""
     if not folder.is_dir():
         raise ModelFilesError(
             f'there is no folder {folder}: local-dir: takes one with config.json and model.safetensors'
         )
-    config = folder / 'config.json'
+    config = f'{called}/config.json'
     try:
-        content = json.loads(config.read_text(encoding='utf-8'))
+        content = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
         architecture = content['architecture']
         if architecture == 'lt_timm':
             architecture = content['model_args']['backbone']
@@ -329,7 +393,7 @@ def _check_folder(folder: Path, pretrained: bool) -> None:
         flat = {key: value for key, value in content.items() if key not in _FLAT_CONFIG}
         PretrainedCfg(**content.get('pretrained_cfg', flat))
     except FileNotFoundError as error:
-        raise ModelFilesError(f'{folder} holds no exported model: config.json is missing') from error
+        raise ModelFilesError(f'{called} holds no exported model: config.json is missing') from error
     except OSError as error:
         raise ModelFilesError(f'{config} cannot be read: {error.strerror}') from error
     except (ValueError, KeyError, TypeError) as error:
@@ -337,5 +401,11 @@ def _check_folder(folder: Path, pretrained: bool) -> None:
         raise ModelFilesError(f'{config} is not the configuration of a timm model: {reason}') from error
     if not isinstance(architecture, str) or not is_model(architecture):
         raise ModelFilesError(f'{config} names the architecture {architecture!r}, which neither timm nor ltzoo has')
-    if pretrained and not (folder / 'model.safetensors').is_file():
-        raise ModelFilesError(f'{folder} has no weights: model.safetensors is missing')
+    if not pretrained:
+        return
+    try:
+        (folder / _WEIGHTS).open('rb').close()
+    except FileNotFoundError as error:
+        raise ModelFilesError(f'{called} has no weights: {_WEIGHTS} is missing') from error
+    except OSError as error:
+        raise ModelFilesError(f'{called}/{_WEIGHTS} cannot be read: {error.strerror}') from error

@@ -280,8 +280,8 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(name: str, pretrained: bool, out_indices: tuple[int, ...], **kwargs: Any) -> ExpertResNet:
-    return build_model_with_cfg(ExpertResNet, name, pretrained, feature_cfg={'out_indices': out_indices}, **kwargs)
+def _create(name: str, pretrained: bool, maps: tuple[int, ...], **kwargs: Any) -> ExpertResNet:
+    return build_model_with_cfg(ExpertResNet, name, pretrained, feature_cfg={'out_indices': maps}, **kwargs)
 
 
 @register_model

@@ -100,6 +100,21 @@ def test_only_what_is_needed_comes(hub: Hub, files: dict[str, bytes]) -> None:
     assert [name for name, _ in hub.sent] == ['config.json']
 
 
+def test_the_cache_can_be_chosen(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    hub.add(REPO, files)
+    for _ in range(2):
+        ltzoo.create_model(f'hf-hub:{REPO}', pretrained=True, cache_dir=tmp_path / 'chosen')
+    assert sorted(name for name, _ in hub.sent) == ['config.json', 'model.safetensors']
+    assert list((tmp_path / 'chosen').rglob('model.safetensors'))
+    assert not cached(tmp_path)
+
+
+def test_what_is_wrong_is_said_of_the_name(hub: Hub, files: dict[str, bytes]) -> None:
+    hub.add(REPO, {**files, 'config.json': b'{'})
+    with pytest.raises(ltzoo.models.ModelFilesError, match=f'^hf-hub:{REPO}/config.json is not the configuration'):
+        ltzoo.create_model(f'hf-hub:{REPO}')
+
+
 @pytest.mark.parametrize('name', ['model.safetensors', 'config.json'])
 def test_flipped_bytes_are_noticed_and_not_kept(hub: Hub, files: dict[str, bytes], tmp_path: Path, name: str) -> None:
     hub.add(REPO, files)
@@ -301,7 +316,7 @@ def test_what_is_not_there_or_not_for_everyone(
     assert refused(f'hf-hub:{REPO}') == f'hf-hub:{REPO} has no file model.safetensors; it has config.json, notes.txt'
     pickled = refused('hf-hub:someone/pickled')
     assert 'has no safetensors, only pytorch_model.bin, a pickle' in pickled
-    assert 'tools/convert.py pytorch_model.bin --from timm --to DIR' in pickled
+    assert 'tools/convert.py pytorch_model.bin --from timm --arch NAME --to DIR' in pickled
     assert 'only best.pth, a pickle' in refused('hf-hub:someone/raw')
     assert not {'pytorch_model.bin', 'best.pth'} & {name for name, _ in hub.sent}
     assert 'hf-hub:someone/gated is gated: ask for access' in refused('hf-hub:someone/gated')

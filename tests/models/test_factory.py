@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from timm.models import save_for_hf
+from safetensors.torch import save_file
+from timm.models import get_deprecated_models, save_for_hf
 from torch import nn
 
 import ltzoo
@@ -336,3 +338,112 @@ def test_weights_are_put_in_place_and_nothing_is_lost(
     # A classifier of another size is drawn anew.
     assert all(torch.equal(here[key], there[key]) for key in there if not key.startswith('fc'))
     assert all(p.requires_grad and not p.is_meta for p in model.parameters())
+
+
+def filled(name: str, value: float, file: Path) -> nn.Module:
+    """Return a model whose floats are all the same, saved to a file."""
+    model = ltzoo.create_model(name)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.fill_(value)
+    save_file(model.state_dict(), file)
+    return model
+
+
+def test_a_checkpoint_is_loaded_over_the_weights(saved: Path) -> None:
+    file = saved / 'other.safetensors'
+    filled('resnet20_cifar', 0.5, file)
+    config = json.loads((saved / 'config.json').read_text())
+    (saved / 'config.json').write_text(json.dumps({**config, 'model_args': {}}))
+    filled('resnet20_cifar', 0.25, saved / 'model.safetensors')
+    for name, pretrained in ((f'local-dir:{saved}', True), (f'local-dir:{saved}', False), ('resnet20_cifar', False)):
+        model = ltzoo.create_model(name, pretrained, checkpoint_path=file)
+        assert all((p == 0.5).all() for p in model.parameters())
+    assert (ltzoo.create_model(f'local-dir:{saved}', pretrained=True).fc.weight == 0.25).all()
+
+
+class Foreign:
+    pass
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (None, 'there is no file .*other.pth: checkpoint_path takes the file of a state dict'),
+        (b'', 'other.pth is no checkpoint of resnet20_cifar: EOFError'),
+        (b'epoch 1: 20 %', 'other.pth is no checkpoint of resnet20_cifar: IndexError'),
+        ({'state_dict': Foreign()}, 'it is no state dict, or holds more than tensors'),
+        ({'state_dict': {'fc.weight': torch.zeros(3, 3)}}, 'Missing key.*conv1.weight'),
+    ],
+)
+def test_a_checkpoint_that_is_none_is_refused(content: object, message: str, tmp_path: Path) -> None:
+    file = tmp_path / 'other.pth'
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        torch.save(content, file)
+    with pytest.raises(ModelFilesError, match=message) as caught:
+        ltzoo.create_model('resnet20_cifar', checkpoint_path=str(file))
+    assert '\n' not in str(caught.value)
+
+
+def test_weights_do_not_change_with_their_file(saved: Path) -> None:
+    model = ltzoo.create_model(f'local-dir:{saved}', pretrained=True)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    weights = saved / 'model.safetensors'
+    with weights.open('r+b') as file:
+        file.seek(-4000, 2)
+        file.write(b'\0' * 4000)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings('ignore:.*copying from a non-meta')
+def test_weights_come_on_the_device_asked_for(saved: Path) -> None:
+    name = f'local-dir:{saved}'
+    assert {p.device.type for p in ltzoo.create_model(name, pretrained=True, device='meta').parameters()} == {'meta'}
+    with torch.device('meta'):
+        assert {p.device.type for p in ltzoo.create_model(name, pretrained=True).parameters()} == {'meta'}
+    assert {p.device.type for p in ltzoo.create_model(name, pretrained=True, device='cpu').parameters()} == {'cpu'}
+
+
+def test_names_that_timm_has_changed() -> None:
+    old = next(name for name, new in get_deprecated_models().items() if new and '.' in new)
+    new = get_deprecated_models()[old]
+    with pytest.warns(UserWarning, match=f'timm/{old} is called timm/{new} now'):
+        assert ltzoo.get_pretrained_cfg(f'timm/{old}') == ltzoo.get_pretrained_cfg(f'timm/{new}')
+    with pytest.warns(UserWarning, match='is called'):
+        model = ltzoo.create_model('timm/swin_base_patch4_window7_224_in22k', num_classes=0)
+    assert model.pretrained_cfg['tag'] == 'ms_in22k'
+    removed = next((name for name, new in get_deprecated_models().items() if not new), None)
+    if removed:
+        with pytest.raises(UnknownModelError):
+            ltzoo.create_model(f'timm/{removed}')
+
+
+def test_a_tag_as_pretrained_cfg_is_a_tag() -> None:
+    assert ltzoo.create_model('resnet32_cifar_bcl', pretrained_cfg='cifar10_lt_r50').num_classes == 10
+    with pytest.raises(NoWeightsError, match=r'for resnet32_cifar_bcl\.cifar10_lt_r50; this makes them'):
+        ltzoo.create_model('resnet32_cifar_bcl', pretrained=True, pretrained_cfg='cifar10_lt_r50')
+    with pytest.raises(UnknownModelError, match="no tag 'cifar10'"):
+        ltzoo.create_model('resnet32_cifar_bcl', pretrained_cfg='cifar10')
+    with pytest.raises(NoWeightsError, match='the pretrained_cfg given for resnet32_cifar_bcl names no weights'):
+        ltzoo.create_model('resnet32_cifar_bcl', pretrained=True, pretrained_cfg={'num_classes': 7})
+
+
+def test_a_saved_model_has_a_pretrained_cfg_of_its_own(saved: Path) -> None:
+    with pytest.raises(ModelArgumentError, match='has a pretrained_cfg of its own'):
+        ltzoo.create_model(f'local-dir:{saved}', pretrained_cfg={'num_classes': 7})
+
+
+@pytest.mark.parametrize('arguments', [{'layers': 'many'}, {'width': 'broad'}, {'width': 1.5}])
+def test_arguments_in_a_config_that_no_model_takes(arguments: dict, saved: Path) -> None:
+    config = json.loads((saved / 'config.json').read_text())
+    (saved / 'config.json').write_text(json.dumps({**config, 'model_args': arguments}))
+    refused(saved, 'cannot be made with the arguments in its config.json')
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
+def test_weights_that_may_not_be_read(saved: Path) -> None:
+    (saved / 'model.safetensors').chmod(0)
+    refused(saved, 'model.safetensors cannot be read: Permission denied')

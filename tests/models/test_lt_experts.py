@@ -148,6 +148,8 @@ def test_intermediates_pruning_and_features_only(name: str) -> None:
         wrapped.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith('fc.')}, strict=False)
         for got, expected in zip(wrapped(x), maps, strict=True):
             assert torch.equal(got, expected)
+        two = timm.create_model(name, layers=SHORT[name], features_only=True, out_indices=(1, 2))
+        assert tuple(two.feature_info.out_indices) == (1, 2)
         model.set_grad_checkpointing()
         torch.testing.assert_close(model(x), model.forward_head(last))
         stem = copy.deepcopy(model)
