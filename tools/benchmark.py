@@ -92,7 +92,7 @@ def main() -> int:
     zoo.add_argument('--data', nargs='+', required=True, metavar='DATA')
     zoo.add_argument('--output', type=Path, required=True, metavar='DIR', help='new, or of an earlier call')
     zoo.add_argument('--batch-size', type=int, default=256, help='halved where memory runs out')
-    zoo.add_argument('--device', help='cpu, cuda, mps (default: the best there is)')
+    zoo.add_argument('--device', help='cpu, cuda, mps (default: cuda where there is one, else cpu)')
     zoo.add_argument('--rerun', action='store_true', help='also measure what is done')
     zoo.add_argument('--data-dir', help='where the files of the data sets are')
     for command in (views, step, epoch):

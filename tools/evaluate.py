@@ -21,15 +21,15 @@ def main() -> int:
     parser.add_argument('model', metavar='MODEL')
     parser.add_argument('--data', required=True, help='name of the data set, such as cifar100_lt_r100')
     parser.add_argument('--data-dir', help='where its files are (default: $LTZOO_DATA, else data)')
-    parser.add_argument('--json', type=Path, help='write all scores to this file')
-    parser.add_argument('--csv', type=Path, help='write the table of classes to this file')
-    parser.add_argument('--plot', type=Path, help='draw accuracy against class count to this file')
+    parser.add_argument('--json', type=file, help='write all scores to this file')
+    parser.add_argument('--csv', type=file, help='write the table of classes to this file')
+    parser.add_argument('--plot', type=file, help='draw accuracy against class count to this file')
     parser.add_argument('--shifted', action='store_true', help='also score long-tailed test distributions')
     parser.add_argument('--many-above', type=int, default=100, help='Many-shot: more training images than this')
     parser.add_argument('--few-below', type=int, default=20, help='Few-shot: fewer training images than this')
     parser.add_argument('--batch-size', type=int, default=256)
     parser.add_argument('--workers', type=int, default=2, help='processes that read image files')
-    parser.add_argument('--device', help='cpu, cuda, mps (default: the best there is)')
+    parser.add_argument('--device', help='cpu, cuda, mps (default: cuda where there is one, else cpu)')
     args = parser.parse_args()
     try:
         check_options(args)
@@ -39,6 +39,12 @@ def main() -> int:
         print(f'evaluate.py: {error}', file=sys.stderr)
         return 2
     return 0
+
+
+def file(name: str) -> Path:
+    if not name:
+        raise argparse.ArgumentTypeError("the file's name is empty")
+    return Path(name)
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -51,8 +57,11 @@ def check_options(args: argparse.Namespace) -> None:
     if args.workers < 0:
         raise LtzooError(f'--workers must be 0 or more, not {args.workers}')
     check_thresholds(args.many_above, args.few_below, ('--many-above', '--few-below'))
-    for path in filter(None, (args.json, args.csv, args.plot)):
+    targets = [path for path in (args.json, args.csv, args.plot) if path is not None]
+    for path in targets:
         check_target(path)
+        if targets.count(path) > 1:
+            raise LtzooError(f'{path} is given for two of --json, --csv and --plot: each needs a file of its own')
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:

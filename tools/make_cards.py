@@ -84,7 +84,9 @@ def check(folder: Path) -> None:
             if file.is_file() and not _same(file, other / file.relative_to(top))
         }
     if stale:
-        raise LtzooError(f'{folder} is not up to date ({sorted(stale)[0]}): run python tools/make_cards.py')
+        raise LtzooError(
+            f'{folder} is not up to date ({sorted(stale)[0]}): run python tools/make_cards.py --to {folder}'
+        )
     print(f'{folder} is up to date')
 
 

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
 from ltzoo.data.augment import Op, Params, ViewError, create_op, join_rows, take_rows
 
-__all__ = ['PRESETS', 'FileViews', 'TensorViews', 'View', 'eval_transform', 'normalise', 'parse_views']
+__all__ = ['PRESETS', 'FileViews', 'TensorViews', 'View', 'normalise', 'parse_views']
 
 Items = Sequence[str | dict[str, Any]]
 Spec = Sequence[Items]
@@ -173,18 +173,3 @@ def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.devic
     scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(1, -1, 1, 1)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(1, -1, 1, 1)
     return scale, shift
-
-
-def eval_transform(image_size: int, crop_pct: float, mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
-    """Return the transform of a PIL image for testing: resize the shorter side, crop the centre, normalise.
-
-    Args:
-        image_size: side of the crop in pixels.
-        crop_pct: share of the resized shorter side that the crop covers.
-    """
-    resize = v2.Resize(round(image_size / crop_pct), InterpolationMode.BILINEAR)
-    return v2.Compose([resize, v2.CenterCrop(image_size), _to_normalised(mean, std)])
-
-
-def _to_normalised(mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
-    return v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])

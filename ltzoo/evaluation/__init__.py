@@ -2,12 +2,13 @@
 
 from ltzoo.evaluation.evaluate import EvaluationError, evaluate_model, resolve_model
 from ltzoo.evaluation.metrics import ClassScore, Scores, expected_calibration_error, score, shifted_accuracy
-from ltzoo.evaluation.predict import Predictions, predict
+from ltzoo.evaluation.predict import PredictionError, Predictions, predict
 from ltzoo.evaluation.report import format_scores, per_class_csv, plot_accuracy
 
 __all__ = [
     'ClassScore',
     'EvaluationError',
+    'PredictionError',
     'Predictions',
     'Scores',
     'evaluate_model',

@@ -51,7 +51,7 @@ def evaluate_model(
     Args:
         name: what `create_model` takes, or the folder of a run.
         data, data_dir: as `load_data` takes them.
-        device: `cpu`, `cuda`, `mps`; by default the best there is.
+        device: `cpu`, `cuda`, `mps`; by default `cuda` where there is one, else `cpu`.
         workers: processes that read image files.
         many_above, few_below: the shots' thresholds, in training images.
         shifted: also score long-tailed test distributions.
@@ -60,7 +60,8 @@ def evaluate_model(
         `model`, `data` and the scores, in percent, with every class.
 
     Raises:
-        EvaluationError: if the numbers of classes differ, or the device cannot be used.
+        EvaluationError: if the numbers of classes or channels differ, or the device cannot be used.
+        PredictionError: if the model's outputs are not finite.
         LtzooError: as `create_model` and `load_data`.
     """
     where = usable_device(device)
@@ -84,15 +85,19 @@ def score_model(
     few_below: int = 20,
     shifted: bool = False,
 ) -> dict[str, Any]:
-    """Return the scores of a model that lies on the device, as `evaluate_model` does."""
+    """Return the scores of a model that lies on the device, as `evaluate_model` does.
+
+    Raises:
+        EvaluationError: if the model does not take images of three channels.
+        PredictionError: if its outputs are not finite.
+    """
     config = input_config(model)
+    if config['input_size'][0] != 3:
+        raise EvaluationError(f'the model takes images of shape {config["input_size"]}, {dataset.name} has 3 channels')
     predictions = predict(
         model,
         dataset.test,
-        config['mean'],
-        config['std'],
-        config['input_size'][-1],
-        crop_pct=config['crop_pct'],
+        config,
         batch_size=batch_size,
         device=device,
         workers=workers,
@@ -116,14 +121,15 @@ def check_classes(model: Any, dataset: Dataset, name: str, data: str) -> None:
 
 
 def usable_device(device: str | None) -> str:
-    """Return the device asked for, or the best there is.
+    """Return the device asked for; by default `cuda` where there is one, else `cpu`.
 
     Raises:
         EvaluationError: if it cannot be used.
     """
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     try:
-        torch.empty(0, device=device)
+        # A number comes back: from the device meta none does.
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise EvaluationError(f'--device {device} cannot be used: {str(error).splitlines()[0]}') from error
     return device

@@ -15,7 +15,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,8 @@ def evaluate_many(
 ) -> list[dict[str, Any]]:
     """Measure every model on every data set, and write the tables anew after each.
 
-    A pair that runs out of memory is tried again with half the batch; one that fails is recorded with the reason and
-    tried again by the next call.
+    The tables also have the pairs that earlier calls measured into the same folder. A pair that runs out of memory is
+    tried again with half the batch; one that fails is recorded with the reason and tried again by the next call.
 
     Args:
         output: a folder, new or of an earlier call.
@@ -112,10 +112,11 @@ def evaluate_many(
         say: takes a line for each pair.
 
     Returns:
-        The rows, with the keys of `COLUMNS`; `status` is `ok`, `skipped` (the model is not for this data) or `failed`.
+        The rows of these pairs, with the keys of `COLUMNS`; `status` is `ok`, `skipped` (the model is not for this
+        data) or `failed`.
 
     Raises:
-        ManyError: if the folder holds something else, or another process is at it.
+        ManyError: if the folder holds something else, cannot be made, or another process is at it.
         LtzooError: if a data set cannot be loaded, or the device cannot be used.
     """
     if device:
@@ -128,7 +129,10 @@ def evaluate_many(
         raise ManyError(f'{output} is a file; give a folder')
     if output.is_dir() and not rows_folder.is_dir() and any(path.name != '.lock' for path in output.iterdir()):
         raise ManyError(f'{output} is not empty and holds no benchmark; give another folder')
-    rows_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        rows_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ManyError(f'{output} cannot be made: {error.strerror}') from error
     lock = FileLock(output / '.lock', timeout=0)
     try:
         lock.acquire()
@@ -139,23 +143,42 @@ def evaluate_many(
     options += ['--threads', str(threads)] if threads else []
     rows: list[dict[str, Any]] = []
     pairs = [(model, name) for name in data for model in models]
+    done = _read_rows(rows_folder)
+    others = [_listed(row) for pair, row in done.items() if pair not in pairs]
     try:
         for number, (model, name) in enumerate(pairs, start=1):
             file = rows_folder / f'{_slug(model, name)}.json'
-            row = None if rerun or not file.exists() else json.loads(file.read_text(encoding='utf-8'))
+            row = None if rerun else done.get((model, name))
             if row is None or row['status'] == 'failed':
                 entry = entry_of(model)
                 row = {'model': model, 'data': name, 'method': entry.method if entry else _method_of(model)}
                 row.update(_measure_apart(model, name, file.with_suffix('.part'), batch_size, options))
                 write_atomically(file, json.dumps(row, indent=1) + '\n')
-            rows.append({key: row.get(key) for key in COLUMNS})
+            rows.append(_listed(row))
             result = f'{row["top1"]:.2f}' if row['status'] == 'ok' else f'{row["status"]}: {row["reason"]}'
             say(f'[{number}/{len(pairs)}] {model} on {name}: {result}')
-            _write_tables(rows, output)
+            _write_tables([*rows, *others], output)
     finally:
         lock.release()
         (output / '.lock').unlink(missing_ok=True)
     return rows
+
+
+def _read_rows(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return what earlier calls measured, by model and data; what is damaged counts as not measured."""
+    rows = {}
+    for file in sorted(folder.glob('*.json')):
+        try:
+            row = json.loads(file.read_text(encoding='utf-8'))
+            if row['status'] in _STATUS.values():
+                rows[row['model'], row['data']] = row
+        except (ValueError, KeyError, TypeError):
+            continue
+    return rows
+
+
+def _listed(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: row.get(key) for key in COLUMNS}
 
 
 def _measure_apart(model: str, data: str, out: Path, batch_size: int, options: Sequence[str]) -> dict[str, Any]:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
+from timm.data import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ltzoo.data.dataset import Split
 from ltzoo.data.images import ArrayImages
-from ltzoo.data.views import eval_transform, normalise
+from ltzoo.data.views import normalise
+from ltzoo.errors import LtzooError
 
-__all__ = ['Predictions', 'image_batches', 'predict']
+__all__ = ['PredictionError', 'Predictions', 'image_batches', 'predict']
+
+
+class PredictionError(LtzooError, ArithmeticError):
+    """A model that gives something else than numbers."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +45,8 @@ class Predictions:
 def predict(
     model: nn.Module,
     split: Split,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    image_size: int,
+    config: Mapping[str, Any],
     *,
-    crop_pct: float = 0.875,
     batch_size: int = 256,
     device: torch.device | str = 'cpu',
     workers: int = 0,
@@ -51,10 +55,8 @@ def predict(
 
     Args:
         model: returns logits (B, C); it is run in evaluation mode and left in the mode it was in.
-        split: N images. Arrays are taken at their own size; files are resized and cropped at the centre.
-        mean, std: per channel, of images scaled to 0..1.
-        image_size: side in pixels of the crop of a file.
-        crop_pct: share of the resized shorter side that the crop covers.
+        split: N images.
+        config: how the model wants its images, as `input_config` returns it.
         workers: processes that read files.
 
     In full float32: by default a GPU's convolutions have ten bits, and a score would depend on the device.
@@ -63,13 +65,14 @@ def predict(
 
     Raises:
         UnreadableImageError: if a file cannot be decoded.
+        PredictionError: if the outputs for an image are not finite.
     """
     device = torch.device(device)
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     share = np.arange(rank, len(split), processes)
     predictions = torch.zeros(len(split), dtype=torch.int64, device=device)
     confidences = torch.zeros(len(split), dtype=torch.float32, device=device)
-    batches = image_batches(split.select(share), mean, std, image_size, crop_pct, batch_size, device, workers)
+    batches = image_batches(split.select(share), config, batch_size, device, workers)
     was_training = model.training
     model.eval()
     try:
@@ -85,6 +88,12 @@ def predict(
     if processes > 1:
         dist.all_reduce(predictions)
         dist.all_reduce(confidences)
+    strange = int((~confidences.isfinite()).sum())
+    if strange:
+        raise PredictionError(
+            f'the outputs of the model are not finite for {strange} of {len(split)} images: its weights are damaged, '
+            f'or its training has diverged'
+        )
     return Predictions(split.labels, predictions.cpu().numpy(), confidences.cpu().numpy())
 
 
@@ -99,23 +108,20 @@ def _full_precision() -> Iterator[None]:
 
 
 def image_batches(
-    split: Split,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    image_size: int,
-    crop_pct: float,
-    batch_size: int,
-    device: torch.device,
-    workers: int,
+    split: Split, config: Mapping[str, Any], batch_size: int, device: torch.device, workers: int
 ) -> Iterator[Tensor]:
-    """Yield a split's images in order, as models see them in evaluation: (B, 3, H, W); arguments as for `predict`."""
-    images = split.images
-    if isinstance(images, ArrayImages):
+    """Yield a split's images in order, as models see them in evaluation: (B, 3, H, W); arguments as for `predict`.
+
+    They go through timm's transform of the model, which leaves arrays that have its size, and are not to be cropped,
+    as they are: those are made whole batches at a time.
+    """
+    images, mean, std, size = split.images, config['mean'], config['std'], tuple(config['input_size'][1:])
+    if isinstance(images, ArrayImages) and images.array.shape[1:3] == size and config['crop_pct'] == 1:
         for start in range(0, len(split), batch_size):
             pixels = torch.from_numpy(images.array[start : start + batch_size]).to(device)
             yield normalise(pixels.permute(0, 3, 1, 2), mean, std)
         return
-    samples = _Samples(split, eval_transform(image_size, crop_pct, mean, std))
+    samples = _Samples(split, create_transform(**config))
     for batch in DataLoader(samples, batch_size, num_workers=workers, pin_memory=device.type == 'cuda'):
         yield batch.to(device, non_blocking=True)
 

@@ -10,7 +10,10 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 
 from ltzoo.models.lt_zoo import METHODS, ZooEntry
 
-__all__ = ['METRICS', 'eval_results', 'model_card', 'planned_card']
+__all__ = ['METRICS', 'PLACE', 'eval_results', 'model_card', 'planned_card']
+
+# What loads a model whose folder is not known yet.
+PLACE = 'local-dir:FOLDER'
 
 # What is reported: the Hub's name of the metric, and the title.
 METRICS = {
@@ -39,6 +42,7 @@ def model_card(
     *,
     results: Mapping[str, Any] | None = None,
     plots: Sequence[str] = (),
+    place: str = PLACE,
 ) -> str:
     """Return the card of a trained model as Markdown with front matter that the Hub reads.
 
@@ -48,6 +52,7 @@ def model_card(
         pretrained_cfg: timm's, for architecture, licence and paper.
         results: of several trainings, as `ltzoo.get_results` returns them; without, the scores are those of `lt`.
         plots: files beside the card to show.
+        place: the name that loads the model.
     """
     recipe, data = lt['recipe'], lt['data']
     title = f'{recipe["model"]["name"]} on {data}'
@@ -59,7 +64,6 @@ def model_card(
     paper = pretrained_cfg.get('paper_name')
     source = f'- Paper: {paper} ({pretrained_cfg.get("paper_ids")})\n' if paper else ''
     part = 'the test set' if lt['split'] == 'test' else 'a hold-out of training images, not the test set'
-    load = results['name'] if results.get('hub_id') else 'local-dir:FOLDER'
     front = _front(title, pretrained_cfg.get('license'), data, lt['split'], scores)
     return f"""---
 {front.to_yaml()}
@@ -76,7 +80,7 @@ An image classifier for long-tailed data, trained with ltzoo.
 
 ## Use
 
-{_usage(load, pretrained=True)}
+{_usage(place, pretrained=True)}
 
 ## Scores
 

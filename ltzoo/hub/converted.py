@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,13 @@ def images_of(converted: Converted, data: str | None = None) -> dict[str, Any]:
     if data is None and not small and model.num_classes in DATA['inat18'].classes.values():
         row = DATA['inat18']
     usual = {'input_size': row.input_size, 'mean': row.mean, 'std': row.std, 'crop_pct': row.crop_pct}
-    return {**usual, 'interpolation': 'bilinear', **converted.network.images}
+    images = {**usual, 'interpolation': 'bilinear', **converted.network.images}
+    channels = converted.network.arguments.get('in_chans', 3)
+    if channels != 3:
+        # As timm does: the mean over the colours.
+        images['input_size'] = (channels, *images['input_size'][1:])
+        images |= {key: (statistics.fmean(images[key]),) * channels for key in ('mean', 'std')}
+    return images
 
 
 def _row(data: str | None, num_classes: int) -> Data | None:

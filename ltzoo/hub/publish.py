@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ltzoo.errors import LtzooError
-from ltzoo.hub.card import METRICS
+from ltzoo.hub.card import METRICS, PLACE
 from ltzoo.hub.release import sha256_of
 from ltzoo.hub.verify import VerificationError, check_vectors
 from ltzoo.models import create_model
@@ -23,7 +23,6 @@ __all__ = ['Publication', 'PublishError', 'check_folder', 'publish']
 _NEEDED = ('model.safetensors', 'config.json', 'README.md', 'results.json', 'vectors.safetensors', 'log.jsonl')
 _OPTIONAL = ('accuracy.png', 'curves.png', '.eval_results/*.yaml')
 _WEIGHTS = ('.safetensors', '.safetensors.index.json', *PICKLES)
-_PLACE = 'local-dir:FOLDER'
 
 
 class PublishError(LtzooError, RuntimeError):
@@ -78,7 +77,9 @@ def publish(
     if repo.count('/') != 1 or not all(repo.split('/')):
         raise PublishError(f'{repo!r} names no repository: write ORG/NAME')
     content = check_folder(folder)
-    content['README.md'] = content['README.md'].replace(_PLACE.encode(), f'hf-hub:{repo}'.encode())
+    results = json.loads(content['results.json'])
+    place = results['name'] if repo == results.get('hub_id') else f'hf-hub:{repo}'
+    content['README.md'] = content['README.md'].replace(PLACE.encode(), place.encode())
     probe()
     api = HfApi(token=token)
     try:

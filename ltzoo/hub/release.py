@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder
-from ltzoo.hub.card import METRICS, eval_results, model_card
+from ltzoo.hub.card import METRICS, PLACE, eval_results, model_card
 from ltzoo.hub.export import ExportError, check_target
 from ltzoo.models import create_model
 from ltzoo.models.entries import entry_of, paper_results
@@ -144,14 +144,15 @@ def write_card(folder: Path, to: Path | None = None) -> None:
 
     Args:
         folder: the model folder.
-        to: where to, if not into it; its plots are copied there.
+        to: where to, if not into it, as one of the zoo's cards, which load by name; its plots are copied there.
     """
     target = to or folder
     config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
     results = json.loads((folder / 'results.json').read_text(encoding='utf-8'))
     plots = [name for name in _PLOTS if (folder / name).is_file()]
     cfg = {**config['pretrained_cfg'], 'architecture': config['architecture']}
-    card = model_card(config['lt'], cfg, results=results, plots=plots)
+    place = PLACE if to is None else results['name']
+    card = model_card(config['lt'], cfg, results=results, plots=plots, place=place)
     (target / 'README.md').write_text(card, encoding='utf-8')
     scores = eval_results(results)
     if scores is not None:

@@ -331,10 +331,7 @@ def measure(model: nn.Module, images: Split, dataset: Dataset, recipe: Recipe, a
     predictions = predict(
         model,
         images,
-        dataset.mean,
-        dataset.std,
-        _image_size(recipe, dataset),
-        crop_pct=part.crop_pct,
+        _image_config(recipe, dataset),
         batch_size=part.batch_size,
         device=accelerator.device,
         workers=recipe.workers,
@@ -355,20 +352,27 @@ def training_samples(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield training images as evaluation would see them, with their labels."""
     part, size = dataset.train.select(indices), recipe.evaluation.batch_size
-    images = image_batches(
-        part, dataset.mean, dataset.std, _image_size(recipe, dataset), recipe.evaluation.crop_pct, size,
-        accelerator.device, recipe.workers,
-    )  # fmt: skip
+    images = image_batches(part, _image_config(recipe, dataset), size, accelerator.device, recipe.workers)
     labels = torch.from_numpy(part.labels).to(accelerator.device).split(size)
     yield from zip(images, labels, strict=True)
 
 
-def _image_size(recipe: Recipe, dataset: Dataset) -> int:
-    """Return the side of the first view's images: what the model was trained for is what it is tested at."""
-    height, width = dataset.image_size, dataset.image_size
+def _image_config(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
+    """Return, as timm names it, how a model is tested: on images of the size of the first view that it was trained on.
+
+    Arrays are not cropped.
+    """
+    height, width, crop_pct = dataset.image_size, dataset.image_size, recipe.evaluation.crop_pct
+    if isinstance(dataset.test.images, ArrayImages):
+        (height, width), crop_pct = dataset.test.images.array.shape[1:3], 1.0
     for op in parse_views(recipe.views)[0].ops:
         height, width = op.output_size(height, width)
-    return height
+    return {
+        'input_size': (3, height, width),
+        'mean': tuple(dataset.mean),
+        'std': tuple(dataset.std),
+        'crop_pct': crop_pct,
+    }
 
 
 @torch.no_grad()
@@ -475,18 +479,7 @@ def _finish(folder: RunFolder, model: nn.Module, recipe: Recipe, dataset: Datase
         'scores': {**{key: results[key] for key in SCORES}, 'data': data},
         'environment': {key: value for key, value in results['environment'].items() if key != 'command'},
     }
-    side = _image_size(recipe, dataset)
-    arrays = isinstance(dataset.test.images, ArrayImages)
-    export_model(
-        model,
-        folder.model,
-        lt,
-        input_size=(3, side, side),
-        mean=dataset.mean,
-        std=dataset.std,
-        crop_pct=1.0 if arrays else recipe.evaluation.crop_pct,
-        force=True,
-    )
+    export_model(model, folder.model, lt, **_image_config(recipe, dataset), force=True)
     plot_curves(folder.read_log(), folder.path / 'curves.png')
     plot_accuracy(results, folder.path / 'accuracy.png', recipe.evaluation.many_above, recipe.evaluation.few_below)
     write_atomically(folder.results, json.dumps(results, indent=2) + '\n')

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from ltzoo.data.augment import ViewError
-from ltzoo.data.views import PRESETS, FileViews, TensorViews, eval_transform, normalise, parse_views
+from ltzoo.data.views import PRESETS, FileViews, TensorViews, normalise, parse_views
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -58,13 +58,6 @@ def test_operations_follow_in_order_and_sizes_carry_on() -> None:
     (made,) = tensors(torch.full((50, 3, 8, 8), 255, dtype=torch.uint8), params)
     assert made.shape == (50, 3, 6, 6)
     assert made.max() == 0
-
-
-def test_eval_transform_takes_the_centre() -> None:
-    ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], (64, 1, 3))
-    seen = eval_transform(32, 0.5, (0.0,) * 3, (1.0,) * 3)(Image.fromarray(ramp))
-    assert seen.shape == (3, 32, 32)
-    torch.testing.assert_close(seen[0, 0] * 255, torch.arange(64, 192, 4).float(), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(

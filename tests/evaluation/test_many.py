@@ -175,6 +175,21 @@ def test_a_failure_is_recorded_and_tried_again(stub: Any, tmp_path: Path) -> Non
     assert [line.split()[0] for line in calls.read_text().splitlines()] == ['timm/a', 'timm/b', 'timm/c', 'timm/b']
 
 
+def test_a_later_call_adds_to_the_tables_and_measures_what_is_damaged(stub: Any, tmp_path: Path) -> None:
+    calls, output = stub('done()'), tmp_path / 'out'
+    quiet(['timm/a', 'timm/b'], ['digits_lt'], output)
+    assert [row['model'] for row in quiet(['timm/b', 'timm/c'], ['digits_lt'], output)] == ['timm/b', 'timm/c']
+    tables = [json.loads((output / 'results.json').read_text())['rows']]
+    tables.append(list(csv.DictReader((output / 'results.csv').read_text().splitlines())))
+    for table in tables:
+        assert [row['model'] for row in table] == ['timm/b', 'timm/c', 'timm/a']
+    for file, content in zip(sorted((output / 'rows').iterdir()), (b'', b'[3]', b'{"model": "timm/c"}'), strict=True):
+        file.write_bytes(content)
+    models = ['timm/a', 'timm/b', 'timm/c']
+    assert [row['status'] for row in quiet(models, ['digits_lt'], output)] == ['ok'] * 3
+    assert [line.split()[0] for line in calls.read_text().splitlines()] == models * 2
+
+
 def test_ctrl_c_ends_the_child_and_keeps_what_is_done(
     stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +247,8 @@ def test_what_cannot_be_begun(stub: Any, tmp_path: Path) -> None:
         quiet(['timm/a'], ['digits_lt', 'cifra100'], tmp_path / 'out')
     with pytest.raises(MissingDataError):
         quiet(['timm/a'], ['cifar100'], tmp_path / 'out', data_dir=str(tmp_path))
+    with pytest.raises(ManyError, match='cannot be made: Not a directory'):
+        quiet(['timm/a'], ['digits_lt'], tmp_path / 'used' / 'thesis.txt' / 'out')
     assert sorted(os.listdir(tmp_path / 'used')) == ['thesis.txt']
     assert not (tmp_path / 'out').exists()
     quiet(['timm/a'], ['digits_lt'], tmp_path / 'out')

@@ -9,12 +9,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from timm.data import create_transform
 from torch import nn
 
 from ltzoo.data import ArrayImages, FileImages, Split, UnreadableImageError
-from ltzoo.evaluation import Predictions, predict
+from ltzoo.evaluation import PredictionError, Predictions, predict
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+CONFIG = {'input_size': (3, 8, 8), 'mean': MEAN, 'std': STD, 'crop_pct': 1.0, 'interpolation': 'bilinear'}
 
 
 def make_split() -> Split:
@@ -29,7 +31,7 @@ def make_model() -> nn.Module:
 
 def test_equals_one_image_at_a_time() -> None:
     split, model = make_split(), make_model()
-    seen = predict(model, split, MEAN, STD, 8, batch_size=10)
+    seen = predict(model, split, CONFIG, batch_size=10)
     for i in range(len(split)):
         pixels = torch.from_numpy(split.images.array[i]).double().permute(2, 0, 1) / 255  # type: ignore[attr-defined]
         normal = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
@@ -44,7 +46,7 @@ def test_full_precision_also_where_a_gpu_would_take_less(monkeypatch: pytest.Mon
     model, allowed = make_model(), []
     model.register_forward_pre_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))
     monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', True)
-    predict(model, make_split(), (0.5,) * 3, (0.2,) * 3, 8)
+    predict(model, make_split(), CONFIG)
     assert set(allowed) == {False}
     assert torch.backends.cudnn.allow_tf32
 
@@ -54,18 +56,18 @@ def test_files_give_what_arrays_give(tmp_path: Path) -> None:
     for i in range(len(split)):
         split.images[i].save(tmp_path / f'{i}.png')
     files = Split(FileImages(tmp_path, [f'{i}.png' for i in range(len(split))]), split.labels)
-    one = predict(make_model(), split, MEAN, STD, 8)
-    other = predict(make_model(), files, MEAN, STD, 8, crop_pct=1.0, batch_size=10, workers=1)
+    one = predict(make_model(), split, CONFIG)
+    other = predict(make_model(), files, CONFIG, batch_size=10, workers=1)
     assert np.array_equal(one.predictions, other.predictions)
     np.testing.assert_allclose(one.confidences, other.confidences, atol=1e-5)
     (tmp_path / '3.png').write_bytes(b'')
     with pytest.raises(UnreadableImageError, match=r'3\.png'):
-        predict(make_model(), files, MEAN, STD, 8)
+        predict(make_model(), files, CONFIG)
 
 
 def _share(rank: int, file: str, results: mp.Queue[Predictions]) -> None:
     dist.init_process_group('gloo', init_method=f'file://{file}', rank=rank, world_size=2)
-    seen = predict(make_model(), make_split(), MEAN, STD, 8, batch_size=5)
+    seen = predict(make_model(), make_split(), CONFIG, batch_size=5)
     results.put((rank, seen.predictions.tolist(), seen.confidences.tolist()))  # type: ignore[arg-type]
     dist.barrier()
     dist.destroy_process_group()
@@ -80,7 +82,49 @@ def test_two_processes_see_every_image_once(tmp_path: Path) -> None:
     shares = [results.get(timeout=120) for _ in workers]
     for worker in workers:
         worker.join()
-    whole = predict(make_model(), make_split(), MEAN, STD, 8)
+    whole = predict(make_model(), make_split(), CONFIG)
     for _, predictions, confidences in shares:
         assert predictions == whole.predictions.tolist()
         assert confidences == pytest.approx(whole.confidences.tolist(), abs=1e-6)
+
+
+class Recorder(nn.Module):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x)
+        return x.flatten(1)[:, :3]
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'input_size': (3, 6, 6), 'crop_pct': 0.7},
+        {'input_size': (3, 16, 16), 'interpolation': 'bicubic'},
+        {'crop_pct': 0.8, 'crop_mode': 'squash'},
+        {'interpolation': 'bicubic', 'crop_pct': 0.875},
+    ],
+)
+def test_images_are_made_as_the_transform_of_the_model_makes_them(changes: dict, tmp_path: Path) -> None:
+    split, config = make_split(), {**CONFIG, **changes}
+    for i in range(len(split)):
+        split.images[i].resize((8, 11)).save(tmp_path / f'{i}.png')
+    files = Split(FileImages(tmp_path, [f'{i}.png' for i in range(len(split))]), split.labels)
+    transform = create_transform(**config)
+    for part in (split, files):
+        model = Recorder()
+        predict(model, part, config, batch_size=10)
+        wanted = torch.stack([transform(part.images[i]) for i in range(len(part))])
+        assert torch.equal(torch.cat(model.seen), wanted)
+
+
+def test_outputs_that_are_no_numbers_are_refused() -> None:
+    model = make_model()
+    with torch.no_grad():
+        model[1].bias[1] = torch.nan  # type: ignore[index]
+    with pytest.raises(PredictionError, match='not finite for 23 of 23 images'):
+        predict(model, make_split(), CONFIG)

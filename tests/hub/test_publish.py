@@ -90,6 +90,16 @@ def test_all_of_it_is_one_commit_that_loads_back(
         torch.testing.assert_close(model(vectors['images']), vectors['logits'])
 
 
+def test_the_zoos_own_place_is_loaded_by_name(hub: Hub, token: None, folder: Path) -> None:
+    results = json.loads((folder / 'results.json').read_text())
+    (folder / 'results.json').write_text(json.dumps({**results, 'name': 'resnet32_pets_ce.pets', 'hub_id': REPO}))
+    publish(folder, REPO)
+    publish(folder, f'{REPO}_copy')
+    card, copy = ((hub.repositories[repo].files('main') or {})['README.md'] for repo in (REPO, f'{REPO}_copy'))
+    assert b"'resnet32_pets_ce.pets', pretrained=True" in card
+    assert f"'hf-hub:{REPO}_copy', pretrained=True".encode() in copy
+
+
 def test_again_changes_nothing_and_another_model_needs_force(
     hub: Hub, token: None, folder: Path, train: Train, lt: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 
 import ltzoo
 from ltzoo.hub import ExportError, VerificationError, export_model, release
-from ltzoo.hub.release import _NOT_RECIPE
+from ltzoo.hub.release import _NOT_RECIPE, write_card
 from ltzoo.hub.verify import check_vectors
 from ltzoo.training.recipe import Recipe, load_recipe
 
@@ -157,7 +157,10 @@ def test_what_it_is_called(
     assert (results['name'], results['hub_id']) == (name, hub_id)
     usage = re.search(r"transforms\('(.*?)', pretrained=True\)", (tmp_path / 'out' / 'README.md').read_text())
     assert usage is not None
-    assert usage[1] == (name if hub_id else 'local-dir:FOLDER')
+    # The zoo's own weights may be others than these.
+    assert usage[1] == 'local-dir:FOLDER'
+    write_card(tmp_path / 'out', tmp_path)
+    assert f"transforms('{name}', pretrained=True)" in (tmp_path / 'README.md').read_text()
     assert (results['paper'] is None) == (hub_id is None)
     scores = tmp_path / 'out' / '.eval_results' / f'{data}.yaml'
     assert scores.is_file() == (hub_id is not None)

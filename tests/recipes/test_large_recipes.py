@@ -19,6 +19,7 @@ import ltzoo
 from ltzoo.data import load_data, loader
 from ltzoo.data.standin import STANDINS, make_standin
 from ltzoo.evaluation import predict
+from ltzoo.models.input_config import input_config
 from ltzoo.training import fit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,8 +83,7 @@ def check(run: Path, file: Path, data: Path, epochs: int) -> None:
     assert {key for key in ('many', 'medium', 'few') if results[key] is not None} == {'many', 'medium', 'few'}
     model, _, _ = ltzoo.create_model_and_transforms(f'local-dir:{run / "model"}', pretrained=True)
     assert model.num_classes == dataset.num_classes
-    side = model.pretrained_cfg['input_size'][1]
-    again = predict(model, dataset.test, dataset.mean, dataset.std, side, batch_size=8)
+    again = predict(model, dataset.test, input_config(model), batch_size=8)
     assert 100 * np.mean(again.predictions == dataset.test.labels) == pytest.approx(results['top1'])
 
 

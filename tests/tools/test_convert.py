@@ -229,3 +229,14 @@ def test_unsafe_pickle_is_a_word_of_its_own(
     assert script('tools/convert.py', checkpoint, *options) == 2
     assert 'type torch.nn.modules.loss.CrossEntropyLoss, ' in capsys.readouterr().err
     assert script('tools/convert.py', checkpoint, *options, '--unsafe-pickle') == 0
+
+
+def test_images_of_one_channel(script: Script, tmp_path: Path) -> None:
+    state = bcl_on_cifar(10)
+    state['module.encoder.conv1.weight'] = torch.randn(16, 1, 3, 3)
+    torch.save({'state_dict': state}, tmp_path / 'grey.pth')
+    assert script('tools/convert.py', tmp_path / 'grey.pth', '--from', 'bcl', '--to', tmp_path / 'out') == 0
+    model, _, transform = ltzoo.create_model_and_transforms(f'local-dir:{tmp_path / "out"}', pretrained=True)
+    image = transform(Image.new('L', (32, 32), 255))
+    assert model.eval()(image[None]).shape == (1, 10)
+    assert image.unique().tolist() == pytest.approx([(1 - (0.4914 + 0.4822 + 0.4465) / 3) / 0.2009], abs=1e-3)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.models import save_for_hf
 
 import ltzoo
 from ltzoo.data import load_data
@@ -166,6 +167,11 @@ def broken(digits_run: Path, tmp_path: Path) -> Path:
     config.write_text(config.read_text().replace('resnet20_cifar', 'resnet32_cifar'))
     shutil.rmtree(place / 'unfinished' / 'model')
     (place / 'no_model').mkdir()
+    grey = ltzoo.create_model('resnet8_cifar', in_chans=1)
+    save_for_hf(grey, str(place / 'grey'), safe_serialization=True, data_config={'input_size': (1, 8, 8)})
+    diverged = ltzoo.create_model('resnet8_cifar')
+    torch.nn.init.constant_(diverged.fc.bias, torch.inf)
+    save_for_hf(diverged, str(place / 'diverged'), safe_serialization=True)
     return place
 
 
@@ -193,6 +199,15 @@ def broken(digits_run: Path, tmp_path: Path) -> Path:
         ('{run}', ['--data', 'digits_lt', '--batch-size', '0'], '--batch-size must be 1 or more, not 0'),
         ('{run}', ['--data', 'digits_lt', '--workers', '-1'], '--workers must be 0 or more, not -1'),
         ('{run}', ['--data', 'digits_lt', '--device', 'quantum'], '--device quantum cannot be used'),
+        ('{run}', ['--data', 'digits_lt', '--device', 'meta'], '--device meta cannot be used'),
+        ('{run}', ['--data', 'digits_lt', '--csv', '{tmp}/s.json'], '{tmp}/s.json is given for two of --json, --csv'),
+        ('{run}', ['--data', 'digits_lt', '--plot', ''], "--plot: the file's name is empty"),
+        (
+            'local-dir:{tmp}/broken/grey',
+            ['--data', 'digits_lt'],
+            'takes images of shape (1, 8, 8), digits_lt has 3 channels',
+        ),
+        ('local-dir:{tmp}/broken/diverged', ['--data', 'digits_lt'], 'not finite for 400 of 400 images'),
         ('{run}', ['--data', 'digits_lt', '--csv', '{tmp}/no/c.csv'], 'there is no folder {tmp}/no'),
         ('{run}', ['--data', 'digits_lt', '--csv', '{tmp}/broken'], '{tmp}/broken cannot be written: it is a folder'),
         ('{run}', ['--data', 'digits_lt', '--plot', '{tmp}/p.xyz'], "'xyz' is not supported"),
@@ -221,6 +236,19 @@ def test_bad_input_is_one_sentence_exit_code_2_and_no_file(
     assert message.format(tmp=tmp_path) in last
     assert not usage or usage[0].startswith('usage: ')
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_model_for_larger_images_gets_larger_images(script: Script, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = ltzoo.create_model('timm/test_vit', num_classes=10).eval()
+    save_for_hf(model, str(tmp_path / 'vit'), safe_serialization=True)
+    name, test = f'local-dir:{tmp_path / "vit"}', load_data('digits_lt').test
+    assert script('tools/evaluate.py', name, '--data', 'digits_lt', '--json', tmp_path / 'scores.json') == 0
+    _, _, transform = ltzoo.create_model_and_transforms(name, pretrained=True)
+    with torch.inference_mode():
+        logits = model(torch.stack([transform(test.images[i]) for i in range(len(test))]))
+    top1 = 100 * (logits.argmax(1).numpy() == test.labels).mean()
+    assert scores_of(tmp_path)['top1'] == pytest.approx(top1)
 
 
 def test_a_model_that_the_hub_client_cannot_get(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from ltzoo.models.checkpoints.families import Options, family
 from ltzoo.models.checkpoints.networks import Network, classifier, resnet
-from ltzoo.models.checkpoints.weights import Checkpoint
+from ltzoo.models.checkpoints.weights import Checkpoint, LayoutError
 
 
 @family(
@@ -25,6 +25,8 @@ from ltzoo.models.checkpoints.weights import Checkpoint
 def bcl(checkpoint: Checkpoint, options: Options) -> Network:
     weights = checkpoint.weights('state_dict')
     weights.drop(r'head(_fc)?\.', 'projection heads of the contrastive loss')
+    if 'encoder.conv1.weight' not in weights:
+        raise LayoutError('encoder.conv1.weight is missing')
     arguments = classifier(weights, 'fc')
     weights.rename(r'encoder\.', '')
     return resnet(weights, arguments)

@@ -13,6 +13,8 @@ bias out, as `tau_norm.py` does: the bias here is zero.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ltzoo.models.checkpoints.families import Options, family
@@ -46,11 +48,14 @@ def tau_norm(checkpoint: Checkpoint, options: Options) -> Network:
         raise CheckpointError(
             'tau_norm needs --tau: 0 leaves the class vectors as they are, 1 gives all the same length'
         )
+    if not math.isfinite(options.tau):
+        raise CheckpointError(f'--tau must be a number such as 1, not {options.tau}')
     weights = _weights(checkpoint)
     weight = weights.take('classifier.fc.weight')
     weights.drop(r'classifier\.fc\.bias$', 'bias, which tau-normalisation leaves out')
+    # A vector without a direction stays as it is.
     length = weight.norm(dim=1, keepdim=True)
-    weights.put('classifier.fc.weight', weight / length**options.tau)
+    weights.put('classifier.fc.weight', weight / length.where(length > 0, 1) ** options.tau)
     weights.put('classifier.fc.bias', torch.zeros(len(weight)))
     return _network(weights)
 

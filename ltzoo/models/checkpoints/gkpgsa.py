@@ -31,6 +31,8 @@ def gkpgsa(checkpoint: Checkpoint, options: Options) -> Network:
     weights = checkpoint.weights('state_dict')
     weights.drop(r'head(_fc|_center)?\.', 'projection heads of the contrastive loss')
     arguments = classifier(weights, 'fc')
+    if not weights.dropped and 'encoder.conv1.weight' not in weights:
+        raise LayoutError('it has neither projection heads nor an encoder')
     weights.rename(r'encoder\.', '')
     network = resnet(weights, arguments)
     if network.model.startswith('timm/'):

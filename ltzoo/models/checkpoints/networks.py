@@ -118,7 +118,7 @@ def place(network: Network) -> tuple[nn.Module, list[str]]:
         The model, in evaluation mode, and the names of counters that the file does not have, which are 0.
 
     Raises:
-        LayoutError: if a tensor is missing, left over or of another shape.
+        LayoutError: if a tensor is missing, left over, of another shape or not finite.
     """
     model = create_model(network.model, **network.arguments)
     wanted, have = model.state_dict(), dict(network.weights.tensors)
@@ -133,6 +133,9 @@ def place(network: Network) -> tuple[nn.Module, list[str]]:
     if any(names for _, names in problems):
         listed = '; '.join(f'{what}: {shortened(names)}' for what, names in problems if names)
         raise LayoutError(f'taken for a {network.model.removeprefix("timm/")}, it does not fit: {listed}')
+    strange = [name for name, tensor in have.items() if not tensor.isfinite().all()]
+    if strange:
+        raise LayoutError(f'its weights are not finite, it is damaged or its training diverged: {shortened(strange)}')
     model.load_state_dict(have)
     return model.eval(), counters
 

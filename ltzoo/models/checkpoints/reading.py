@@ -91,7 +91,9 @@ def read_checkpoint(file: Path, unsafe_pickle: bool = False) -> Any:
             return torch.load(file, map_location='cpu', weights_only=False, pickle_module=module)
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(file, map_location='cpu', weights_only=True)
-    except (OSError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
+    except EOFError as error:
+        raise CheckpointError(f'{file} cannot be read: it is empty or ends too soon') from error
+    except (OSError, SafetensorError, zipfile.BadZipFile) as error:
         raise CheckpointError(f'{file} cannot be read: {error}') from error
     except (pickle.UnpicklingError, RuntimeError) as error:
         text = ' '.join(str(error).split())

@@ -7,10 +7,15 @@ has, are taken away. The number of classes is that of the classifier in the file
 
 from __future__ import annotations
 
+import difflib
+
+from timm.models import is_model, split_model_name_tag
+from timm.models import list_models as list_all_models
+
 from ltzoo.models.checkpoints.families import Options, family
 from ltzoo.models.checkpoints.networks import Network
 from ltzoo.models.checkpoints.reading import CheckpointError
-from ltzoo.models.checkpoints.weights import Checkpoint, Weights
+from ltzoo.models.checkpoints.weights import Checkpoint, LayoutError, Weights
 from ltzoo.models.factory import get_pretrained_cfg, list_models
 
 _AVERAGED = ('state_dict_ema', 'model_ema')
@@ -21,16 +26,25 @@ _PLAIN = ('state_dict', 'model', 'net')
 def timm(checkpoint: Checkpoint, options: Options) -> Network:
     if options.arch is None:
         raise CheckpointError("timm needs --arch: the name of timm's, or this package's, model that the weights are of")
-    name = options.arch if options.arch in list_models() else f'timm/{options.arch.removeprefix("timm/")}'
+    base = split_model_name_tag(options.arch.removeprefix('timm/'))[0]
+    if not is_model(base):
+        near = difflib.get_close_matches(base, [*list_models(), *list_all_models()], n=3, cutoff=0)
+        raise CheckpointError(f'no model is called {options.arch!r}: the nearest are {", ".join(near)}')
+    name = options.arch if options.arch.startswith('timm/') or base in list_models() else f'timm/{options.arch}'
     weights = checkpoint.weights(*_AVERAGED, *_PLAIN)
     if checkpoint.used & {*_AVERAGED}:
         checkpoint.used.update(key for key in _PLAIN if key in checkpoint.content)
         weights.dropped['weights that are not averaged'] = [key for key in _PLAIN if key in checkpoint.content]
     _strip(weights)
     cfg = get_pretrained_cfg(name).to_dict()
+    if not cfg['classifier']:
+        raise CheckpointError(f'{options.arch} has no classifier, so it classifies nothing')
     head = cfg['classifier'] if isinstance(cfg['classifier'], str) else cfg['classifier'][0]
+    shape = weights.shape(f'{head}.weight')
+    if len(shape) < 2:
+        raise LayoutError(f'{head}.weight has shape {shape}, which is no classifier')
     images = {key: cfg[key] for key in ('input_size', 'mean', 'std', 'crop_pct', 'interpolation')}
-    return Network(weights, name, {'num_classes': weights.shape(f'{head}.weight')[0]}, images)
+    return Network(weights, name, {'num_classes': shape[0]}, images)
 
 
 def _strip(weights: Weights) -> None:

@@ -101,6 +101,8 @@ class Checkpoint:
             content = content.state_dict()
         if not isinstance(content, Mapping):
             raise LayoutError(f'it holds a {type(content).__name__}, not a dictionary of tensors')
+        if not content:
+            raise LayoutError('it is empty')
         self.content = content
         self.used: set[str] = set()
 
@@ -145,20 +147,24 @@ class Checkpoint:
         Raises:
             LayoutError: if one of them holds tensors and does not look like part of training.
         """
-        rest = [str(key) for key in self.content if key not in self.used]
-        strange = [key for key in rest if not _TRAINING.match(key) and _has_tensors(self.content[key])]
+        rest = {str(key): value for key, value in self.content.items() if key not in self.used}
+        strange = [key for key, value in rest.items() if not _TRAINING.match(key) and _has_tensors(value)]
         if strange:
             raise LayoutError(f'unexpected: {shortened(strange)}')
-        return rest
+        return list(rest)
 
 
 def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return a state dict's tensors without `module.` of parallel training.
 
     Raises:
-        LayoutError: if something in it is no tensor.
+        LayoutError: if something in it is no tensor or has no name, or it is empty.
     """
+    if not state:
+        raise LayoutError('it holds no tensors')
     for name, value in state.items():
+        if not isinstance(name, str):
+            raise LayoutError(f'{name!r} is no name of a tensor')
         if not isinstance(value, Tensor):
             raise LayoutError(f'{name} is a {type(value).__name__}, not a tensor')
     if all(name.startswith('module.') for name in state):

@@ -39,7 +39,7 @@ class Normed(nn.Module):
 
     def __init__(self, features: int, classes: int, scale: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(features, classes))
+        self.weight = nn.Parameter(torch.zeros(features, classes))
         self.scale = scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

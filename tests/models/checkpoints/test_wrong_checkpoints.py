@@ -114,6 +114,22 @@ def changed(**tensors: Any) -> dict[str, Any]:
     ('content', 'family', 'message'),
     [
         ([1, 2], 'ldam', 'it holds a list, not a dictionary'),
+        ({}, 'ldam', 'it is empty'),
+        ({'state_dict': {}}, 'ldam', 'it holds no tensors'),
+        ({'state_dict': {}}, 'bcl', 'it holds no tensors'),
+        ({'state_dict': {0: torch.zeros(1)}}, 'ldam', '0 is no name of a tensor'),
+        ({'state_dict': changed(), 3: torch.zeros(1)}, 'ldam', 'unexpected: 3'),
+        (changed(**{'linear.weight': torch.full((64, 7), torch.nan)}), 'ldam', r'not finite, .*: fc\.weight'),
+        (
+            training_state(nn.Sequential(collections.OrderedDict(fc=nn.Linear(64, 7)))),
+            'bcl',
+            'encoder.conv1.weight is missing',
+        ),
+        (
+            {'state_dict': ltzoo.create_model('resnet20_cifar').state_dict()},
+            'gkpgsa',
+            'neither projection heads nor an encoder',
+        ),
         ({'epoch': 3, 'weights': 4}, 'ldam', r'it has no state_dict \(it has epoch, weights\)'),
         (changed(epoch=3), 'ldam', 'it has no state_dict'),
         ({'state_dict': {'a': 3}}, 'ldam', 'a is a int, not a tensor'),
@@ -170,7 +186,15 @@ def test_other_layouts_are_refused(content: Any, family: str, message: str, tmp_
         ('ldam', {'tau': 1.0}, '--tau goes with the family tau_norm, not with ldam'),
         ('tau_norm', {}, 'tau_norm needs --tau'),
         ('timm', {}, 'timm needs --arch'),
-        ('timm', {'arch': 'resnet5000'}, 'resnet5000'),
+        ('tau_norm', {'tau': float('nan')}, '--tau must be a number such as 1, not nan'),
+        ('timm', {'arch': 'resnet5000'}, "no model is called 'resnet5000': the nearest are resnet"),
+        (
+            'timm',
+            {'arch': 'resnet32_cifr_ce'},
+            "no model is called 'resnet32_cifr_ce': the nearest are resnet32_cifar_ce",
+        ),
+        ('timm', {'arch': 'resnet32_cifar_ce.cifar100'}, "no tag 'cifar100'"),
+        ('timm', {'arch': 'qwen3_vit_88m_enc'}, 'qwen3_vit_88m_enc has no classifier'),
     ],
 )
 def test_options_that_do_not_fit(family: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -338,3 +362,33 @@ def test_a_model_of_timm_without_its_classifier(tmp_path: Path) -> None:
     file = saved(timm.create_model('test_resnet', num_classes=0).state_dict(), tmp_path)
     with pytest.raises(LayoutError, match=r'fc\.weight is missing'):
         convert(file, 'timm', arch='test_resnet')
+
+
+def test_a_file_of_no_bytes_or_a_classifier_of_no_dimensions(tmp_path: Path) -> None:
+    file = tmp_path / 'checkpoint.pth'
+    file.touch()
+    with pytest.raises(CheckpointError, match='cannot be read: it is empty or ends too soon'):
+        convert(file, 'ldam')
+    saved({'fc.weight': torch.zeros(())}, tmp_path)
+    with pytest.raises(LayoutError, match=r'fc.weight has shape \(\), which is no classifier'):
+        convert(file, 'timm', arch='resnet20_cifar')
+
+
+def test_an_empty_state_dict_of_timm_ends(tmp_path: Path) -> None:
+    with pytest.raises(LayoutError, match='it holds no tensors'):
+        convert(saved({'state_dict': {}}, tmp_path), 'timm', arch='resnet20_cifar')
+
+
+def test_timm_takes_a_zoo_name_with_its_tag(tmp_path: Path) -> None:
+    name = 'resnet32_cifar_bcl.cifar10_lt_r50'
+    converted = convert(saved(ltzoo.create_model(name).state_dict(), tmp_path), 'timm', arch=name)
+    assert converted.network.model == name
+    assert converted.model.num_classes == 10
+
+
+def test_a_class_vector_of_zeros_has_no_length_to_divide_by(tmp_path: Path) -> None:
+    content = two_parts()
+    content['state_dict_best']['classifier']['fc.weight'][2] = 0
+    weight = convert(saved(content, tmp_path), 'tau_norm', tau=1.0).model.get_classifier().weight
+    assert weight.isfinite().all()
+    assert (weight[2] == 0).all()
