@@ -211,7 +211,12 @@ def load_data(
         if entry.needs_location:
             raise DataError(f'{base} needs a place: write {base}:WHERE or give data_dir')
         location = os.environ.get('LTZOO_DATA', 'data')
-    dataset = entry.read(Path(location).expanduser(), download)
+    try:
+        dataset = entry.read(Path(location).expanduser(), download)
+    except OSError as error:
+        if isinstance(error, LtzooError):
+            raise
+        raise DataError(f'{name} cannot be read: {error}') from error
     if profile is not None:
         try:
             dataset = dataset.longtailed(profile.ratio, profile.kind, split_seed, profile.largest)

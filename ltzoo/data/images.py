@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -16,8 +17,8 @@ from ltzoo.errors import LtzooError
 
 __all__ = ['ArrayImages', 'FileImages', 'Images', 'JoinedImages', 'UnreadableImageError', 'examine', 'join_images']
 
-# What Pillow raises on files that are missing, damaged, no image, or unreasonably large.
-DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Formats whose grey images of 16 bits Pillow may open with 32 (mode I), still 0 to 65,535.
+_SIXTEEN_BITS = ('PNG', 'PPM')
 
 T = TypeVar('T')
 
@@ -91,19 +92,43 @@ class FileImages:
 
     def __getitem__(self, index: int) -> Image.Image:
         path = self.root / self.paths[index]
-        try:
-            with Image.open(path) as image:
-                return image.convert('RGB')
-        except FileNotFoundError as error:
-            raise UnreadableImageError(f'image {path} does not exist') from error
-        except DECODING_ERRORS as error:
-            raise UnreadableImageError(f'image {path} cannot be decoded: {error}') from error
+        with decoding(f'image {path}'), Image.open(path) as image:
+            return as_rgb(image)
 
     def select(self, indices: np.ndarray) -> FileImages:
         return replace(self, paths=[self.paths[i] for i in indices])
 
     def name(self, index: int) -> str:
         return str(self.root / self.paths[index])
+
+
+@contextmanager
+def decoding(what: str) -> Iterator[None]:
+    """Turn whatever opening and decoding an image ends with into an UnreadableImageError that begins with `what`."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except FileNotFoundError as error:
+        raise UnreadableImageError(f'{what} does not exist') from error
+    # Pillow's plugins answer damaged files with errors of any kind, a TypeError or NotImplementedError among them.
+    except Exception as error:
+        raise UnreadableImageError(f'{what} cannot be decoded: {error}') from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return an image as RGB of 8 bits; grey of 16 bits is scaled, where Pillow would make all of it white.
+
+    Raises:
+        ValueError: if the range of its values is not known.
+    """
+    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in _SIXTEEN_BITS):
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    elif image.mode in ('I', 'F'):
+        raise ValueError(
+            f'its values are 32-bit numbers (mode {image.mode}) of unknown range; save it with 8 or 16 bits'
+        )
+    return image.convert('RGB')
 
 
 @dataclass(frozen=True)

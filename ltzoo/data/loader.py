@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from ltzoo.data.dataset import DataError, Split
-from ltzoo.data.images import ArrayImages
+from ltzoo.data.images import ArrayImages, UnreadableImageError
 from ltzoo.data.views import FileViews, TensorViews, View, normalise
 from ltzoo.recorded import Recorded
 
-__all__ = ['ArrayLoader', 'Batch', 'FileLoader', 'TrainLoader', 'train_loader']
+__all__ = ['ArrayLoader', 'Batch', 'FileLoader', 'ImageLoader', 'TrainLoader', 'train_loader']
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class FileLoader:
         self.sampler = _EpochSampler(order)
         self.device = device
         self.steps_per_epoch = order.steps
-        self.loader = DataLoader(
+        self.loader = ImageLoader(
             _ViewedSamples(split, views, order.seed),
             batch_sampler=self.sampler,
             num_workers=workers,
@@ -175,6 +175,39 @@ class FileLoader:
                 labels.to(self.device, non_blocking=True),
                 indices.to(self.device, non_blocking=True),
             )
+
+
+class ImageLoader(DataLoader[Any]):
+    """A DataLoader that raises an UnreadableImageError of its samples as it is, not as a worker's whole traceback."""
+
+    def __init__(self, samples: TorchDataset[Any], *args: Any, **options: Any) -> None:
+        super().__init__(_SamplesOrErrors(samples), *args, collate_fn=_batch_or_error, **options)
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if isinstance(batch, UnreadableImageError):
+                raise batch
+            yield batch
+
+
+class _SamplesOrErrors(TorchDataset[Any]):
+    def __init__(self, samples: TorchDataset[Any]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.samples[key]
+        except UnreadableImageError as error:
+            return error
+
+
+def _batch_or_error(samples: list[Any]) -> Any:
+    return next((sample for sample in samples if isinstance(sample, UnreadableImageError)), None) or default_collate(
+        samples
+    )
 
 
 class _EpochSampler(Sampler[list[tuple[int, int]]]):

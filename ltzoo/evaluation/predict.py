@@ -13,11 +13,11 @@ import torch.distributed as dist
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ltzoo.data.dataset import Split
 from ltzoo.data.images import ArrayImages
+from ltzoo.data.loader import ImageLoader
 from ltzoo.data.views import normalise
 from ltzoo.errors import LtzooError
 
@@ -122,7 +122,7 @@ def image_batches(
             yield normalise(pixels.permute(0, 3, 1, 2), mean, std)
         return
     samples = _Samples(split, create_transform(**config))
-    for batch in DataLoader(samples, batch_size, num_workers=workers, pin_memory=device.type == 'cuda'):
+    for batch in ImageLoader(samples, batch_size, num_workers=workers, pin_memory=device.type == 'cuda'):
         yield batch.to(device, non_blocking=True)
 
 

@@ -362,10 +362,12 @@ def _image_config(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
 
     Arrays are not cropped.
     """
-    height, width, crop_pct = dataset.image_size, dataset.image_size, recipe.evaluation.crop_pct
+    ops = parse_views(recipe.views)[0].ops
+    height, width = dataset.image_size, dataset.image_size
+    crop_pct = recipe.evaluation.crop_pct or min((op.test_crop for op in ops), default=1.0)
     if isinstance(dataset.test.images, ArrayImages):
         (height, width), crop_pct = dataset.test.images.array.shape[1:3], 1.0
-    for op in parse_views(recipe.views)[0].ops:
+    for op in ops:
         height, width = op.output_size(height, width)
     return {
         'input_size': (3, height, width),

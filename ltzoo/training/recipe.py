@@ -80,7 +80,8 @@ class EvaluationPart(_Part):
     `every_epochs` measures during training as well, on the hold-out only; 0 measures once, after the last epoch.
     `holdout_per_class` is its size, by default as `ltzoo.data.with_holdout` has it. `train` measures the training
     images too, at the end and as one would test: a network that has not fitted them is no ground to judge flatness on.
-    `crop_pct` is the share of a resized file's shorter side that the test crop covers; arrays are not cropped.
+    `crop_pct` is the share of a resized file's shorter side that the test crop covers, by default what suits the first
+    view: 0.875 after `random_resized_crop`, else 1. Arrays are not cropped.
     """
 
     split: Literal['test', 'holdout'] = 'test'
@@ -88,7 +89,7 @@ class EvaluationPart(_Part):
     every_epochs: int = Field(0, ge=0)
     train: bool = False
     batch_size: int = Field(512, ge=1)
-    crop_pct: float = Field(0.875, gt=0, le=1)
+    crop_pct: float | None = Field(None, gt=0, le=1)
     many_above: int = Field(100, ge=0)
     few_below: int = Field(20, ge=0)
 

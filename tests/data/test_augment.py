@@ -57,17 +57,34 @@ def differences(fast: Tensor, images: Tensor, one: Callable[[Tensor, int], Tenso
     return (fast.int() - slow.int()).abs()
 
 
-@pytest.mark.parametrize('size', [None, 24])
+@pytest.mark.parametrize('size', [None, 32, 24, 40])
 def test_random_crop_is_exact(images: Tensor, size: int | None) -> None:
     crop = RandomCrop(padding=4, size=size)
     p = drawn(crop)
     side = size or 32
 
     def one(x: Tensor, i: int) -> Tensor:
-        return F.crop(F.pad(x, [4]), int(p['top'][i]), int(p['left'][i]), side, side)
+        resized = F.resize(x, [side], antialias=True)
+        return F.crop(F.pad(resized, [4]), int(p['top'][i]), int(p['left'][i]), side, side)
 
     assert differences(crop.apply(images, p), images, one).max() == 0
-    assert (int(p['top'].min()), int(p['top'].max())) == (0, 8 + 32 - side)
+    assert (int(p['top'].min()), int(p['top'].max())) == (0, 8)
+
+
+def test_random_crop_of_oblong_images_reaches_from_end_to_end() -> None:
+    crop = RandomCrop(padding=0, size=8)
+    # Brightness says where in the image a pixel was.
+    wide = (torch.arange(51) * 5).to(torch.uint8).expand(1, 3, 20, 51)
+    p = crop.sample(200, 20, 51, torch.Generator().manual_seed(0))
+    # torchvision's rounding: 8 x 51 / 20 is 20.4.
+    assert (int(p['top'].max()), int(p['left'].min()), int(p['left'].max())) == (0, 0, 12)
+    made = crop.apply(wide.expand(200, -1, -1, -1), p)
+    assert made.shape == (200, 3, 8, 8)
+    assert made.min() < 10 and made.max() > 240
+    torch.manual_seed(0)
+    picture = Image.fromarray(wide[0].permute(1, 2, 0).numpy())
+    files = torch.stack([v2.functional.pil_to_tensor(crop.torchvision()(picture)) for _ in range(200)])
+    assert {tuple(x.flatten().tolist()) for x in files} == {tuple(x.flatten().tolist()) for x in made}
 
 
 def test_flip_grey_and_cutout_are_exact(images: Tensor) -> None:
@@ -266,7 +283,19 @@ def test_the_file_form_of_cutout_has_the_distribution_of_the_batched() -> None:
         ('random_crop', {'padding': -1}, 'padding must be 0 or more'),
         ('horizontal_flip', {'p': 2}, 'p is a probability'),
         ('cutout', {'size': 0}, 'size must be 1 or more'),
-        ('random_resized_crop', {'scale': 0.2}, 'scale is a pair'),
+        ('random_resized_crop', {'scale': 0.2}, 'scale must be a pair of numbers such as [0.2, 1.0], not 0.2'),
+        ('random_resized_crop', {'scale': [0.5, 3]}, 'scale is two shares'),
+        ('random_resized_crop', {'scale': [0.2, 0.5, 1]}, 'scale must be a pair'),
+        ('random_resized_crop', {'ratio': [2, 1]}, 'ratio is a least'),
+        ('random_resized_crop', {'size': 0}, 'size must be 1 or more'),
+        ('random_resized_crop', {'size': [8, 8]}, 'size must be a whole number or null, not [8, 8]'),
+        ('random_crop', {'size': -3}, 'size must be 1 or more'),
+        ('random_crop', {'padding': 1.5}, 'padding must be a whole number, not 1.5'),
+        ('random_crop', {'padding': 'a'}, "padding must be a whole number, not 'a'"),
+        ('random_crop', {'padding': True}, 'padding must be a whole number, not True'),
+        ('rand_augment', {'n': 2.5}, 'n must be a whole number'),
+        ('cutout', {'size': 4.5}, 'size must be a whole number'),
+        ('color_jitter', {'hue': float('nan')}, 'hue must be a number'),
         ('rand_augment', {'m': 31}, 'm 0 to 30'),
         ('color_jitter', {'hue': 0.7}, 'hue 0 to 0.5'),
         ('random_grayscale', {'p': -1}, 'p is a probability'),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +74,55 @@ class TestFolder:
         write_classes(tmp_path / 'val', b=3)
         assert np.bincount(load_data('folder', tmp_path).test.labels).tolist() == [0, 3]
 
+    @pytest.mark.parametrize(('train', 'test'), [('train', 'valid'), ('Train', 'Test'), ('TRAIN', 'validation')])
+    def test_other_names_of_the_parts(self, tmp_path: Path, train: str, test: str) -> None:
+        write_classes(tmp_path / train, a=2, b=2)
+        write_classes(tmp_path / test, b=3)
+        dataset = load_data('folder', tmp_path)
+        assert dataset.class_names == ('a', 'b')
+        assert np.bincount(dataset.test.labels).tolist() == [0, 3]
+
+    def test_parts_without_class_folders_are_no_classes(self, tmp_path: Path) -> None:
+        write_classes(tmp_path, train=3, test=2)
+        with pytest.raises(DataError, match=r'train has no folders; it must hold one folder of images for each class'):
+            load_data('folder', tmp_path)
+
+    def test_files_that_are_left_out_are_counted(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        write_classes(tmp_path, a=4, b=4)
+        assert load_data('folder', tmp_path).class_counts.sum() == 6
+        assert not caplog.messages
+        for name in ('x.jfif', 'y.JFIF', 'z.gif'):
+            (tmp_path / 'a' / name).write_bytes(b'')
+        (tmp_path / 'a' / '._000.png').write_bytes(b'what another system leaves beside a file')
+        assert load_data('folder', tmp_path).class_counts.sum() == 6
+        (message,) = caplog.messages
+        assert message.startswith(f'3 files below {tmp_path} are left out')
+        assert message.endswith('.jfif (2), .gif (1)')
+
+    def test_links_are_followed_but_not_in_circles(self, tmp_path: Path) -> None:
+        write_classes(tmp_path / 'elsewhere', more=2)
+        write_classes(tmp_path / 'set', a=3, b=3)
+        (tmp_path / 'set' / 'a' / 'more').symlink_to(tmp_path / 'elsewhere' / 'more')
+        (tmp_path / 'set' / 'a' / 'up').symlink_to(tmp_path / 'set')
+        (tmp_path / 'set' / 'b' / 'self').symlink_to(tmp_path / 'set' / 'b')
+        dataset = load_data('folder', tmp_path / 'set')
+        assert Counter(np.concatenate([dataset.train.labels, dataset.test.labels]).tolist()) == {0: 5, 1: 3}
+
+    def test_a_folder_that_may_not_be_read_is_not_called_empty(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_classes(tmp_path, a=3, b=3)
+        look = os.scandir
+
+        def refuse(path: Any) -> Any:
+            if Path(path) == tmp_path / 'b':
+                raise PermissionError(13, 'Permission denied', str(path))
+            return look(path)
+
+        monkeypatch.setattr(os, 'scandir', refuse)
+        with pytest.raises(DataError, match=r'b cannot be read: Permission denied'):
+            load_data('folder', tmp_path)
+
     @pytest.mark.parametrize('below', ['', 'train'])
     def test_class_folders_alone(self, tmp_path: Path, below: str) -> None:
         write_classes(tmp_path / below, a=20, b=5, c=2, d=1)
@@ -106,6 +157,39 @@ class TestFolder:
         assert images[0].mode == 'RGB'
         with pytest.raises(UnreadableImageError, match=r'a.001\.png cannot be decoded'):
             images[1]
+
+    def test_grey_images_of_16_bits_keep_their_contrast(self, tmp_path: Path) -> None:
+        ramp = np.linspace(0, 65535, 12).reshape(3, 4).astype(np.uint16)
+        for name in ('a', 'b'):
+            (tmp_path / name).mkdir()
+            for i, ending in enumerate(('png', 'tif', 'pgm')):
+                Image.fromarray(ramp).save(tmp_path / name / f'{i}.{ending}')
+        images = load_data('folder', tmp_path).train.images
+        for i in range(len(images)):
+            seen = np.asarray(images[i])
+            assert (seen == seen[..., :1]).all()
+            assert np.abs(seen[..., 0] - ramp / 257).max() <= 0.5
+
+    @pytest.mark.parametrize(('kind', 'mode'), [(np.float32, 'F'), (np.int32, 'I')])
+    def test_images_of_unknown_range_are_refused(self, tmp_path: Path, kind: type, mode: str) -> None:
+        write_classes(tmp_path, a=2, b=2)
+        for name in ('a', 'b'):
+            for i in range(2):
+                (tmp_path / name / f'{i:03}.png').unlink()
+                Image.fromarray(np.ones((3, 4), kind)).save(tmp_path / name / f'{i}.tif')
+        with pytest.raises(UnreadableImageError, match=rf'tif cannot be decoded: .*mode {mode}.*save it with 8 or 16'):
+            load_data('folder', tmp_path).train.images[0]
+
+    def test_whatever_a_decoder_raises_names_the_image(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_classes(tmp_path, a=2, b=2)
+        images = load_data('folder', tmp_path).train.images
+
+        def fail(*_: Any) -> None:
+            raise NotImplementedError('Unimplemented pixel format')
+
+        monkeypatch.setattr(Image.Image, 'convert', fail)
+        with pytest.raises(UnreadableImageError, match=r'00\d\.png cannot be decoded: Unimplemented pixel format'):
+            images[0]
 
     def test_unfit_folders_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match='has no folders'):
@@ -453,15 +537,29 @@ class TestOfficialLists:
             ('train/a/0.jpg 0\ntrain/a/0.jpg 0\n', 'names an image that'),
             ('train/a/0.jpg 0\ntest/b/0.jpg 1\n', 'Places_LT_test.txt names an image that'),
             ('', 'no images'),
+            ('train/a/0.jpg 0\ntrain/c/0.jpg 999999999\n', 'labels up to 999999999 but none is 2'),
+            (f'train/a/0.jpg {"9" * 20}\n', 'line 1'),
+            ('train/a/\udce9.jpg 0\n', 'is not a list in UTF-8'),
         ],
     )
     def test_unfit_lists_are_refused(self, tmp_path: Path, train: str, message: str) -> None:
-        (tmp_path / 'Places_LT_train.txt').write_text(train)
+        (tmp_path / 'Places_LT_train.txt').write_bytes(train.encode(errors='surrogateescape'))
         (tmp_path / 'Places_LT_test.txt').write_text('test/a/0.jpg 0\ntest/b/0.jpg 1\n')
         write_image(tmp_path / 'train' / 'a' / '0.jpg')
         write_image(tmp_path / 'test' / 'a' / '0.jpg')
         with pytest.raises(DataError, match=message):
             load_data('places_lt', tmp_path)
+
+
+def test_lists_as_other_systems_write_them(tmp_path: Path) -> None:
+    text = '\ufefftrain/a/0.jpg 0 \r\n\r\ntrain/b/0.jpg 1\r\n\r\n'
+    (tmp_path / 'Places_LT_train.txt').write_bytes(text.encode())
+    (tmp_path / 'Places_LT_test.txt').write_text('test/a/0.jpg 0\ntest/b/0.jpg 1\n')
+    write_image(tmp_path / 'train' / 'a' / '0.jpg')
+    write_image(tmp_path / 'test' / 'a' / '0.jpg')
+    dataset = load_data('places_lt', tmp_path)
+    assert dataset.train.labels.tolist() == [0, 1]
+    assert names(dataset, 'train') == [('a', '0.jpg'), ('b', '0.jpg')]
 
 
 def test_importing_the_sources_loads_no_optional_library() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -30,6 +32,9 @@ class Op(ABC):
     It comes in two forms with the same distribution: `sample` and `apply` on a batch of uint8 tensors, each image
     with its own random parameters, and `torchvision()` on one PIL image.
     """
+
+    # Share of a file's shorter side that a test crop covers, to suit networks trained with this operation.
+    test_crop: ClassVar[float] = 1.0
 
     @abstractmethod
     def sample(self, n: int, height: int, width: int, generator: torch.Generator) -> Params:
@@ -71,7 +76,7 @@ def create_op(name: str, **settings: Any) -> Op:
     """Create an operation by name.
 
     Raises:
-        ViewError: if the name or a setting is unknown or a setting is out of range.
+        ViewError: if the name or a setting is unknown, or a setting of the wrong type or out of range.
     """
     if name not in _OPS:
         near = difflib.get_close_matches(name, _OPS, n=1)
@@ -79,15 +84,35 @@ def create_op(name: str, **settings: Any) -> Op:
         raise ViewError(f'no view operation is called {name!r}{hint} Known: {", ".join(list_ops())}')
     cls: Any = _OPS[name]
     known = [field.name for field in dataclasses.fields(cls)]
-    for key in settings:
+    types = get_type_hints(cls)
+    for key, value in settings.items():
         if key not in known:
             raise ViewError(f'{name} has no setting {key!r}; it has {", ".join(known) or "none"}')
-    # A list is how YAML writes a pair.
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-    try:
-        return cls(**settings)
-    except TypeError as error:
-        raise ViewError(f'{name}: {error}') from error
+        # A list is how YAML writes a pair.
+        settings[key] = tuple(value) if isinstance(value, list) else value
+        if not _is_of(settings[key], types[key]):
+            raise ViewError(f'{name}: {key} must be {_in_words(types[key])}, not {value!r}')
+    return cls(**settings)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Return whether a setting is of the type that its operation declares; a whole number is a number, true is not."""
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
+    if get_args(kind):
+        return any(_is_of(value, option) for option in get_args(kind))
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return 'a pair of numbers such as [0.2, 1.0]'
+    if get_args(kind):
+        return ' or '.join(map(_in_words, get_args(kind)))
+    return {int: 'a whole number', float: 'a number', NoneType: 'null'}[kind]
 
 
 def take_rows(params: Params, rows: Any) -> Params:

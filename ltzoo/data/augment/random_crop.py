@@ -17,9 +17,11 @@ __all__ = ['RandomCrop']
 @register_op('random_crop')
 @dataclass(frozen=True)
 class RandomCrop(Op):
-    """Pad by `padding` pixels of black on every side and cut a square of side `size` out, anywhere.
+    """Pad by `padding` pixels of black on every side and cut a window out, anywhere.
 
-    Without `size` the window is as large as the image was, which an array says and a folder of files does not.
+    With `size` the window is a square of that side, out of the image resized so that its shorter side is as long:
+    what is tested is then as large in the picture as what was trained on. Without it the window is as large as the
+    image was, which an array says and a folder of files does not.
     """
 
     padding: int = 4
@@ -28,20 +30,27 @@ class RandomCrop(Op):
     def __post_init__(self) -> None:
         if self.padding < 0:
             raise ViewError(f'random_crop: padding must be 0 or more pixels, not {self.padding}')
+        if self.size is not None and self.size < 1:
+            raise ViewError(f'random_crop: size must be 1 or more pixels, not {self.size}')
 
     def sample(self, n: int, height: int, width: int, generator: torch.Generator) -> Params:
-        spare_rows, spare_columns = (side + 2 * self.padding - (self.size or side) for side in (height, width))
-        if min(spare_rows, spare_columns) < 0:
-            raise ViewError(f'random_crop: size {self.size} is larger than images of {height} x {width} with padding')
+        out_height, out_width = self.output_size(height, width)
+        height, width = self._resized(height, width)
         device = generator.device
         return {
-            'top': torch.randint(0, spare_rows + 1, (n,), generator=generator, device=device),
-            'left': torch.randint(0, spare_columns + 1, (n,), generator=generator, device=device),
+            'top': torch.randint(
+                0, height + 2 * self.padding - out_height + 1, (n,), generator=generator, device=device
+            ),
+            'left': torch.randint(
+                0, width + 2 * self.padding - out_width + 1, (n,), generator=generator, device=device
+            ),
         }
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
-        n, channels, height, width = images.shape
-        out_height, out_width = self.output_size(height, width)
+        out_height, out_width = self.output_size(*images.shape[2:])
+        if images.shape[2:] != self._resized(*images.shape[2:]):
+            images = v2.functional.resize(images, list(self._resized(*images.shape[2:])), antialias=True)
+        n, channels = images.shape[:2]
         padded = F.pad(images, (self.padding,) * 4)
         rows = params['top'][:, None] + torch.arange(out_height, device=images.device)
         columns = params['left'][:, None] + torch.arange(out_width, device=images.device)
@@ -54,4 +63,11 @@ class RandomCrop(Op):
     def torchvision(self) -> v2.Transform:
         if self.size is None:
             raise ViewError('random_crop: images from files need a size')
-        return v2.RandomCrop(self.size, self.padding, pad_if_needed=True)
+        return v2.Compose([v2.Resize(self.size, antialias=True), v2.RandomCrop(self.size, self.padding)])
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width before padding, as torchvision rounds them."""
+        if self.size is None:
+            return height, width
+        shorter = min(height, width)
+        return self.size * height // shorter, self.size * width // shorter

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,14 +32,20 @@ class RandomResizedCrop(Op):
         ratio: least and greatest width over height.
     """
 
+    # The field's habit: it makes what is tested about as large in the picture as what was trained on.
+    test_crop: ClassVar[float] = 0.875
+
     size: int | None = None
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def __post_init__(self) -> None:
-        for name, pair in (('scale', self.scale), ('ratio', self.ratio)):
-            if not (isinstance(pair, tuple) and len(pair) == 2 and 0 < pair[0] <= pair[1]):
-                raise ViewError(f'random_resized_crop: {name} is a pair such as [0.2, 1.0], not {pair}')
+        if self.size is not None and self.size < 1:
+            raise ViewError(f'random_resized_crop: size must be 1 or more pixels, not {self.size}')
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ViewError(f'random_resized_crop: scale is two shares of the area such as [0.2, 1], not {self.scale}')
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ViewError(f'random_resized_crop: ratio is a least and a greatest shape, not {self.ratio}')
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         return self.size or height, self.size or width

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +54,15 @@ def read_list(file: Path, origin: str) -> ImageList:
     if not file.is_file():
         raise MissingDataError(f'{file} is missing: {origin}')
     paths, labels = [], []
-    for number, line in enumerate(file.read_text(encoding='utf-8').splitlines(), start=1):
-        path, _, label = line.rpartition(' ')
-        if not path or not label.isdecimal():
+    try:
+        lines = file.read_text(encoding='utf-8-sig').splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f'{file} is not a list in UTF-8: {error}') from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        path, _, label = line.rstrip().rpartition(' ')
+        if not path or not re.fullmatch(r'[0-9]{1,18}', label):
             raise DataError(f'line {number} of {file} must be an image path, a space and a label, not {line[:80]!r}')
         paths.append(path)
         labels.append(int(label))
@@ -129,7 +136,7 @@ def _folder_names(parts: list[ImageList]) -> list[str]:
                     f'label {label} is folder {names[label]} in {parts[0].file.name} but {found} in {part.file.name}: '
                     'the lists must come from the same place'
                 )
-    missing = sorted(set(range(max(names, default=-1) + 1)) - set(names))
-    if missing:
-        raise DataError(f'{parts[0].file} and its companions have labels up to {max(names)} but none is {missing[0]}')
+    missing = next((label for label in range(len(names)) if label not in names), None)
+    if missing is not None:
+        raise DataError(f'{parts[0].file} and its companions have labels up to {max(names)} but none is {missing}')
     return [names[label] for label in range(len(names))]

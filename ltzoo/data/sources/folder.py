@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
 from ltzoo.data.holdout import split_off
 from ltzoo.data.images import FileImages
+
+# In order of preference.
+_TEST_PARTS = ('test', 'val', 'valid', 'validation')
+
+logger = logging.getLogger(__name__)
 
 
 @register_source('folder', needs_location=True)
@@ -19,48 +28,90 @@ def folder(location: Path, download: bool) -> Dataset:
 
     `location` holds ::
 
-        train/CLASS/*.jpg and test/CLASS/*.jpg    or val/ in the place of test/, which is ignored beside test/
+        train/CLASS/*.jpg and test/CLASS/*.jpg    or val/, valid/ or validation/ in the place of test/
 
     or ::
 
         CLASS/*.jpg
 
-    In the second form, or with train/ alone, 20 % of every class become the test part, always the same ones
-    (`ltzoo.data.split_off`). Images are files with one of torchvision's extensions; names that begin with a dot are
-    skipped.
+    In the first form a second folder of these is ignored, and so is the case of their names. In the second form, or
+    with train/ alone, 20 % of every class become the test part, always the same ones (`ltzoo.data.split_off`). Images
+    are files with one of torchvision's extensions; others are left out with a warning, and names that begin with a dot
+    are skipped.
     """
     if not location.is_dir():
         raise MissingDataError(f'{location} is not a folder; it must hold one folder of images for each class')
-    root = location / 'train' if _class_names(location / 'train') else location
-    class_names = _class_names(root)
-    train = _read(location, root, class_names)
-    parts = [location / part for part in ('test', 'val') if root != location and (location / part).is_dir()]
-    if parts:
-        unknown = sorted(set(_class_names(parts[0])) - set(class_names))
-        if unknown:
-            raise DataError(f'class folder {parts[0] / unknown[0]} has no counterpart in {root}')
-        test = _read(location, parts[0], class_names)
-    else:
+    parts = {name.lower(): location / name for name in _folder_names(location)}
+    if 'train' not in parts or not _folder_names(parts['train']):
+        if parts.keys() <= {'train', *_TEST_PARTS} and 'train' in parts:
+            raise DataError(f'{parts["train"]} has no folders; it must hold one folder of images for each class')
+        class_names = _folder_names(location)
+        train, test = split_off(_read(location, location, class_names))
+        return Dataset(f'folder:{location}', train, test, tuple(class_names))
+    class_names = _folder_names(parts['train'])
+    train = _read(location, parts['train'], class_names)
+    root = next((parts[part] for part in _TEST_PARTS if part in parts), None)
+    if root is None:
         train, test = split_off(train)
+    else:
+        unknown = sorted(set(_folder_names(root)) - set(class_names))
+        if unknown:
+            raise DataError(f'class folder {root / unknown[0]} has no counterpart in {parts["train"]}')
+        test = _read(location, root, class_names)
     return Dataset(f'folder:{location}', train, test, tuple(class_names))
 
 
-def _class_names(root: Path) -> list[str]:
-    if not root.is_dir():
-        return []
+def _folder_names(root: Path) -> list[str]:
     return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith('.'))
 
 
 def _read(location: Path, root: Path, class_names: list[str]) -> Split:
-    labels_of = {name: label for label, name in enumerate(class_names) if (root / name).is_dir()}
-    if not labels_of:
+    present = [name for name in class_names if (root / name).is_dir()]
+    if not present:
         raise DataError(f'{root} has no folders; it must hold one folder of images for each class')
-    samples = make_dataset(root, labels_of, extensions=IMG_EXTENSIONS, allow_empty=True)
-    labels = np.array([label for _, label in samples], dtype=np.int64)
-    empty = sorted(set(labels_of.values()) - set(labels.tolist()))
-    if empty:
-        raise DataError(
-            f'class folder {root / class_names[empty[0]]} has no images ({", ".join(IMG_EXTENSIONS)}): '
-            'put some there or remove it'
+    paths: list[str] = []
+    labels: list[int] = []
+    others: Counter[str] = Counter()
+    for name in present:
+        before = len(paths)
+        for file in _files(root / name):
+            if file.lower().endswith(IMG_EXTENSIONS):
+                paths.append(os.path.relpath(file, location))
+            else:
+                others[os.path.splitext(file)[1].lower() or os.path.basename(file)] += 1
+        if len(paths) == before:
+            raise DataError(
+                f'class folder {root / name} has no images ({", ".join(IMG_EXTENSIONS)}): put some there or remove it'
+            )
+        labels += [class_names.index(name)] * (len(paths) - before)
+    if others:
+        found = ', '.join(f'{ending} ({number})' for ending, number in others.most_common(5))
+        logger.warning(
+            '%d files below %s are left out, as images end in %s; these end in %s%s',
+            others.total(),
+            root,
+            ', '.join(IMG_EXTENSIONS),
+            found,
+            ', ...' if len(others) > 5 else '',
         )
-    return Split(FileImages(location, [os.path.relpath(path, location) for path, _ in samples]), labels)
+    return Split(FileImages(location, paths), np.array(labels, dtype=np.int64))
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Yield the files below a folder, in order; a link to a folder above it would lead back without end."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise DataError(f'{error.filename} cannot be read: {error.strerror}') from error
+
+    found = []
+    for top, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        here = os.path.realpath(top)
+        folders[:] = [name for name in folders if not name.startswith('.') and not _holds(f'{top}/{name}', here)]
+        found.append((top, sorted(name for name in files if not name.startswith('.'))))
+    for top, files in sorted(found):
+        yield from (os.path.join(top, name) for name in files)
+
+
+def _holds(folder: str, inner: str) -> bool:
+    above = os.path.realpath(folder)
+    return os.path.commonpath([above, inner]) == above

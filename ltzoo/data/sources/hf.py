@@ -11,7 +11,7 @@ from PIL import Image
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
 from ltzoo.data.holdout import split_off
-from ltzoo.data.images import DECODING_ERRORS, UnreadableImageError
+from ltzoo.data.images import UnreadableImageError, as_rgb, decoding
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,10 @@ class HubImages:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Image.Image:
-        try:
+        with decoding(self.name(index)):
             image = self.table[int(self.rows[index])][self.column]
             if image is not None:
-                return image.convert('RGB')
-        except DECODING_ERRORS as error:
-            raise UnreadableImageError(f'{self.name(index)} cannot be decoded: {error}') from error
+                return as_rgb(image)
         raise UnreadableImageError(f'{self.name(index)} is missing')
 
     def select(self, indices: np.ndarray) -> HubImages:

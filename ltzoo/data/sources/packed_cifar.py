@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ltzoo.data.dataset import DataError, Dataset, Split
-from ltzoo.data.images import DECODING_ERRORS, ArrayImages
+from ltzoo.data.images import ArrayImages
 from ltzoo.files import write_atomically
 
 __all__ = ['PartialImages', 'pack_file', 'read_packed', 'write_packed']
@@ -105,8 +105,18 @@ def read_packed(file: Path) -> tuple[Split, Split, tuple[str, ...]]:
             index = json.loads(pack.read('index.json'))
             train, test = (_decode(pack, part, index, file) for part in ('train', 'test'))
             return train, test, tuple(index['class_names'])
-    # What zipfile, json and NumPy raise on damaged content.
-    except (*DECODING_ERRORS, zipfile.BadZipFile, KeyError, IndexError, TypeError, EOFError) as error:
+    # What zipfile, json, Pillow and NumPy raise on damaged content.
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        zipfile.BadZipFile,
+        KeyError,
+        IndexError,
+        TypeError,
+        EOFError,
+        Image.DecompressionBombError,
+    ) as error:
         raise DataError(f'{file} is not a readable pack of CIFAR ({error}): make it again') from error
 
 
