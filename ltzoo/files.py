@@ -19,9 +19,15 @@ __all__ = ['check_target', 'new_folder', 'save_figure', 'write_atomically', 'wri
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that, whatever happens, `path` holds either what it held before or all of `content`.
 
+    A link keeps pointing where it did, to the new content; what is no file, such as `/dev/stdout`, is written into.
+
     Raises:
         OSError: if it cannot be written; no partial file stays behind.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return
     beside = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         with open(beside, 'wb') as file:
@@ -77,6 +83,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     What `folder` held before is replaced; after an error it is as it was, and so are the folders above it.
     """
+    folder = Path(os.path.realpath(folder))
     made_above = [above for above in folder.parents if not above.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))

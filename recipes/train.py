@@ -27,8 +27,11 @@ def main() -> int:
     try:
         return run(args)
     except LtzooError as error:
+        from ltzoo.data import UnreadableImageError
+
+        hint = '; data.unreadable=skip leaves such images out' if isinstance(error, UnreadableImageError) else ''
         if os.environ.get('RANK', '0') == '0':
-            print(f'train.py: {error}', file=sys.stderr)
+            print(f'train.py: {error}{hint}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('\nstopped: continue from the last checkpoint with the same command and resume=auto', file=sys.stderr)
@@ -56,9 +59,7 @@ def run(args: argparse.Namespace) -> int:
         if isinstance(error, LtzooError):
             raise
         reason = ' '.join(str(error).split())
-        raise LtzooError(
-            f'the run {output} stopped: {reason}; once that is put right, continue with resume=auto'
-        ) from error
+        raise LtzooError(f'the run {output} stopped: {reason}; once that is put right, use resume=auto') from error
     if PartialState().is_main_process:
         print(format_scores(results))
         print(f'\nrun folder: {output}')

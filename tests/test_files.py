@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ltzoo.files import new_folder
+from ltzoo.files import new_folder, write_atomically
 
 
 def test_after_an_error_nothing_is_left_above_the_folder_either(tmp_path: Path) -> None:
@@ -28,6 +28,33 @@ def test_what_was_there_stays_after_an_error_and_goes_without_one(tmp_path: Path
             raise OSError
         assert [path.name for path in folder.iterdir()] == [content]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_link_keeps_pointing_where_it_did(tmp_path: Path) -> None:
+    (tmp_path / 'file').write_text('old')
+    (tmp_path / 'link').symlink_to('file')
+    write_atomically(tmp_path / 'link', 'new')
+    assert (tmp_path / 'link').is_symlink()
+    assert (tmp_path / 'file').read_text() == 'new'
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'elsewhere').symlink_to('folder')
+    with new_folder(tmp_path / 'elsewhere') as made:
+        (made / 'x').touch()
+    assert (tmp_path / 'elsewhere').is_symlink()
+    assert [path.name for path in (tmp_path / 'folder').iterdir()] == ['x']
+
+
+def test_what_is_no_file_is_written_into(tmp_path: Path) -> None:
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_atomically(pipe, 'content')
+        assert os.read(reader, 100) == b'content'
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
 
 
 def test_whoever_may_read_new_files_may_read_these(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument('--few-below', type=int, default=20, help='Few-shot: fewer training images than this')
     parser.add_argument('--batch-size', type=int, default=256)
     parser.add_argument('--workers', type=int, default=2, help='processes that read image files')
+    parser.add_argument('--skip-unreadable', action='store_true', help='leave out images that cannot be decoded')
     parser.add_argument('--device', help='cpu, cuda, mps (default: cuda where there is one, else cpu)')
     args = parser.parse_args()
     try:
@@ -36,7 +37,10 @@ def main() -> int:
         results = evaluate(args)
         write(args, results)
     except LtzooError as error:
-        print(f'evaluate.py: {error}', file=sys.stderr)
+        from ltzoo.data import UnreadableImageError
+
+        hint = '; --skip-unreadable leaves such images out' if isinstance(error, UnreadableImageError) else ''
+        print(f'evaluate.py: {error}{hint}', file=sys.stderr)
         return 2
     return 0
 
@@ -77,6 +81,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         many_above=args.many_above,
         few_below=args.few_below,
         shifted=args.shifted,
+        skip_unreadable=args.skip_unreadable,
     )
 
 

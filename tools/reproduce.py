@@ -234,7 +234,10 @@ def train(jobs: list[Job], at_once: int, output: Path, deadline: float | None = 
     Returns:
         The exit code of each, None for those that the deadline stopped or kept from starting.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlanError(f'output: {output} cannot be made: {error.strerror}') from error
     threads = os.environ.get('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // at_once)))
     environment = {**os.environ, 'OMP_NUM_THREADS': threads}
     stopped = threading.Event()
@@ -383,7 +386,7 @@ def summarise(name: str, jobs: list[Job]) -> dict[str, Any]:
     from ltzoo.training.run import RunFolder
 
     folders = [RunFolder(job.folder) for job in jobs]
-    results = [json.loads(folder.results.read_text()) for folder in folders]
+    results = [read_results(folder.results) for folder in folders]
     summary: dict[str, Any] = {'name': name, 'seeds': [job.seed for job in jobs]}
     for key in SCORES:
         summary[key] = mean_and_deviation([result.get(key) for result in results])
@@ -391,6 +394,20 @@ def summarise(name: str, jobs: list[Job]) -> dict[str, Any]:
     logs = [[line['method'] for line in folder.read_log() if 'method' in line] for folder in folders]
     summary['method'] = summarise_method(logs)
     return summary
+
+
+def read_results(file: Path) -> dict[str, Any]:
+    """Return a run's results.
+
+    Raises:
+        PlanError: if they are damaged.
+    """
+    try:
+        results = json.loads(file.read_text())
+        float(results['training_seconds'])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise PlanError(f'{file} is damaged: remove its folder, to train the run again') from error
+    return results
 
 
 def summarise_method(logs: list[list[dict[str, Any]]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ltzoo.data.dataset import (
     list_data,
     load_data,
     register_source,
+    require_readable,
 )
 from ltzoo.data.holdout import split_off, with_holdout
 from ltzoo.data.images import ArrayImages, FileImages, Images, UnreadableImageError
@@ -39,6 +40,7 @@ __all__ = [
     'plot_profile',
     'profile_data',
     'register_source',
+    'require_readable',
     'shot_classes',
     'sources',
     'split_off',

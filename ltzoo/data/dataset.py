@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -26,7 +27,10 @@ __all__ = [
     'list_data',
     'load_data',
     'register_source',
+    'require_readable',
 ]
+
+logger = logging.getLogger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -64,8 +68,8 @@ class Split:
         return Split(self.images.select(indices), self.labels[indices])
 
 
-def drop_unreadable(split: Split) -> tuple[Split, list[str]]:
-    """Return the samples whose images can be decoded, and the names of the images that cannot.
+def drop_unreadable(split: Split) -> Split:
+    """Return the samples whose images can be decoded, with a warning that names each of the others.
 
     Every image file is read once, which takes minutes for a large set.
 
@@ -73,14 +77,28 @@ def drop_unreadable(split: Split) -> tuple[Split, list[str]]:
         DataError: if no image can be decoded.
     """
     if isinstance(split.images, ArrayImages):
-        return split, []
-    readable = np.array([not isinstance(r, UnreadableImageError) for r in examine(split.images, lambda image: None)])
-    if readable.all():
-        return split, []
-    if not readable.any():
+        return split
+    readable = []
+    for index, found in enumerate(examine(split.images, lambda image: None)):
+        if isinstance(found, UnreadableImageError):
+            logger.warning('left out: %s', found)
+        else:
+            readable.append(index)
+    if not readable:
         raise DataError(f'none of the {len(split)} images can be decoded, the first is {split.images.name(0)}')
-    names = [split.images.name(int(index)) for index in np.flatnonzero(~readable)]
-    return split.select(np.flatnonzero(readable)), names
+    return split if len(readable) == len(split) else split.select(np.array(readable))
+
+
+def require_readable(split: Split) -> None:
+    """Read every image file once.
+
+    Raises:
+        UnreadableImageError: for the first one that cannot be decoded.
+    """
+    if not isinstance(split.images, ArrayImages):
+        for found in examine(split.images, lambda image: None):
+            if isinstance(found, UnreadableImageError):
+                raise found
 
 
 @dataclass(frozen=True)

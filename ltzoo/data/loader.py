@@ -180,8 +180,8 @@ class FileLoader:
 class ImageLoader(DataLoader[Any]):
     """A DataLoader that raises an UnreadableImageError of its samples as it is, not as a worker's whole traceback."""
 
-    def __init__(self, samples: TorchDataset[Any], *args: Any, **options: Any) -> None:
-        super().__init__(_SamplesOrErrors(samples), *args, collate_fn=_batch_or_error, **options)
+    def __init__(self, samples: TorchDataset[Any], **options: Any) -> None:
+        super().__init__(_SamplesOrErrors(samples), collate_fn=_batch_or_error, **options)
 
     def __iter__(self) -> Any:
         for batch in super().__iter__():

@@ -185,13 +185,14 @@ def plot_profile(profile: Profile, path: Path) -> None:
     axes.set_ylim(floor, 1.5 * max(counts.max(), profile.many_above))
     if len(counts) <= 30:
         names = [profile.class_names[c] for c in order]
-        axes.set_xticks(np.arange(len(counts)) + 0.5, names, rotation=45, ha='right')
+        axes.set_xticks(np.arange(len(counts)) + 0.5, names, rotation=45, ha='right', parse_math=False)
     axes.set_xlabel('class, from the largest to the smallest')
     axes.set_ylabel('training images')
     axes.set_title(
         f'{profile.data}\n{counts.sum():,} training images in {len(counts):,} classes, '
         f'imbalance ratio {profile.imbalance_ratio:,.4g}, Gini {profile.gini:.3f}',
         fontsize='medium',
+        parse_math=False,
     )
     # Below the axes, where no bar and no threshold can run through it.
     figure.legend(frameon=False, loc='outside lower center', ncols=len(profile.shots))
@@ -235,7 +236,8 @@ def _image_warnings(dataset: Dataset, check: ImagesCheck) -> list[str]:
             kind = place[0] if place[0] == first[0] else 'across'
             equal[kind].append(f'{name(place)} = {name(first)}')
         if len({int(splits[part].labels[index]) for part, index in group}) > 1:
-            contradictory.append(' = '.join(map(name, group)))
+            shown = [name(place) for place in group[:3]]
+            contradictory.append(' = '.join(shown) + (' = ...' if len(group) > 3 else ''))
     for found, one, several in (
         (equal['across'], 'test image is also a training image', 'test images are also training images'),
         (equal['train'], 'training image is a copy of another', 'training images are copies of another'),

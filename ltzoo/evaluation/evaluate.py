@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ltzoo.data import Dataset, load_data
+from ltzoo.data import Dataset, drop_unreadable, load_data
 from ltzoo.errors import LtzooError
 from ltzoo.evaluation.metrics import score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
@@ -24,6 +26,9 @@ __all__ = [
     'score_model',
     'usable_device',
 ]
+
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluationError(LtzooError, ValueError):
@@ -45,6 +50,7 @@ def evaluate_model(
     many_above: int = 100,
     few_below: int = 20,
     shifted: bool = False,
+    skip_unreadable: bool = False,
 ) -> dict[str, Any]:
     """Score a model on the test set of a data set.
 
@@ -55,19 +61,23 @@ def evaluate_model(
         workers: processes that read image files.
         many_above, few_below: the shots' thresholds, in training images.
         shifted: also score long-tailed test distributions.
+        skip_unreadable: leave out images that cannot be decoded, with a warning that names each.
 
     Returns:
         `model`, `data` and the scores, in percent, with every class.
 
     Raises:
-        EvaluationError: if the numbers of classes or channels differ, or the device cannot be used.
+        EvaluationError: if the classes or the numbers of channels differ, or the device cannot be used.
         PredictionError: if the model's outputs are not finite.
+        UnreadableImageError: if an image cannot be decoded.
         LtzooError: as `create_model` and `load_data`.
     """
     where = usable_device(device)
     model = create_model(resolve_model(name), pretrained=True).to(where)
     dataset = load_data(data, data_dir)
     check_classes(model, dataset, name, data)
+    if skip_unreadable:
+        dataset = replace(dataset, test=drop_unreadable(dataset.test))
     return {
         'model': name,
         'data': data,
@@ -115,9 +125,21 @@ def score_model(
 
 
 def check_classes(model: Any, dataset: Dataset, name: str, data: str) -> None:
-    """Raise a ClassesError if a model is for another number of classes."""
+    """Refuse a model for other classes than the data set has, and warn of one whose classes have other names.
+
+    Raises:
+        ClassesError: if their number or their order differs.
+    """
     if model.num_classes != dataset.num_classes:
         raise ClassesError(f'{name} has {model.num_classes} classes, {data} has {dataset.num_classes}')
+    theirs, ours = (model.pretrained_cfg or {}).get('label_names'), dataset.class_names
+    if not isinstance(theirs, (list, tuple)) or tuple(theirs) == ours or len(theirs) != len(ours):
+        return
+    first = next(c for c in range(len(ours)) if theirs[c] != ours[c])
+    difference = f'class {first} of {name} is {theirs[first]}, that of {data} is {ours[first]}'
+    if sorted(theirs) == sorted(ours):
+        raise ClassesError(f'{difference}: the classes are in another order, every score would be wrong')
+    logger.warning('%s: if these are not two names of one thing, the scores mean nothing', difference)
 
 
 def usable_device(device: str | None) -> str:

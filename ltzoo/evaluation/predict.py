@@ -122,7 +122,7 @@ def image_batches(
             yield normalise(pixels.permute(0, 3, 1, 2), mean, std)
         return
     samples = _Samples(split, create_transform(**config))
-    for batch in ImageLoader(samples, batch_size, num_workers=workers, pin_memory=device.type == 'cuda'):
+    for batch in ImageLoader(samples, batch_size=batch_size, num_workers=workers, pin_memory=device.type == 'cuda'):
         yield batch.to(device, non_blocking=True)
 
 

@@ -81,7 +81,9 @@ def plot_accuracy(results: Mapping[str, Any], path: Path, many_above: int = 100,
     axes.set_ylim(-3, 103)
     axes.set_xlabel('training images of the class')
     axes.set_ylabel('test accuracy (%)')
-    axes.set_title(f'{results["model"]} on {results["data"]}: top-1 {results["top1"]:.1f}', fontsize=10)
+    axes.set_title(
+        f'{results["model"]} on {results["data"]}: top-1 {results["top1"]:.1f}', fontsize=10, parse_math=False
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, path)

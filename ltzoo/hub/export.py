@@ -42,7 +42,8 @@ def export_model(
         model: made by `ltzoo.create_model`, not wrapped for training.
         folder: where to; it appears whole or not at all.
         lt: what is known of the training, JSON-able: data, class_counts, class_names, many_above, few_below, recipe,
-            seed, split, scores. It becomes the block `lt` of config.json, which timm ignores.
+            seed, split, scores. It becomes the block `lt` of config.json, which timm ignores; the class names become
+            timm's `label_names`.
         input_size: channels, height, width that the model was trained for.
         mean, std: per channel, of images scaled to 0..1.
         crop_pct: share of the resized image's side that the test crop covers.
@@ -58,7 +59,8 @@ def export_model(
         'crop_pct': crop_pct,
         'interpolation': 'bilinear',
     }
-    write_folder(model, folder, {'lt': dict(lt)}, data_config, lambda cfg: model_card(lt, cfg), force=force)
+    config = {'lt': dict(lt), **({'label_names': list(lt['class_names'])} if lt.get('class_names') else {})}
+    write_folder(model, folder, config, data_config, lambda cfg: model_card(lt, cfg), force=force)
 
 
 def write_folder(

@@ -30,9 +30,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     try:
         write_atomically(path, buffer.getvalue())
     except OSError as error:
+        before = 'the one before it is intact: make room, then continue with resume=auto'
         raise CheckpointError(
             f'the checkpoint {path} ({buffer.tell() / 2**20:.0f} MiB) cannot be written: {error.strerror}; '
-            'the one before it is intact: make room, then continue with resume=auto'
+            + (before if path.exists() else 'it would have been the first: make room, then start again')
         ) from error
 
 

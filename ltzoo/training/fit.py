@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ltzoo.data import ArrayImages, Dataset, Split, drop_unreadable, load_data, with_holdout
+from ltzoo.data import ArrayImages, Dataset, Split, drop_unreadable, load_data, require_readable, with_holdout
 from ltzoo.data.loader import Batch, TrainLoader, train_loader
 from ltzoo.data.views import parse_views
 from ltzoo.errors import LtzooError
@@ -40,8 +40,6 @@ __all__ = ['can_record', 'create_accelerator', 'describe_batch', 'fit', 'prepare
 
 SCORES = ('data', 'samples', 'top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece')
 
-logger = logging.getLogger(__name__)
-
 
 def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerator:
     """Return Accelerate's handle on device, processes and precision.
@@ -53,6 +51,10 @@ def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerato
         raise RecipeError('precision=fp16 needs a GPU (on a CPU it would silently run in fp32): use fp32 or bf16')
     if recipe.cuda_graphs and recipe.precision == 'fp16':
         raise RecipeError('cuda_graphs=true cannot be combined with precision=fp16, whose loss scale changes: use bf16')
+    available = {str(tracker) for tracker in get_available_trackers()}
+    for tracker in recipe.trackers:
+        if tracker not in available:
+            raise RecipeError(f'trackers: {tracker} needs its package: pip install {tracker}')
     accelerator = Accelerator(
         mixed_precision='no' if recipe.precision == 'fp32' else recipe.precision,
         log_with=list(recipe.trackers) or None,
@@ -76,11 +78,7 @@ def prepare_data(recipe: Recipe) -> Dataset:
     if recipe.evaluation.split == 'holdout':
         dataset = with_holdout(dataset, per_class=recipe.evaluation.holdout_per_class)
     if part.unreadable == 'skip':
-        train, bad_train = drop_unreadable(dataset.train)
-        test, bad_test = drop_unreadable(dataset.test)
-        dataset = replace(dataset, train=train, test=test)
-        for name in (*bad_train, *bad_test):
-            logger.warning('skipped unreadable image %s', name)
+        dataset = replace(dataset, train=drop_unreadable(dataset.train), test=drop_unreadable(dataset.test))
     if isinstance(dataset.test.images, ArrayImages):
         # A pack may have been made without them: that is better known before training than after it.
         dataset.test.images[0]
@@ -91,9 +89,14 @@ def create_learner(recipe: Recipe, dataset: Dataset) -> Learner:
     """Create the model for the data's classes, and its objective.
 
     Raises:
-        RecipeError: if the model's constructor cannot work with its arguments.
+        RecipeError: if the model's constructor cannot work with its arguments, or they are for other classes.
     """
     arguments = {'num_classes': dataset.num_classes, **(recipe.model.model_extra or {})}
+    if arguments['num_classes'] != dataset.num_classes:
+        raise RecipeError(
+            f'model.num_classes={arguments["num_classes"]}, but {dataset.name} has {dataset.num_classes} classes: '
+            'leave it out, it follows from the data'
+        )
     try:
         model = create_model(recipe.model.name, pretrained=recipe.model.pretrained, **arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
@@ -251,6 +254,9 @@ def _train(
     """Do what `fit` does; the folder is made, and held to the end of `held`, when nothing can be refused any more."""
     set_seed(recipe.seed)
     dataset = prepare_data(recipe)
+    if recipe.data.unreadable == 'stop' and not folder.checkpoint.exists() and accelerator.is_main_process:
+        # Training meets its own images in the first epoch, those of the test only after the last one.
+        require_readable(dataset.test)
     learner = create_learner(recipe, dataset)
     if recipe.channels_last:
         learner.to(memory_format=torch.channels_last)

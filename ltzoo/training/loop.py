@@ -170,7 +170,7 @@ def train_one_epoch(
                     raise DivergedError(
                         f'the loss is not finite since step {earliest} of epoch {epoch + 1} '
                         f'(step {epoch * loader.steps_per_epoch + earliest} of the run): try a lower optimizer.lr; '
-                        'the last checkpoint is from before it'
+                        'a checkpoint, if there is one, is from before it'
                     )
                 bar.set_postfix(loss=f'{total.item() / (number + 1):.3f}', lr=f'{learning_rate:.4g}', refresh=False)
             bar.update()

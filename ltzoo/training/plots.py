@@ -23,7 +23,9 @@ def plot_curves(log: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(7, 6 if held_out else 4.5), layout='constrained')
     axes = figure.subplots(3 if held_out else 2, 1, sharex=True, height_ratios=[2, 2, 1] if held_out else [3, 1])
     epochs = [line['epoch'] + 1 for line in log]
-    axes[0].plot(epochs, [line['loss'] for line in log], color='tab:blue')
+    # One point makes no line.
+    alone = 'o' if len(log) == 1 else None
+    axes[0].plot(epochs, [line['loss'] for line in log], color='tab:blue', marker=alone)
     axes[0].set_ylabel('training loss')
     if held_out:
         at = [line['epoch'] + 1 for line in held_out]
@@ -32,7 +34,7 @@ def plot_curves(log: list[dict[str, Any]], path: Path) -> None:
                 axes[1].plot(at, [line['holdout'][shot] for line in held_out], label=shot, color=colour, marker='.')
         axes[1].set_ylabel('hold-out accuracy (%)')
         axes[1].legend()
-    axes[-1].step(epochs, [line['lr'] for line in log], where='mid', color='tab:grey')
+    axes[-1].step(epochs, [line['lr'] for line in log], where='mid', color='tab:grey', marker=alone)
     axes[-1].set_ylabel('learning rate')
     axes[-1].set_xlabel('epoch')
     for axis in axes:

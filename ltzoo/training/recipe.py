@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ltzoo.data import check_thresholds
 from ltzoo.errors import LtzooError
@@ -26,7 +26,15 @@ class RecipeError(LtzooError, ValueError):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra='forbid', frozen=True)
+    model_config = ConfigDict(extra='forbid', frozen=True, allow_inf_nan=False)
+
+    @field_validator('*', mode='before')
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
+            raise ValueError('input should be a number')
+        return value
 
 
 class DataPart(_Part):
@@ -34,7 +42,7 @@ class DataPart(_Part):
 
     name: str
     data_dir: str | None = None
-    split_seed: int = 0
+    split_seed: int = Field(0, ge=0, lt=2**32)
     download: bool = False
     unreadable: Literal['stop', 'skip'] = 'stop'
 
@@ -117,7 +125,7 @@ class Recipe(_Part):
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1, description='samples in one optimiser step, over all processes')
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32, description='of weights, order and views')
 
     precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
     accumulation: int = Field(1, ge=1, description='pieces that a batch is computed in')
@@ -138,10 +146,20 @@ class Recipe(_Part):
     def _expand(cls, value: Any) -> Any:
         return os.path.expanduser(value) if isinstance(value, str) else value
 
+    @field_validator('views', mode='before')
+    @classmethod
+    def _preset_or_lists(cls, value: Any) -> Any:
+        lists = isinstance(value, list) and all(isinstance(view, list) for view in value)
+        if not lists and not isinstance(value, str):
+            raise ValueError('input should be the name of a preset, or a list of operations for each view')
+        return value
+
     def decides_result(self) -> dict[str, Any]:
         """Return the part that a resumed run must share with the run it continues."""
         free = {'output', 'resume', 'trackers', 'workers', 'checkpoint_every', 'cuda_graphs'}
-        return self.model_dump(mode='json', exclude={**dict.fromkeys(free, True), 'data': {'data_dir', 'download'}})
+        # A run that an unreadable image stopped may go on without it.
+        of_data = {'data_dir', 'download', 'unreadable'}
+        return self.model_dump(mode='json', exclude={**dict.fromkeys(free, True), 'data': of_data})
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode='json'), sort_keys=False)

@@ -87,9 +87,14 @@ class RunFolder:
         The operating system gives the lock back when the process ends, however it ends.
 
         Raises:
-            CheckpointError: if another process is at it.
+            CheckpointError: if another process is at it, or it cannot be made.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f'output={self.path} cannot be made: {error.strerror}; give another folder'
+            ) from error
         lock = FileLock(self.path / _LOCK, timeout=0)
         try:
             lock.acquire()

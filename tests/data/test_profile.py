@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from ltzoo.data import (
     DataError,
     Dataset,
     Split,
+    UnreadableImageError,
     drop_unreadable,
     gini_coefficient,
     imbalance_ratio,
     load_data,
     plot_profile,
     profile_data,
+    require_readable,
     shot_classes,
 )
 
@@ -131,24 +134,28 @@ def test_planted_faults_are_found(tmp_path: Path) -> None:
     ]
 
 
-def test_unreadable_images_are_dropped_by_name(tmp_path: Path) -> None:
+def test_unreadable_images_are_dropped_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tree(tmp_path, [300, 3], [1, 1])
     for name in ('a/17.jpg', 'a/299.jpg', 'b/1.jpg'):
         truncate(tmp_path / 'train' / name)
     (tmp_path / 'train' / 'b' / '2.jpg').unlink()
     (tmp_path / 'train' / 'b' / '2.jpg').symlink_to(tmp_path / 'gone.jpg')
     split = load_data('folder', tmp_path).train
-    kept, dropped = drop_unreadable(split)
-    names = [Path(name).relative_to(tmp_path / 'train').as_posix() for name in dropped]
-    assert names == ['a/17.jpg', 'a/299.jpg', 'b/1.jpg', 'b/2.jpg']
+    kept = drop_unreadable(split)
+    dropped = ['a/17.jpg', 'a/299.jpg', 'b/1.jpg', 'b/2.jpg']
+    for name, message in zip(dropped, caplog.messages, strict=True):
+        assert message.startswith(f'left out: image {tmp_path / "train" / name} ')
     assert np.bincount(kept.labels).tolist() == [298, 1]
-    assert all(kept.images.name(i) not in dropped and kept.images[i] for i in range(len(kept)))
+    assert all(kept.images[i] for i in range(len(kept)))
+    with pytest.raises(UnreadableImageError, match=r'a/17\.jpg'):
+        require_readable(split)
+    require_readable(kept)
 
 
 def test_nothing_to_drop(tmp_path: Path) -> None:
     write_tree(tmp_path, [2, 2], [1, 1])
     dataset = load_data('folder', tmp_path)
-    assert drop_unreadable(dataset.train) == (dataset.train, [])
+    assert drop_unreadable(dataset.train) is dataset.train
     for file in tmp_path.glob('train/*/*.jpg'):
         truncate(file)
     with pytest.raises(DataError, match='none of the 4 images can be decoded'):
@@ -165,6 +172,22 @@ def test_cifar100_has_ten_test_images_in_its_training_part(cifar_dir: Path) -> N
     warnings = profile_data(dataset).warnings
     assert any(warning.startswith('10 test images are also training images: ') for warning in warnings)
     assert any(warning.startswith('14 training images are copies of another: ') for warning in warnings)
+
+
+def test_many_equal_images_make_no_endless_warning(tmp_path: Path) -> None:
+    for name in ('a', 'b'):
+        for part in ('train', 'test'):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(50):
+                Image.new('RGB', (4, 4)).save(tmp_path / part / name / f'{i}.png')
+    warnings = profile_data(load_data('folder', tmp_path)).warnings
+    assert any(warning.startswith('1 group of equal images has different labels') for warning in warnings)
+    assert all(warning.count('.png') <= 6 for warning in warnings)
+
+
+def test_dollars_in_class_names_are_no_formulas(tmp_path: Path) -> None:
+    dataset = replace(load_data('digits_lt'), class_names=tuple(f'${c}_{{' for c in range(10)), name='$x_{$')
+    plot_profile(profile_data(dataset, check_images=False), tmp_path / 'tail.png')
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.svg'])

@@ -139,6 +139,9 @@ def test_config_has_the_layout_of_timm_and_a_block_of_ours(train: Train, lt: dic
     assert set(contents(tmp_path / 'out')) == {'config.json', 'model.safetensors', 'README.md'}
     config = json.loads((tmp_path / 'out' / 'config.json').read_text())
     assert config.pop('lt') == lt
+    # The name that timm has for it, so that it comes back with the model.
+    assert config.pop('label_names') == lt['class_names']
+    assert ltzoo.create_model(f'local-dir:{tmp_path / "out"}').pretrained_cfg['label_names'] == lt['class_names']
     assert config.keys() == {
         'architecture', 'num_classes', 'num_features', 'global_pool', 'model_args', 'pretrained_cfg',
     }  # fmt: skip

@@ -184,7 +184,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (['data.name=folder:{pictures}/one'], 'has 1 class; a classifier needs at least 2'),
         (['output={pictures}/file'], 'output={pictures}/file is a file, not a folder'),
         (['output={pictures}/one'], 'output={pictures}/one is not empty and holds no run'),
-        (['output={pictures}/file/run'], 'the run {pictures}/file/run stopped: '),
+        (['output={pictures}/file/run'], 'output={pictures}/file/run cannot be made: Not a directory'),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(

@@ -238,6 +238,59 @@ def test_bad_input_is_one_sentence_exit_code_2_and_no_file(
     assert sorted(os.listdir(tmp_path)) == before
 
 
+def write_digits(folder: Path, names: list[str]) -> Path:
+    """The digits as class folders of these names, two images to train and two to test of each."""
+    dataset = load_data('digits_lt')
+    for part in ('train', 'test'):
+        split = getattr(dataset, part)
+        for label, name in enumerate(names):
+            (folder / part / name).mkdir(parents=True)
+            for i in np.flatnonzero(split.labels == label)[:2]:
+                split.images[int(i)].save(folder / part / name / f'{i}.png')
+    return folder
+
+
+def test_classes_with_other_names(
+    script: Script,
+    digits_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    digits = [str(c) for c in range(10)]
+    same = write_digits(tmp_path / 'same', digits)
+    assert script('tools/evaluate.py', digits_run, '--data', f'folder:{same}') == 0
+    assert not caplog.messages
+    renamed = write_digits(tmp_path / 'renamed', [f'digit {name}' for name in digits])
+    assert script('tools/evaluate.py', digits_run, '--data', f'folder:{renamed}') == 0
+    (message,) = caplog.messages
+    assert message.startswith(f'class 0 of {digits_run} is 0, that of folder:{renamed} is digit 0: ')
+    capsys.readouterr()
+    # A list may name its classes in any order; folders are sorted.
+    model = json.loads((digits_run / 'model' / 'config.json').read_text())
+    shutil.copytree(digits_run / 'model', tmp_path / 'turned')
+    model['label_names'] = digits[::-1]
+    (tmp_path / 'turned' / 'config.json').write_text(json.dumps(model))
+    assert script('tools/evaluate.py', f'local-dir:{tmp_path / "turned"}', '--data', f'folder:{same}') == 2
+    assert 'is 9, that of ' in (said := capsys.readouterr().err) and 'are in another order' in said
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_unreadable_images_are_named_or_left_out(
+    script: Script, digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    folder = write_digits(tmp_path / 'digits', [str(c) for c in range(10)])
+    bad = next((folder / 'test' / '3').iterdir())
+    bad.write_bytes(b'no image')
+    options = ('--data', f'folder:{folder}', '--workers', workers, '--json', tmp_path / 'scores.json')
+    assert script('tools/evaluate.py', digits_run, *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'evaluate.py: image {bad} cannot be decoded: ')
+    assert line.endswith('; --skip-unreadable leaves such images out')
+    assert script('tools/evaluate.py', digits_run, *options, '--skip-unreadable') == 0
+    assert scores_of(tmp_path)['samples'] == 19
+
+
 def test_a_model_for_larger_images_gets_larger_images(script: Script, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = ltzoo.create_model('timm/test_vit', num_classes=10).eval()

@@ -83,6 +83,7 @@ def test_large_sets_show_both_ends(
         (['digits_lt', '--plot', '{tmp}/tail.xyz'], "Format 'xyz' is not supported"),
         (['digits_lt', '--json', '{tmp}/no/p.json'], 'there is no folder'),
         (['digits_lt', '--many-above', '10'], '--few-below 20 must be at most'),
+        (['cifar10', '--data-dir', '/dev/null', '--download'], 'cifar10 cannot be read: '),
         ([], 'required: SOURCE'),
     ],
 )

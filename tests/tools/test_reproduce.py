@@ -277,6 +277,7 @@ def test_the_plans_that_come_along_name_recipes_and_keys_that_exist(
         (GOOD.replace('digits_lt/ce', 'own/bs'), ['--pack', '{tmp}/p'], 'cannot be packed: CIFAR-10 and CIFAR-100 can'),
         (GOOD, ['--collect', '{tmp}/no.tar.gz'], '{tmp}/no.tar.gz cannot be unpacked'),
         (GOOD, ['--collect', '{tmp}/plan.yaml'], '{tmp}/plan.yaml cannot be unpacked'),
+        (GOOD.replace('output: ', 'output: /dev/null/'), [], 'output: /dev/null/'),
         ('a: [', [], 'cannot be read as a plan'),
         (None, [], 'cannot be read as a plan'),
     ],

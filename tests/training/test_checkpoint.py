@@ -42,6 +42,10 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Path) 
     assert 'cannot be written' in done.stdout and 'the one before it is intact' in done.stdout
     assert os.listdir(tmp_path) == ['c.pt']
     assert load_checkpoint(path) == {'epoch': 1}
+    path.unlink()
+    done = subprocess.run([sys.executable, '-c', script, str(path)], capture_output=True, text=True, check=True)
+    assert 'it would have been the first' in done.stdout
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize('content', [b'', b'not a checkpoint', None], ids=['empty', 'text', 'truncated'])

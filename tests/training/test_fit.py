@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
 import ltzoo
+from ltzoo.data import UnreadableImageError
 from ltzoo.training import fit as fit_module
 from ltzoo.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ltzoo.training.fit import fit, prepare_data
@@ -249,6 +251,8 @@ def test_a_checkpoint_of_another_model_is_refused(make_recipe: MakeRecipe, tmp_p
 @pytest.mark.parametrize(
     ('override', 'message'),
     [
+        ('model.num_classes=12', 'num_classes=12, but digits_lt has 10 classes: leave it out'),
+        ('trackers=[trackio]', 'trackio needs its package: pip install trackio'),
         ('views=digits_bcl', 'takes 1 view'),
         ('batch_size=121', 'batch_size 121 cannot be cut into'),
         ('precision=fp16', 'needs a GPU'),
@@ -284,6 +288,63 @@ def test_a_tracker_gets_the_numbers(make_recipe: MakeRecipe, tmp_path: Path) -> 
 def test_a_dry_run_finds_what_training_would(make_recipe: MakeRecipe, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         fit_module.describe_batch(make_recipe(override))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two classes of files, one dark and one light, to train and to test on."""
+    noise = np.random.default_rng(0)
+    for part, count in (('train', 12), ('test', 4)):
+        for name, value in (('dark', 60), ('light', 190)):
+            (tmp_path / 'pictures' / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = (value + noise.integers(0, 9, (20, 26, 3))).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / 'pictures' / part / name / f'{i}.png')
+    return tmp_path / 'pictures'
+
+
+def of_pictures(place: Path) -> tuple[str, ...]:
+    views = 'views=[[{random_crop: {size: 8, padding: 0}}]]'
+    return (f'data.name=folder:{place}', views, 'batch_size=8', 'workers=0', 'epochs=1')
+
+
+def test_an_unreadable_test_image_is_met_before_training(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path
+) -> None:
+    (pictures / 'test' / 'light' / '2.png').write_bytes(b'no image')
+    with pytest.raises(UnreadableImageError, match=r'light/2\.png'):
+        fit(make_recipe(*of_pictures(pictures)), tmp_path / 'run', progress=False)
+    assert not (tmp_path / 'run').exists()
+    again = make_recipe(*of_pictures(pictures), 'data.unreadable=skip')
+    assert fit(again, tmp_path / 'run', progress=False)['samples'] == 7
+
+
+def test_a_run_that_an_unreadable_image_stopped_goes_on_without_it(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*of_pictures(pictures), 'epochs=2')
+    with monkeypatch.context() as patch, pytest.raises(Pulled):
+        stop_after(1, patch)
+        fit(make_recipe(*options), tmp_path / 'run', progress=False)
+    (pictures / 'train' / 'light' / '0.png').write_bytes(b'no image')
+    fit(make_recipe(*options, 'resume=auto', 'data.unreadable=skip'), tmp_path / 'run', progress=False)
+    recipe = yaml.safe_load((tmp_path / 'run' / 'recipe.yaml').read_text())
+    assert recipe['data']['unreadable'] == 'skip'
+
+
+@pytest.mark.parametrize(
+    ('views', 'crop_pct'),
+    [
+        ('[[{random_crop: {size: 8, padding: 0}}]]', 1.0),
+        ('[[{random_resized_crop: {size: 8}}, horizontal_flip]]', 0.875),
+    ],
+)
+def test_the_test_crop_suits_the_views(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, views: str, crop_pct: float
+) -> None:
+    fit(make_recipe(*of_pictures(pictures), f'views={views}'), tmp_path / 'run', progress=False)
+    fed = json.loads((tmp_path / 'run' / 'model' / 'config.json').read_text())['pretrained_cfg']
+    assert (fed['input_size'], fed['crop_pct']) == ([3, 8, 8], crop_pct)
 
 
 def test_own_files_train_even_smaller_than_the_crop_and_their_place_is_not_published(

@@ -77,6 +77,12 @@ def test_a_recipe_written_out_reads_back_the_same(tmp_path: Path) -> None:
         ('schedule.name=stepwise', "'multistep', 'cosine' or 'constant'"),
         ('evaluation.every_epochs=1', 'test set is touched once'),
         ('data=cifar10', 'data: '),
+        ('epochs=true', 'epochs: True input should be a number'),
+        ('optimizer.clip_grad_norm=true', 'optimizer.clip_grad_norm: True input should be a number'),
+        ('optimizer.lr=.inf', 'optimizer.lr: inf input should be a finite number'),
+        ('seed=4294967296', 'seed: 4294967296 input should be less than 4294967296'),
+        ('views=3', 'views: 3 input should be the name of a preset, or a list of operations for each view'),
+        ('views=[horizontal_flip]', 'views: input should be the name of a preset, or a list'),
     ],
 )
 def test_what_is_wrong_is_said_with_what_would_be_right(override: str, message: str) -> None:
