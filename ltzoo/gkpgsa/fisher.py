@@ -36,6 +36,7 @@ def diagonal_fisher(
     batches: Iterable[tuple[Tensor, Tensor]],
     kind: FisherKind = 'empirical',
     *,
+    buffers: Mapping[str, Tensor] | None = None,
     chunk_size: int | None = None,
     log_prior: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -43,7 +44,7 @@ def diagonal_fisher(
     """Return the mean over samples of the squared gradient of log p(y | x): F_j / |G_j| of Eq. 6 for a group's samples.
 
     The gradient is taken at `parameters`, usually a group's anchor, which stand in for the model's own; what is not
-    among them, the classifier usually, stays as the model has it now. Everything is computed in evaluation mode:
+    among them or `buffers`, the classifier usually, stays as the model has it now. It is computed in evaluation mode:
     batch-norm uses its running statistics, so a sample's gradient does not depend on its neighbours. The model is left
     as it was.
 
@@ -55,6 +56,7 @@ def diagonal_fisher(
             softmax, which is the true Fisher in expectation; 'batch' is the authors' estimator, the squared gradient
             of every batch's mean loss, averaged over batches: a batch's gradients cancel before they are squared, so it
             is 1e3 to 1.5e4 times too small and depends on the batch size.
+        buffers: by their names in the model, such as the running statistics that belong to `parameters`.
         chunk_size: samples whose gradients are in memory at once, each as large as `parameters`; by default 256 on a
             GPU, which starts every kernel anew for a chunk, and 32 on a CPU, and less where 2 GiB would not hold them.
             'batch' takes whole batches.
@@ -65,14 +67,15 @@ def diagonal_fisher(
         Names, shapes and strides of `parameters` on the model's device, in float32 or the model's wider type.
 
     Raises:
-        FisherError: if a parameter is unknown or of another shape, there is no sample, inputs, labels or the prior do
-            not fit together, a batch-norm keeps no running statistics, or a setting is not one of those above.
+        FisherError: if a parameter or buffer is unknown or of another shape, there is no sample, inputs, labels or the
+            prior do not fit together, a batch-norm keeps no running statistics, or a setting is not one of those above.
     """
     if kind not in get_args(FisherKind):
         raise FisherError(f'kind must be one of {", ".join(get_args(FisherKind))}, not {kind!r}')
     if chunk_size is not None and chunk_size < 1:
         raise FisherError(f'chunk_size must be at least 1, not {chunk_size}')
     point = _at(model, parameters)
+    fixed = _in_place_of(model, dict(model.named_buffers()), buffers or {}, 'buffer')
     chunk_size = chunk_size or _default_chunk_size(point)
     total = {
         name: torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
@@ -80,7 +83,7 @@ def diagonal_fisher(
     }
 
     def logits(at: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        outputs = functional_call(model, dict(at), (inputs,))
+        outputs = functional_call(model, {**at, **fixed}, (inputs,))
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return outputs if log_prior is None else outputs + log_prior
 
@@ -163,13 +166,18 @@ def _at(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]
             )
     if not parameters:
         raise FisherError('there must be at least one parameter to take a Fisher diagonal of')
-    own = dict(model.named_parameters())
-    for name, value in parameters.items():
+    return _in_place_of(model, dict(model.named_parameters()), parameters, 'parameter')
+
+
+def _in_place_of(
+    model: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str
+) -> dict[str, Tensor]:
+    for name, value in given.items():
         if name not in own:
-            raise FisherError(f'{type(model).__name__} has no parameter {name}')
+            raise FisherError(f'{type(model).__name__} has no {what} {name}')
         if value.shape != own[name].shape:
-            raise FisherError(f'parameter {name} must have shape {tuple(own[name].shape)}, not {tuple(value.shape)}')
-    return {name: torch.empty_like(own[name]).copy_(value) for name, value in parameters.items()}
+            raise FisherError(f'{what} {name} must have shape {tuple(own[name].shape)}, not {tuple(value.shape)}')
+    return {name: torch.empty_like(own[name]).copy_(value) for name, value in given.items()}
 
 
 def _default_chunk_size(point: Mapping[str, Tensor]) -> int:

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltzoo.errors import LtzooError
 from ltzoo.gkpgsa.affinity import GramMatrix, parameter_affinity
@@ -45,6 +46,8 @@ class PreservationSettings:
         form: `proximal`, an exact step on the penalty after the optimiser's; `gradient`, the penalty's gradient added
             to the loss's (Eq. 16 as written), which diverges where learning rate x lambda x Fisher exceeds 2.
         fisher: see `diagonal_fisher`.
+        statistics: batch-norm's running statistics that the Fisher is taken with: those of `now`, or the `anchor`'s,
+            which are the means of its classes' as its weights are.
         size: what the mean Fisher is divided by once more: nothing, or the group's samples or classes.
         normalisation: see `KnowledgePreservation`.
         samples_per_group: on which a group's Fisher is taken.
@@ -58,6 +61,7 @@ class PreservationSettings:
     strength: float = 1.0
     form: Literal['proximal', 'gradient'] = 'proximal'
     fisher: FisherKind = 'empirical'
+    statistics: Literal['now', 'anchor'] = 'now'
     size: Literal['none', 'samples', 'classes'] = 'none'
     normalisation: Normalisation = 'none'
     samples_per_group: int = 256
@@ -159,6 +163,8 @@ class GkpGsa:
         self.encoder: dict[str, Tensor] = {
             name: p for name, p in model.named_parameters() if id(p) not in classifier and p.requires_grad
         }
+        kept = settings.preservation is not None and settings.preservation.statistics == 'anchor'
+        self.statistics: dict[str, Tensor] = _running_statistics(model) if kept else {}
         self.bank = MemoryBank(len(class_counts), _store(settings, folder))
         self.gram = GramMatrix()
         self.preservation: KnowledgePreservation | None = None
@@ -276,9 +282,9 @@ class GkpGsa:
         if not self.needs_bank or self.quality is None:
             return log
         self.quality.all_reduce()
-        won = self.bank.update(epoch, self.quality.compute(), self.encoder)
+        won = self.bank.update(epoch, self.quality.compute(), {**self.encoder, **self.statistics})
         if self.settings.group_by == 'bank':
-            self.gram.update(self.bank.epochs, self.bank.snapshot)
+            self.gram.update(self.bank.epochs, lambda other: self._of_encoder(self.bank.snapshot(other)))
         log.update(best_now=int(won.sum()), snapshots=len(self.bank.epochs))
         since = epoch + 1 - self.settings.first_grouping
         if since >= 0 and since % self.settings.regroup_every == 0:
@@ -373,6 +379,10 @@ class GkpGsa:
         sizes = torch.bincount(self.class_groups).tolist()
         return {'group_sizes': sizes, 'classes_moved': classes_moved(before, self.class_groups)}
 
+    def _of_encoder(self, snapshot: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parameters of a snapshot, which may also hold running statistics."""
+        return {name: snapshot[name] for name in self.encoder}
+
     def _empty_preservation(self, part: PreservationSettings) -> KnowledgePreservation:
         empty = KnowledgePreservation(strength=part.strength, normalisation=part.normalisation)
         empty.counts_others = part.grouped
@@ -393,12 +403,24 @@ class GkpGsa:
         held, places = groups[stored].unique(return_inverse=True)
         anchors = group_anchors(self.bank, torch.zeros_like(groups).masked_scatter(stored, places))
         for g, anchor in zip(held.tolist(), anchors, strict=True):
+            parameters = self._of_encoder(anchor)
             fisher = diagonal_fisher(
-                self.model, anchor, samples(drawn[g]), part.fisher,
+                self.model, parameters, samples(drawn[g]), part.fisher,
+                buffers={name: anchor[name] for name in self.statistics},
                 chunk_size=part.chunk_size, log_prior=self.log_prior, generator=generator,
             )  # fmt: skip
-            preservation.add(anchor, fisher, None if sizes is None else max(sizes[g], 1))
+            preservation.add(parameters, fisher, None if sizes is None else max(sizes[g], 1))
         return preservation.to(device)
+
+
+def _running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        f'{path}.{name}': buffer
+        for path, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        for name, buffer in module.named_buffers()
+        if buffer.is_floating_point()
+    }
 
 
 def _check_names(settings: GkpGsaSettings | PreservationSettings) -> None:

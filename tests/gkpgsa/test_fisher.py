@@ -261,9 +261,30 @@ def test_results_are_float32_in_the_layout_of_the_model() -> None:
 X, Y = torch.zeros(2, 3), torch.tensor([0, 1])
 
 
+def test_buffers_stand_in_for_the_models_own() -> None:
+    torch.manual_seed(0)
+    model = convnet().double()
+    anchor = encoder_anchor(model, '8.')
+    inputs, labels = torch.randn(9, 3, 6, 6, dtype=torch.float64), torch.arange(9) % CLASSES
+    statistics = {
+        f'{layer}.{name}': torch.rand(width, dtype=torch.float64) + 0.5
+        for layer, width in ((1, 5), (4, 4))
+        for name in ('running_mean', 'running_var')
+    }
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    fisher = diagonal_fisher(model, anchor, [(inputs, labels)], buffers=statistics, chunk_size=4)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    own = diagonal_fisher(model, anchor, [(inputs, labels)])
+    for name, value in statistics.items():
+        model.get_buffer(name).copy_(value)
+    assert_same(fisher, literal(model, anchor, [(x[None], y[None]) for x, y in zip(inputs, labels, strict=True)], None))
+    assert not torch.allclose(fisher['0.weight'], own['0.weight'])
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
+        ({'buffers': {'running_mean': torch.zeros(2)}}, 'Linear has no buffer running_mean'),
         ({'kind': 'exact'}, 'kind must be one of empirical, sampled, batch'),
         ({'chunk_size': 0}, 'chunk_size must be at least 1, not 0'),
         ({'parameters': {}}, 'at least one parameter'),

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import ltzoo
+from ltzoo.gkpgsa import method as method_module
 from ltzoo.gkpgsa.method import GkpGsa, GkpGsaError, GkpGsaSettings, PreservationSettings
-from ltzoo.gkpgsa.quality import feature_quality
+from ltzoo.gkpgsa.quality import FeatureQuality, feature_quality
 from ltzoo.gkpgsa.sharpness import SharpnessSettings
 from ltzoo.losses import create_objective
 from ltzoo.training.learner import Learner
@@ -28,6 +29,7 @@ LABELS = torch.repeat_interleave(torch.arange(CLASSES), COUNTS)
 ABLATIONS = Path(__file__).parents[2] / 'recipes' / 'cifar100_lt_r100' / 'ablations'
 
 
+SMALL_RESNET: tuple[str, dict[str, Any]] = ('test_resnet', {})
 VIT = {'img_size': 8, 'patch_size': 4, 'embed_dim': 12, 'depth': 1, 'num_heads': 2}
 
 
@@ -163,6 +165,41 @@ def test_anchors_and_fisher_are_those_of_the_groups(size: Any) -> None:
         torch.testing.assert_close(pull, weighted[name], rtol=1e-3, atol=1e-3 * weighted[name].abs().max().item())
 
 
+def test_the_anchors_running_statistics_are_the_means_of_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Tensor]] = []
+    own = method_module.diagonal_fisher
+
+    def recording(*args: Any, buffers: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+        calls.append(buffers)
+        return own(*args, buffers=buffers, **options)
+
+    monkeypatch.setattr(method_module, 'diagonal_fisher', recording)
+    qualities = iter([[1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 0.0, 2.0], [3.0, 0.0, 0.0, 0.0]])
+    monkeypatch.setattr(FeatureQuality, 'compute', lambda _: torch.tensor(next(qualities)))
+    run = Run(
+        network=SMALL_RESNET, side=16, group_by='frequency', sharpness=None,
+        preservation=PreservationSettings(statistics='anchor'), first_grouping=3,
+    )  # fmt: skip
+    for epoch in range(3):
+        run.epoch(epoch)
+    bank = run.method.bank
+    assert bank.best_epoch.tolist() == [2, 1, 0, 1]
+    for classes, buffers in zip(((0, 1), (2, 3)), calls, strict=True):
+        snapshots = [bank.snapshot(int(bank.best_epoch[c])) for c in classes]
+        norms = [name for name in snapshots[0] if name.endswith(('running_mean', 'running_var'))]
+        assert norms and buffers.keys() == set(norms)
+        for name in norms:
+            torch.testing.assert_close(buffers[name], (snapshots[0][name] + snapshots[1][name]) / 2)
+    # Groups are made, and anchors held, by weights alone.
+    assert run.method.preservation is not None
+    assert run.method.preservation.state_dict()['centre'].keys() == run.method.encoder.keys()
+    calls.clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(method_module, 'diagonal_fisher', recording)
+    Run(network=SMALL_RESNET, side=16, first_grouping=1, groups=1).epoch(0)
+    assert calls == [{}]
+
+
 def test_the_gradient_form_adds_the_gradient_of_the_penalty() -> None:
     run = Run(sharpness=None, preservation=PreservationSettings(strength=50.0, form='gradient'))
     run.epoch(0)
@@ -218,9 +255,10 @@ def test_quality_is_that_of_the_features_of_the_first_pass() -> None:
             'preservation': PreservationSettings(form='gradient', fisher='sampled', normalisation='mean'),
             'group_by': 'frequency',
         },
+        {'preservation': PreservationSettings(statistics='anchor'), 'network': SMALL_RESNET, 'side': 16},
         {'preservation': PreservationSettings(grouped=False, size='classes', fisher='batch'), 'sharpness': None},
     ],
-    ids=['defaults', 'disk', 'kept', 'averages', 'frequency', 'ewc'],
+    ids=['defaults', 'disk', 'kept', 'averages', 'frequency', 'statistics', 'ewc'],
 )
 def test_state_goes_on_bit_for_bit(settings: dict[str, Any], tmp_path: Path) -> None:
     whole = Run(folder=tmp_path / 'whole', **settings)
@@ -380,6 +418,7 @@ def test_settings_that_do_not_exist(settings: dict[str, Any], message: str) -> N
         ({'fisher': 'exact'}, "fisher: 'exact' does not exist; known: empirical, sampled, batch"),
         ({'size': 'images'}, "size: 'images' does not exist; known: none, samples, classes"),
         ({'normalisation': 'sum'}, "normalisation: 'sum' does not exist; known: none, mean, max"),
+        ({'statistics': 'then'}, "statistics: 'then' does not exist; known: now, anchor"),
         ({'strength': -1.0}, r'strength must be 0 or more, not -1\.0'),
         ({'samples_per_group': 0}, 'samples_per_group must be 1 or more, not 0'),
         ({'chunk_size': 0}, 'chunk_size must be 1 or more, not 0'),
