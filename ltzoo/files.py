@@ -24,10 +24,10 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     Raises:
         OSError: if it cannot be written; no partial file stays behind.
     """
-    path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return
+    path = Path(os.path.realpath(path))
     beside = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         with open(beside, 'wb') as file:

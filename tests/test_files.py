@@ -55,6 +55,14 @@ def test_what_is_no_file_is_written_into(tmp_path: Path) -> None:
         os.close(reader)
     assert pipe.is_fifo()
     assert list(tmp_path.iterdir()) == [pipe]
+    # What /dev/stdout is where a tool's output is piped on.
+    reader, writer = os.pipe()
+    try:
+        write_atomically(Path(f'/proc/self/fd/{writer}'), 'content')
+        assert os.read(reader, 100) == b'content'
+    finally:
+        os.close(reader)
+        os.close(writer)
 
 
 def test_whoever_may_read_new_files_may_read_these(tmp_path: Path) -> None:
