@@ -58,7 +58,7 @@ def test_what_is_no_file_is_written_into(tmp_path: Path) -> None:
     # What /dev/stdout is where a tool's output is piped on.
     reader, writer = os.pipe()
     try:
-        write_atomically(Path(f'/proc/self/fd/{writer}'), 'content')
+        write_atomically(Path(f'/dev/fd/{writer}'), 'content')
         assert os.read(reader, 100) == b'content'
     finally:
         os.close(reader)
