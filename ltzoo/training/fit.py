@@ -370,7 +370,7 @@ def _image_config(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     """
     ops = parse_views(recipe.views)[0].ops
     height, width = dataset.image_size, dataset.image_size
-    crop_pct = recipe.evaluation.crop_pct or min((op.test_crop for op in ops), default=1.0)
+    crop_pct = recipe.evaluation.crop_pct if any(op.enlarges for op in ops) else 1.0
     if isinstance(dataset.test.images, ArrayImages):
         (height, width), crop_pct = dataset.test.images.array.shape[1:3], 1.0
     for op in ops:

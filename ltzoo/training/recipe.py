@@ -88,8 +88,8 @@ class EvaluationPart(_Part):
     `every_epochs` measures during training as well, on the hold-out only; 0 measures once, after the last epoch.
     `holdout_per_class` is its size, by default as `ltzoo.data.with_holdout` has it. `train` measures the training
     images too, at the end and as one would test: a network that has not fitted them is no ground to judge flatness on.
-    `crop_pct` is the share of a resized file's shorter side that the test crop covers, by default what suits the first
-    view: 0.875 after `random_resized_crop`, else 1. Arrays are not cropped.
+    `crop_pct` is the share of a resized file's shorter side that the test crop covers where the first view has a
+    `random_resized_crop`, which trains on enlarged parts; else files are tested whole, as arrays always are.
     """
 
     split: Literal['test', 'holdout'] = 'test'
@@ -97,7 +97,7 @@ class EvaluationPart(_Part):
     every_epochs: int = Field(0, ge=0)
     train: bool = False
     batch_size: int = Field(512, ge=1)
-    crop_pct: float | None = Field(None, gt=0, le=1)
+    crop_pct: float = Field(0.875, gt=0, le=1)
     many_above: int = Field(100, ge=0)
     few_below: int = Field(20, ge=0)
 
@@ -157,9 +157,7 @@ class Recipe(_Part):
     def decides_result(self) -> dict[str, Any]:
         """Return the part that a resumed run must share with the run it continues."""
         free = {'output', 'resume', 'trackers', 'workers', 'checkpoint_every', 'cuda_graphs'}
-        # A run that an unreadable image stopped may go on without it.
-        of_data = {'data_dir', 'download', 'unreadable'}
-        return self.model_dump(mode='json', exclude={**dict.fromkeys(free, True), 'data': of_data})
+        return self.model_dump(mode='json', exclude={**dict.fromkeys(free, True), 'data': {'data_dir', 'download'}})
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode='json'), sort_keys=False)

@@ -72,7 +72,9 @@ class RunFolder:
             )
         before = _flat(Recipe.model_validate(yaml.safe_load(self.recipe.read_text())).decides_result())
         now = _flat(recipe.decides_result())
-        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        # A run that an unreadable image stopped may go on without it.
+        keys = sorted((before.keys() | now.keys()) - {'data.unreadable'})
+        changed = [key for key in keys if before.get(key) != now.get(key)]
         if changed:
             key = changed[0]
             raise CheckpointError(

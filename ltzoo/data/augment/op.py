@@ -33,8 +33,8 @@ class Op(ABC):
     with its own random parameters, and `torchvision()` on one PIL image.
     """
 
-    # Share of a file's shorter side that a test crop covers, to suit networks trained with this operation.
-    test_crop: ClassVar[float] = 1.0
+    # Whether training sees parts of an image enlarged, so that tests should, too.
+    enlarges: ClassVar[bool] = False
 
     @abstractmethod
     def sample(self, n: int, height: int, width: int, generator: torch.Generator) -> Params:

@@ -32,8 +32,7 @@ class RandomResizedCrop(Op):
         ratio: least and greatest width over height.
     """
 
-    # The field's habit: it makes what is tested about as large in the picture as what was trained on.
-    test_crop: ClassVar[float] = 0.875
+    enlarges: ClassVar[bool] = True
 
     size: int | None = None
     scale: tuple[float, float] = (0.08, 1.0)
