@@ -137,7 +137,7 @@ def check_classes(model: Any, dataset: Dataset, name: str, data: str) -> None:
         return
     first = next(c for c in range(len(ours)) if theirs[c] != ours[c])
     difference = f'class {first} of {name} is {theirs[first]}, that of {data} is {ours[first]}'
-    if sorted(theirs) == sorted(ours):
+    if set(theirs) == set(ours):
         raise ClassesError(f'{difference}: the classes are in another order, every score would be wrong')
     logger.warning('%s: if these are not two names of one thing, the scores mean nothing', difference)
 

@@ -138,6 +138,13 @@ class TestFolder:
         write_classes(tmp_path, train=5, test=5, tram=5)
         assert load_data('folder', tmp_path).class_names == ('test', 'train', 'tram')
 
+    def test_a_train_is_a_vehicle_too(self, tmp_path: Path) -> None:
+        write_classes(tmp_path, Bus=5, Train=2)
+        write_classes(tmp_path / 'Train', freight=3)
+        dataset = load_data('folder', tmp_path)
+        assert dataset.class_names == ('Bus', 'Train')
+        assert dataset.class_counts.tolist() == [4, 4]
+
     def test_made_longtailed(self, tmp_path: Path) -> None:
         write_classes(tmp_path / 'train', a=16, b=16, c=16)
         write_classes(tmp_path / 'test', a=1, b=1, c=1)

@@ -41,23 +41,26 @@ def folder(location: Path, download: bool) -> Dataset:
     """
     if not location.is_dir():
         raise MissingDataError(f'{location} is not a folder; it must hold one folder of images for each class')
-    parts = {name.lower(): location / name for name in _folder_names(location)}
-    if 'train' not in parts or not _folder_names(parts['train']):
-        if parts.keys() <= {'train', *_TEST_PARTS} and 'train' in parts:
+    names = _folder_names(location)
+    parts = {name.lower(): location / name for name in names}
+    beside = next((parts[part] for part in _TEST_PARTS if part in parts), None)
+    # Train among other classes is a vehicle.
+    has_parts = 'train' in names or ('train' in parts and (beside is not None or len(names) == 1))
+    if not has_parts or not _folder_names(parts['train']):
+        if has_parts and parts.keys() <= {'train', *_TEST_PARTS}:
             raise DataError(f'{parts["train"]} has no folders; it must hold one folder of images for each class')
-        class_names = _folder_names(location)
+        class_names = names
         train, test = split_off(_read(location, location, class_names))
         return Dataset(f'folder:{location}', train, test, tuple(class_names))
     class_names = _folder_names(parts['train'])
     train = _read(location, parts['train'], class_names)
-    root = next((parts[part] for part in _TEST_PARTS if part in parts), None)
-    if root is None:
+    if beside is None:
         train, test = split_off(train)
     else:
-        unknown = sorted(set(_folder_names(root)) - set(class_names))
+        unknown = sorted(set(_folder_names(beside)) - set(class_names))
         if unknown:
-            raise DataError(f'class folder {root / unknown[0]} has no counterpart in {parts["train"]}')
-        test = _read(location, root, class_names)
+            raise DataError(f'class folder {beside / unknown[0]} has no counterpart in {parts["train"]}')
+        test = _read(location, beside, class_names)
     return Dataset(f'folder:{location}', train, test, tuple(class_names))
 
 
