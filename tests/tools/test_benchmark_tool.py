@@ -141,7 +141,6 @@ def test_a_bank_holds_every_epoch_and_no_more(script: Script, tmp_path: Path) ->
         (['views', '--json', '{tmp}/no/v.json'], 'there is no folder {tmp}/no'),
         (['views', '--data', 'digitz_lt'], 'did you mean digits_lt?'),
         (['views', '--data', 'digits_lt', '--views', 'cifr_bcl'], 'did you mean cifar_bcl?'),
-        (['views', '--data', 'digits_lt'], 'size 32 is larger than images of 8 x 8'),
         (['step', '--recipe', '{tmp}/nothing.yaml'], 'there is no recipe file {tmp}/nothing.yaml'),
         (['step', '--method', '--only', 'SMA'], "--only 'SMA': with --method, the forms are 'base', 'SAM'"),
         (['epoch', '--recipe', '{tmp}/nothing.yaml'], 'there is no recipe file {tmp}/nothing.yaml'),
