@@ -81,6 +81,11 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
     assert 'base_seed3 holds a run of another recipe: optimizer.lr was ' in capsys.readouterr().err
     assert script('tools/reproduce.py', plan, '--table', '--set', 'optimiser.lr=1') == 2
     assert 'there is no key optimiser; did you mean optimizer?' in capsys.readouterr().err
+    damaged = tmp_path / 'out' / 'base_seed3' / 'results.json'
+    for content in ('', '{}', '[]'):
+        damaged.write_text(content)
+        assert script('tools/reproduce.py', plan, '--table') == 2
+        assert f'{damaged} is damaged: remove its folder' in capsys.readouterr().err
 
 
 def test_only_and_seeds_are_trained_in_the_order_given(
