@@ -24,14 +24,15 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     Raises:
         OSError: if it cannot be written; no partial file stays behind.
     """
+    data = content.encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file():
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        path.write_bytes(data)
         return
     path = Path(os.path.realpath(path))
     beside = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         with open(beside, 'wb') as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

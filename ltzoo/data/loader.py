@@ -205,9 +205,10 @@ class _SamplesOrErrors(TorchDataset[Any]):
 
 
 def _batch_or_error(samples: list[Any]) -> Any:
-    return next((sample for sample in samples if isinstance(sample, UnreadableImageError)), None) or default_collate(
-        samples
-    )
+    for sample in samples:
+        if isinstance(sample, UnreadableImageError):
+            return sample
+    return default_collate(samples)
 
 
 class _EpochSampler(Sampler[list[tuple[int, int]]]):

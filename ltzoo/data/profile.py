@@ -236,8 +236,7 @@ def _image_warnings(dataset: Dataset, check: ImagesCheck) -> list[str]:
             kind = place[0] if place[0] == first[0] else 'across'
             equal[kind].append(f'{name(place)} = {name(first)}')
         if len({int(splits[part].labels[index]) for part, index in group}) > 1:
-            shown = [name(place) for place in group[:3]]
-            contradictory.append(' = '.join(shown) + (' = ...' if len(group) > 3 else ''))
+            contradictory.append(_first([*map(name, group)], between=' = '))
     for found, one, several in (
         (equal['across'], 'test image is also a training image', 'test images are also training images'),
         (equal['train'], 'training image is a copy of another', 'training images are copies of another'),
@@ -253,5 +252,5 @@ def _count(things: Sized, one: str, several: str) -> str:
     return f'{len(things):,} {one if len(things) == 1 else several}'
 
 
-def _first(things: Sequence[str], number: int = 3) -> str:
-    return ', '.join(things[:number]) + (', ...' if len(things) > number else '')
+def _first(things: Sequence[str], between: str = ', ') -> str:
+    return between.join([*things[:3], *(['...'] if len(things) > 3 else [])])

@@ -46,20 +46,18 @@ def folder(location: Path, download: bool) -> Dataset:
     beside = next((parts[part] for part in _TEST_PARTS if part in parts), None)
     # Train among other classes is a vehicle.
     has_parts = 'train' in names or ('train' in parts and (beside is not None or len(names) == 1))
-    if not has_parts or not _folder_names(parts['train']):
-        if has_parts and parts.keys() <= {'train', *_TEST_PARTS}:
-            raise DataError(f'{parts["train"]} has no folders; it must hold one folder of images for each class')
-        class_names = names
-        train, test = split_off(_read(location, location, class_names))
-        return Dataset(f'folder:{location}', train, test, tuple(class_names))
-    class_names = _folder_names(parts['train'])
-    train = _read(location, parts['train'], class_names)
-    if beside is None:
+    root, class_names = location, names
+    if has_parts and (in_train := _folder_names(parts['train'])):
+        root, class_names = parts['train'], in_train
+    elif has_parts and parts.keys() <= {'train', *_TEST_PARTS}:
+        raise DataError(f'{parts["train"]} has no folders; it must hold one folder of images for each class')
+    train = _read(location, root, class_names)
+    if root == location or beside is None:
         train, test = split_off(train)
     else:
         unknown = sorted(set(_folder_names(beside)) - set(class_names))
         if unknown:
-            raise DataError(f'class folder {beside / unknown[0]} has no counterpart in {parts["train"]}')
+            raise DataError(f'class folder {beside / unknown[0]} has no counterpart in {root}')
         test = _read(location, beside, class_names)
     return Dataset(f'folder:{location}', train, test, tuple(class_names))
 
@@ -69,13 +67,13 @@ def _folder_names(root: Path) -> list[str]:
 
 
 def _read(location: Path, root: Path, class_names: list[str]) -> Split:
-    present = [name for name in class_names if (root / name).is_dir()]
+    present = [(label, name) for label, name in enumerate(class_names) if (root / name).is_dir()]
     if not present:
         raise DataError(f'{root} has no folders; it must hold one folder of images for each class')
     paths: list[str] = []
     labels: list[int] = []
     others: Counter[str] = Counter()
-    for name in present:
+    for label, name in present:
         before = len(paths)
         for file in _files(root / name):
             if file.lower().endswith(IMG_EXTENSIONS):
@@ -86,7 +84,7 @@ def _read(location: Path, root: Path, class_names: list[str]) -> Split:
             raise DataError(
                 f'class folder {root / name} has no images ({", ".join(IMG_EXTENSIONS)}): put some there or remove it'
             )
-        labels += [class_names.index(name)] * (len(paths) - before)
+        labels += [label] * (len(paths) - before)
     if others:
         found = ', '.join(f'{ending} ({number})' for ending, number in others.most_common(5))
         logger.warning(
