@@ -70,10 +70,12 @@ def writing(path: Path) -> Iterator[None]:
     """Name the file in whatever error writing it, or making what is to be written, ends with.
 
     Raises:
-        LtzooError: in the place of an OSError, ValueError or ImportError.
+        LtzooError: in the place of an OSError, ValueError or ImportError; one of ours says enough as it is.
     """
     try:
         yield
+    except LtzooError:
+        raise
     except (OSError, ValueError, ImportError) as error:
         raise LtzooError(f'{path} cannot be written: {error}') from error
 

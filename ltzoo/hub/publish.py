@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,6 +23,8 @@ __all__ = ['Publication', 'PublishError', 'check_folder', 'publish']
 
 _NEEDED = ('model.safetensors', 'config.json', 'README.md', 'results.json', 'vectors.safetensors', 'log.jsonl')
 _OPTIONAL = ('accuracy.png', 'curves.png', '.eval_results/*.yaml')
+# What git takes for no branch (git check-ref-format): the Hub refuses it, but only once the repository is made.
+_NO_BRANCH = re.compile(r'[\s\x00-\x1f\x7f~^:?*\[\\]|\.\.|//|/\.|@\{|^[-/.]|[/.]$|\.lock(/|$)|^@?$')
 _WEIGHTS = ('.safetensors', '.safetensors.index.json', *PICKLES)
 
 
@@ -68,14 +71,17 @@ def publish(
         dry_run: check everything, also what is on the Hub, and change nothing.
 
     Raises:
-        PublishError: if the folder lacks something, does not load back equal, has no scores, or the repository holds a
-            different model, is public where `private` is asked for, may not be written, or was changed meanwhile.
+        PublishError: if a name is none of a repository or branch, the folder lacks something, does not load back equal
+            or has no scores, or the repository holds a different model, is public where `private` is asked for, may not
+            be written, or was changed meanwhile.
         DownloadError: if the Hub cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     if repo.count('/') != 1 or not all(repo.split('/')):
         raise PublishError(f'{repo!r} names no repository: write ORG/NAME')
+    if _NO_BRANCH.search(revision):
+        raise PublishError(f'{revision!r} is no name of a branch: write one such as candidate or v2/large')
     content = check_folder(folder)
     results = json.loads(content['results.json'])
     place = results['name'] if repo == results.get('hub_id') else f'hf-hub:{repo}'

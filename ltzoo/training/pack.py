@@ -13,8 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ import numpy as np
 from ltzoo.data import load_data
 from ltzoo.data.sources.packed_cifar import pack_file, write_packed
 from ltzoo.errors import LtzooError
-from ltzoo.files import new_folder
+from ltzoo.files import new_folder, writing
 from ltzoo.training.fit import prepare_data
 from ltzoo.training.recipe import Recipe
 from ltzoo.training.run import COMMIT_FILE, commit_of
@@ -100,6 +99,7 @@ def pack(
     Raises:
         PackError: if the folder is not empty, data of a recipe cannot be packed, or a wheel cannot be had.
         DataError: if images are missing here.
+        LtzooError: if the folder cannot be written.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise PackError(f'{folder} cannot be packed into: it is not an empty folder; give a new one')
@@ -112,7 +112,7 @@ def pack(
     if python is not None and not re.fullmatch(r'3\.\d+', python):
         raise PackError(f'--python must be a version such as 3.12, not {python}')
     commit = commit_of(root)
-    with _naming(folder), new_folder(folder) as made:
+    with writing(folder), new_folder(folder) as made:
         for name in _tracked(root):
             (made / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, made / name)
@@ -126,16 +126,6 @@ def pack(
         (made / 'README.md').write_text(_README.format(title=title, commit=commit, command=command))
         sizes = {part: _bytes(made / part) for part in ('data', 'wheels')}
         return {'code': _bytes(made) - sum(sizes.values()), **sizes}
-
-
-@contextmanager
-def _naming(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, LtzooError):
-            raise
-        raise PackError(f'{folder} cannot be written: {error}') from error
 
 
 def _git(root: Path, *options: str) -> list[str]:

@@ -105,13 +105,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         head = self.command == 'HEAD'
-        path = unquote(urlsplit(self.path).path)
+        path = urlsplit(self.path).path
         if path == '/':
             return self.answer(200, head=head)
         if path == '/api/whoami-v2':
             return self.answer(200, {'name': 'me', 'type': 'user'}) if self.allowed() else self.answer(401, {})
         if found := re.fullmatch(r'/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?(/.*)?', path):
-            name, kind, revision = found[1], found[2], found[3] or 'main'
+            name, kind, revision = found[1], found[2], unquote(found[3] or 'main')
             repository = self.server.repositories.get(name)
             if repository is None:
                 return self.refuse('RepoNotFound')
@@ -144,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
             described = {'id': name, 'modelId': name, 'sha': oid, 'siblings': listed, 'tags': []}
             return self.answer(200, {**described, 'private': repository.private})
         if found := re.fullmatch(r'/([^/]+/[^/]+)/resolve/([^/]+)/(.+)', path):
-            return self.send_file(*found.groups(), head)
+            return self.send_file(*map(unquote, found.groups()), head)
         self.answer(404, {}, head)
 
     def send_file(self, name: str, revision: str, file: str, head: bool) -> None:
@@ -202,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, data, **headers)
 
     def do_POST(self) -> None:
-        path = unquote(urlsplit(self.path).path)
+        path = urlsplit(self.path).path
         if self.headers.get('Transfer-Encoding') == 'chunked':
             body = b''
             while size := int(self.rfile.readline(), 16):
@@ -227,10 +227,11 @@ class Handler(BaseHTTPRequestHandler):
         if found is None or found[1] not in self.server.repositories:
             return self.refuse('RepoNotFound')
         repository = self.server.repositories[found[1]]
+        branch = unquote(found[3])
         if found[2] == 'branch':
-            if found[3] in repository.branches:
+            if branch in repository.branches:
                 return self.answer(409, {'error': 'exists'})
-            repository.branches[found[3]] = repository.branches['main']
+            repository.branches[branch] = repository.branches['main']
             return self.answer(200, {})
         if found[2] == 'preupload':
             modes = [
@@ -242,7 +243,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.before_commit()
         lines = [json.loads(line) for line in body.splitlines() if line.strip()]
         header = lines[0]['value']
-        if header.get('parentCommit') not in (None, repository.branches[found[3]]):
+        if header.get('parentCommit') not in (None, repository.branches[branch]):
             return self.answer(412, {'error': 'A commit has happened since. Please refresh and try again.'})
         files = {
             line['value']['path']: base64.b64decode(line['value']['content'])
@@ -250,7 +251,7 @@ class Handler(BaseHTTPRequestHandler):
             if line['key'] == 'file'
         }
         removed = [line['value']['path'] for line in lines[1:] if line['key'] == 'deletedFile']
-        oid = repository.commit(files, found[3], removed)
+        oid = repository.commit(files, branch, removed)
         self.server.pushes += 1
         url = f'{self.server.url}/{found[1]}/commit/{oid}'
         self.answer(200, {'success': True, 'commitOid': oid, 'commitUrl': url, 'hookOutput': ''})

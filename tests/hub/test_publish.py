@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -179,6 +180,21 @@ def test_a_branch(hub: Hub, token: None, folder: Path) -> None:
     publish(folder, 'zoo/old', revision='candidate', force=True)
     assert other.files('main') == {'model.safetensors': b'old'}
     assert set(other.files('candidate') or ()) == FILES
+
+
+@pytest.mark.parametrize(
+    'name', ['my branch', '', 'a..b', '-new', 'a/', 'a//b', 'a.lock', 'a/.b', 'a^', '@', 'a@{1}', 'a\n']
+)
+def test_no_name_of_a_branch(hub: Hub, token: None, folder: Path, name: str) -> None:
+    with pytest.raises(PublishError, match=f'{re.escape(repr(name))} is no name of a branch'):
+        publish(folder, REPO, revision=name)
+    assert hub.repositories == {}
+
+
+@pytest.mark.parametrize('name', ['v1.0', 'feature/long-tail_2', '100%'])
+def test_unusual_names_of_branches(hub: Hub, token: None, folder: Path, name: str) -> None:
+    publish(folder, REPO, revision=name)
+    assert set(hub.repositories[REPO].files(name) or ()) == FILES
 
 
 def damaged(folder: Path, what: str) -> None:
