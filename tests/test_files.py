@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ltzoo.files import new_folder, write_atomically
+from ltzoo.errors import LtzooError
+from ltzoo.files import new_folder, write_atomically, writing
 
 
 def test_after_an_error_nothing_is_left_above_the_folder_either(tmp_path: Path) -> None:
@@ -90,3 +91,13 @@ def test_what_was_there_comes_back_where_the_new_one_cannot_take_its_place(
         pass
     assert [path.name for path in folder.iterdir()] == ['old']
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_an_error_names_the_file_unless_it_is_one_of_ours(tmp_path: Path) -> None:
+    class Ours(LtzooError, ValueError):
+        pass
+
+    with pytest.raises(LtzooError, match='file cannot be written: no room'), writing(tmp_path / 'file'):
+        raise OSError('no room')
+    with pytest.raises(Ours, match=r'^no image$'), writing(tmp_path / 'file'):
+        raise Ours('no image')
