@@ -3,7 +3,8 @@
 python tools/export.py RUN [RUN ...] --to DIR
 python tools/export.py MODEL --to FILE.onnx|FILE.pt2
 
-Several runs are the seeds of one recipe: DIR gets the first one's model and the scores of all.
+Several runs are the seeds of one recipe: DIR gets the first one's model and the scores of all. The first RUN may be a
+folder made before, to which the others add their seeds: python tools/export.py DIR RUN --to DIR --force
 `ltzoo.create_model('local-dir:DIR', pretrained=True)` loads it; tools/publish.py puts it on the Hub.
 FILE is for use without ltzoo, by ONNX Runtime or torch.export.load; MODEL is a run or any name of a model with weights.
 """

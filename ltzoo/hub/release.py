@@ -46,6 +46,8 @@ _RECORD = {
     'training_seconds',
     'per_class',
 }
+# What is read of the results.json of a folder that is released already.
+_RESULTS = {'name', 'data', 'recipe', 'weights_seed', 'sha256', 'runs'}
 _TRAINING = {'data', 'class_counts', 'many_above', 'few_below', 'recipe', 'seed', 'split', 'scores'}
 # What a command line says that does not decide the result, but for the seed, which is told apart.
 _NOT_RECIPE = (
@@ -58,7 +60,8 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
     """Write the folder of one or several finished runs, which differ in their seed alone.
 
     Args:
-        runs: run folders; the weights are the first one's.
+        runs: run folders; the weights are the first one's. The first may be a folder that this made, to which the
+            others add their seeds; it may be `folder` itself.
         folder: where to; it appears whole or not at all.
         force: replace what is in `folder`.
 
@@ -71,22 +74,27 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
         ModelFilesError: if a run's model is damaged.
     """
     check_target(folder, force)
-    for run in runs:
-        model_folder = (run / 'model').resolve()
-        if folder.resolve() in (model_folder, *model_folder.parents):
+    first = runs[0]
+    released = _is_released(first)
+    model_folder = first if released else first / 'model'
+    records = [(first, record) for record in _released_records(first)] if released else []
+    for run in runs[1:] if released else runs:
+        place = (run / 'model').resolve()
+        if folder.resolve() in (place, *place.parents):
             raise ExportError(f'{folder} would take the place of the run {run}; give a new folder')
-    records = [_record(run) for run in runs]
-    _check_one_recipe(runs, records)
-    model = create_model(f'local-dir:{runs[0] / "model"}', pretrained=True).eval()
+        records.append((run, _record(run)))
+    _check_one_recipe(records)
+    model = create_model(f'local-dir:{model_folder}', pretrained=True).eval()
     try:
         with new_folder(folder) as made:
             for name in ('model.safetensors', 'config.json'):
-                shutil.copyfile(runs[0] / 'model' / name, made / name)
-            for name in ('log.jsonl', *_PLOTS):
-                if (runs[0] / name).is_file():
-                    shutil.copyfile(runs[0] / name, made / name)
-            save_file(test_vectors(model), made / 'vectors.safetensors')
-            results = summarise(records, sha256_of(made / 'model.safetensors'))
+                shutil.copyfile(model_folder / name, made / name)
+            for name in ('log.jsonl', *_PLOTS, 'vectors.safetensors'):
+                if (first / name).is_file():
+                    shutil.copyfile(first / name, made / name)
+            if not (made / 'vectors.safetensors').exists():
+                save_file(test_vectors(model), made / 'vectors.safetensors')
+            results = summarise([record for _, record in records], sha256_of(made / 'model.safetensors'))
             (made / 'results.json').write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
             write_card(made)
     except OSError as error:
@@ -121,7 +129,7 @@ def summarise(records: Sequence[Mapping[str, Any]], sha256: str) -> dict[str, An
         'data': first['data'],
         'imbalance_ratio': max(counts) / max(min(counts), 1),
         'method': entry.method if entry else first['recipe']['objective']['name'],
-        'recipe': _recipe_file(first['environment'].get('command') or ''),
+        'recipe': first['recipe_file'],
         'commit': first['environment']['commit'],
         'license': 'apache-2.0',
         'seeds': [record['seed'] for record in records],
@@ -195,11 +203,39 @@ def _record(run: Path) -> dict[str, Any]:
     if not (run / 'results.json').is_file():
         raise LtzooError(f'the run {run} is not finished: continue it with resume=auto')
     record = _read(run / 'results.json', _RECORD)
+    record['recipe_file'] = _recipe_file(record['environment'].get('command') or '')
     config = run / 'model' / 'config.json'
     if config.is_file():
         # The exported model's block leaves the folders of the machine out.
         record['data'] = _read(config, _TRAINING, 'lt')['data']
     return record
+
+
+def _is_released(folder: Path) -> bool:
+    """Tell whether a folder is one that `release` made; a run's configuration lies one folder deeper."""
+    return (folder / 'config.json').is_file() and (folder / 'results.json').is_file()
+
+
+def _released_records(folder: Path) -> list[dict[str, Any]]:
+    """Return the record of each run that a released folder is made of, as `_record` does, the weights' first."""
+    file = folder / 'results.json'
+    results = _read(file, _RESULTS)
+    recipe = _read(folder / 'config.json', _TRAINING, 'lt')['recipe']
+    of_all = {'model': results['name'], 'data': results['data'], 'recipe': recipe, 'recipe_file': results['recipe']}
+    try:
+        records = [{**of_all, **run} for run in results['runs']]
+    except TypeError as error:
+        raise ExportError(f'{file} is damaged: its runs are not a list of scores') from error
+    for record in records:
+        _check_said(file, record, _RECORD)
+    if [record['seed'] for record in records[:1]] != [results['weights_seed']]:
+        raise ExportError(f'{file} is damaged: its first run is not the one of the weights')
+    weights = folder / 'model.safetensors'
+    if not weights.is_file():
+        raise ExportError(f'{folder} lacks model.safetensors')
+    if sha256_of(weights) != results['sha256']:
+        raise ExportError(f'{weights} holds other weights than {file} is of: the SHA-256 differs')
+    return records
 
 
 def _read(file: Path, wanted: set[str], block: str | None = None) -> dict[str, Any]:
@@ -210,13 +246,17 @@ def _read(file: Path, wanted: set[str], block: str | None = None) -> dict[str, A
     """
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
-        found = content if block is None else content[block]
-        missing = sorted(wanted - found.keys())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = dict(content if block is None else content[block])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(f'{file} is damaged: {error}') from error
+    _check_said(file, found, wanted)
+    return found
+
+
+def _check_said(file: Path, found: Mapping[str, Any], wanted: set[str]) -> None:
+    missing = sorted(wanted - found.keys())
     if missing:
         raise ExportError(f'{file} is damaged: it does not say {missing[0]}')
-    return dict(found)
 
 
 def _recipe_file(command: str) -> str | None:
@@ -230,11 +270,31 @@ def _recipe_file(command: str) -> str | None:
     return ' '.join([file.name if file.is_absolute() else str(file), *(f"'{word}'" for word in changes)])
 
 
-def _check_one_recipe(runs: Sequence[Path], records: Sequence[Mapping[str, Any]]) -> None:
+def _check_one_recipe(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
     seeds: dict[int, Path] = {}
-    for run, record in zip(runs, records, strict=True):
+    for run, record in records:
         if record['seed'] in seeds:
             raise ExportError(f'{run} and {seeds[record["seed"]]} are both of seed {record["seed"]}')
         seeds[record['seed']] = run
-        if {**record['recipe'], 'seed': 0} != {**records[0]['recipe'], 'seed': 0}:
-            raise ExportError(f'{run} is of another recipe than {runs[0]}; only the seed may differ')
+    if len(records) > 1:
+        (first, record), *others = records
+        wanted = _what_decides(first, record)
+        for run, record in others:
+            if _what_decides(run, record) != wanted:
+                raise ExportError(f'{run} is of another recipe than {first}; only the seed may differ')
+
+
+def _what_decides(run: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    """Return a run's recipe, with today's defaults for what it does not say, and its class counts.
+
+    The seed is left out, and so is where the images lie, which a released folder does not say.
+    """
+    # One run alone is exported without training's packages.
+    from ltzoo.training.recipe import RecipeError, check_recipe
+
+    try:
+        recipe = check_recipe(record['recipe'], f'{run}, recipe').decides_result()
+    except RecipeError as error:
+        raise ExportError(str(error)) from error
+    recipe['data']['name'], recipe['seed'] = record['data'], None
+    return recipe, [row['train_count'] for row in record['per_class']]

@@ -18,7 +18,7 @@ from ltzoo.data import check_thresholds
 from ltzoo.errors import LtzooError
 from ltzoo.gkpgsa import GkpGsaSettings
 
-__all__ = ['Recipe', 'RecipeError', 'load_recipe']
+__all__ = ['Recipe', 'RecipeError', 'check_recipe', 'load_recipe']
 
 
 class RecipeError(LtzooError, ValueError):
@@ -185,10 +185,23 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         merged = OmegaConf.to_container(OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides))), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise RecipeError(f'{" ".join(overrides)}: {_first_line(error)}') from error
+    return check_recipe(merged, path)
+
+
+def check_recipe(content: Any, place: str | os.PathLike[str]) -> Recipe:
+    """Return a recipe from its keys and values, with defaults for those that are not there.
+
+    Args:
+        content: as a recipe file holds it, or `Recipe.decides_result` returned it.
+        place: where it was read, for the error.
+
+    Raises:
+        RecipeError: if a key is unknown or missing, or a value is not possible.
+    """
     try:
-        return Recipe.model_validate(merged)
+        return Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f'{path}: {_explain(error)}') from error
+        raise RecipeError(f'{place}: {_explain(error)}') from error
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> Any:

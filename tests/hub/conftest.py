@@ -30,6 +30,8 @@ def lt() -> dict[str, Any]:
             'data': {'name': 'pets_lt'},
             'model': {'name': 'resnet20_cifar'},
             'objective': {'name': 'bcl', 'temperature': 0.07},
+            'views': 'cifar_plain',
+            'optimizer': {'name': 'sgd', 'lr': 0.1},
             'epochs': 37,
             'batch_size': 48,
         },

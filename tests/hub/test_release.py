@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import ltzoo
+from ltzoo.errors import LtzooError
 from ltzoo.hub import ExportError, VerificationError, export_model, release
 from ltzoo.hub.release import _NOT_RECIPE, write_card
 from ltzoo.hub.verify import check_vectors
@@ -189,3 +190,91 @@ def test_what_does_not_belong_together_is_refused(
     with pytest.raises(ExportError, match='out is not empty; give a new folder'):
         release([first], tmp_path / 'out')
     assert release([first], tmp_path / 'out', force=True)['seeds'] == [0]
+
+
+def test_seeds_are_added_to_what_is_released(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    top1 = {7: 41.25, 3: 39.5, 5: 43.0}
+    first, *others = (make_run(seed, value) for seed, value in top1.items())
+    release([first, *others], tmp_path / 'at_once')
+    release([first], tmp_path / 'out')
+    release([tmp_path / 'out', others[0]], tmp_path / 'out', force=True)
+    release([tmp_path / 'out', others[1]], tmp_path / 'elsewhere')
+    for file in (tmp_path / 'at_once').iterdir():
+        assert (tmp_path / 'elsewhere' / file.name).read_bytes() == file.read_bytes(), file
+    assert {p.name for p in (tmp_path / 'elsewhere').iterdir()} == {p.name for p in (tmp_path / 'at_once').iterdir()}
+    assert json.loads((tmp_path / 'out' / 'results.json').read_text())['seeds'] == [7, 3]
+
+
+def test_the_stored_logits_stay_when_seeds_are_added(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    first, second = make_run(0, 50.0), make_run(1, 51.0)
+    release([first], tmp_path / 'out')
+    stored = load_file(tmp_path / 'out' / 'vectors.safetensors')
+    # As another machine rounds them.
+    stored['logits'] *= 1 + 1e-6
+    save_file(stored, tmp_path / 'out' / 'vectors.safetensors')
+    release([tmp_path / 'out', second], tmp_path / 'out', force=True)
+    assert torch.equal(load_file(tmp_path / 'out' / 'vectors.safetensors')['logits'], stored['logits'])
+
+
+def test_a_released_recipe_of_an_older_version_has_today_s_defaults(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    old, new, other = make_run(0, 50.0), make_run(1, 51.0), make_run(2, 52.0)
+    for run, key, value in ((new, 'compile', False), (other, 'compile', True)):
+        record = json.loads((run / 'results.json').read_text())
+        record['recipe'][key] = value
+        (run / 'results.json').write_text(json.dumps(record))
+    release([old], tmp_path / 'out')
+    assert release([tmp_path / 'out', new], tmp_path / 'both')['seeds'] == [0, 1]
+    with pytest.raises(ExportError, match=r'run\d is of another recipe than .*out; only the seed may differ'):
+        release([tmp_path / 'out', other], tmp_path / 'all')
+
+
+def change_results(folder: Path, **changes: Any) -> None:
+    results = json.loads((folder / 'results.json').read_text())
+    (folder / 'results.json').write_text(json.dumps({**results, **changes}))
+
+
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (lambda out: change_results(out, weights_seed=4), 'out/results.json is damaged: its first run is not the one'),
+        (lambda out: change_results(out, runs=[]), 'out/results.json is damaged: its first run is not the one'),
+        (lambda out: change_results(out, runs=[{'seed': 0}]), 'out/results.json is damaged: it does not say balanced_'),
+        (lambda out: change_results(out, runs=None), 'out/results.json is damaged: its runs are not a list of scores'),
+        (lambda out: change_results(out, sha256='0' * 64), 'out/model.safetensors holds other weights than'),
+        (lambda out: (out / 'results.json').write_text('{}'), 'out/results.json is damaged: it does not say data'),
+        (lambda out: (out / 'model.safetensors').unlink(), 'out lacks model.safetensors'),
+    ],
+)
+def test_to_what_is_damaged_no_seeds_are_added(
+    make_run: Callable[..., Path], tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    first, second = make_run(0, 50.0), make_run(1, 51.0)
+    out = tmp_path / 'out'
+    release([first], out)
+    damage(out)
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(LtzooError, match=re.escape(message)):
+        release([out, second], out, force=True)
+    assert {file: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_of_runs_that_were_put_together_no_seed_is_there_twice_and_no_other_data(
+    make_run: Callable[..., Path], lt: dict[str, Any], tmp_path: Path
+) -> None:
+    first, same, other = make_run(0, 50.0), make_run(0, 51.0), make_run(1, 52.0)
+    out = tmp_path / 'out'
+    release([first], out)
+    with pytest.raises(ExportError, match=f'{same} and {out} are both of seed 0'):
+        release([out, same], out, force=True)
+    record = json.loads((other / 'results.json').read_text())
+    record['per_class'][0]['train_count'] += 1
+    (other / 'results.json').write_text(json.dumps(record))
+    with pytest.raises(ExportError, match='is of another recipe than'):
+        release([out, other], out, force=True)
+    record['recipe']['colour'] = 'red'
+    (other / 'results.json').write_text(json.dumps(record))
+    with pytest.raises(ExportError, match=f'{other}, recipe: there is no key colour'):
+        release([out, other], out, force=True)
+    assert json.loads((out / 'results.json').read_text())['seeds'] == [0]

@@ -67,6 +67,25 @@ def test_force_replaces_what_is_there(script: Script, digits_run: Path, tmp_path
     assert contents(out)['model.safetensors'] == (digits_run / 'model' / 'model.safetensors').read_bytes()
 
 
+def test_a_later_seed_is_added(
+    script: Script, digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, later = tmp_path / 'out', tmp_path / 'later'
+    shutil.copytree(digits_run, later)
+    results = json.loads((later / 'results.json').read_text())
+    results['recipe']['seed'] = results['seed'] = 1
+    (later / 'results.json').write_text(json.dumps({**results, 'top1': results['top1'] - 2}))
+    assert script('tools/export.py', digits_run, '--to', out) == 0
+    before = contents(out)
+    assert script('tools/export.py', out, later, '--to', out) == 2
+    assert f'{out} is not empty; give a new folder' in capsys.readouterr().err
+    assert contents(out) == before
+    assert script('tools/export.py', out, later, '--to', out, '--force') == 0
+    assert f'{out}: seeds 0, 1, top-1 {results["top1"] - 1:.2f} ± 1.41\n' in capsys.readouterr().out
+    changed = {name for name, content in contents(out).items() if content != before[name]}
+    assert changed == {'README.md', 'results.json'}
+
+
 @pytest.fixture
 def runs(digits_run: Path, tmp_path: Path) -> Path:
     """Folders that cannot be exported, and one that is in use."""
