@@ -121,7 +121,8 @@ def summarise(records: Sequence[Mapping[str, Any]], sha256: str) -> dict[str, An
         scores[key] = None
         if None not in values:
             std = statistics.stdev(values) if len(values) > 1 else None
-            scores[key] = {'mean': statistics.fmean(values), 'std': std, 'values': values}
+            # Not further than scores go, so that the same accuracies, added up otherwise, are shown alike.
+            scores[key] = {'mean': round(statistics.fmean(values), 9), 'std': std, 'values': values}
     return {
         'name': entry.full_name if entry else first['model'],
         'hub_id': entry.hub_id if entry else None,

@@ -81,6 +81,18 @@ def test_scores_of_three_seeds(make_run: Callable[..., Path], tmp_path: Path) ->
     assert card.data.eval_results[0].metric_value == pytest.approx(np.mean(top1), abs=0.005)
 
 
+def test_scores_that_differ_by_rounding_alone_are_shown_alike(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    # The mean of the second pair, added up in floating point, is 39.724999999999994.
+    runs = [
+        make_run(seed, top1, balanced_accuracy=b)
+        for seed, top1, b in ((0, 39.800000000000004, 39.8), (1, 39.65, 39.65))
+    ]
+    release(runs, tmp_path / 'out')
+    card = (tmp_path / 'out' / 'README.md').read_text()
+    assert '| Top-1 | 39.73 ± 0.11 |' in card
+    assert '| Balanced accuracy | 39.73 ± 0.11 |' in card
+
+
 def test_the_weights_are_the_first_run_s_and_the_vectors_are_theirs(
     make_run: Callable[..., Path], tmp_path: Path
 ) -> None:
