@@ -74,15 +74,16 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
         ModelFilesError: if a run's model is damaged.
     """
     check_target(folder, force)
-    first = runs[0]
+    first, *others = runs
     released = _is_released(first)
     model_folder = first if released else first / 'model'
-    records = [(first, record) for record in _released_records(first)] if released else []
-    for run in runs[1:] if released else runs:
-        place = (run / 'model').resolve()
-        if folder.resolve() in (place, *place.parents):
+    for run, place in zip(runs, (model_folder, *(run / 'model' for run in others)), strict=True):
+        # A released folder may be replaced itself, as all that it holds is carried over; what lies around it is not.
+        kept = run is first and released and folder.resolve() == place.resolve()
+        if not kept and folder.resolve() in (place.resolve(), *place.resolve().parents):
             raise ExportError(f'{folder} would take the place of the run {run}; give a new folder')
-        records.append((run, _record(run)))
+    records = [(first, record) for record in (_released_records(first) if released else [_record(first)])]
+    records += [(run, _record(run)) for run in others]
     _check_one_recipe(records)
     model = create_model(f'local-dir:{model_folder}', pretrained=True).eval()
     try:

@@ -290,3 +290,13 @@ def test_of_runs_that_were_put_together_no_seed_is_there_twice_and_no_other_data
     with pytest.raises(ExportError, match=f'{other}, recipe: there is no key colour'):
         release([out, other], out, force=True)
     assert json.loads((out / 'results.json').read_text())['seeds'] == [0]
+
+
+def test_what_lies_around_a_released_folder_is_not_replaced(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    first, second = make_run(0, 50.0), make_run(1, 51.0)
+    mine = tmp_path / 'place' / 'mine.txt'
+    release([first], mine.parent / 'out')
+    mine.write_text('mine')
+    with pytest.raises(ExportError, match='place would take the place of the run'):
+        release([mine.parent / 'out', second], mine.parent, force=True)
+    assert mine.read_text() == 'mine'
