@@ -21,6 +21,12 @@ def main() -> int:
     parser.add_argument('model', metavar='MODEL')
     parser.add_argument('--data', required=True, help='name of the data set, such as cifar100_lt_r100')
     parser.add_argument('--data-dir', help='where its files are (default: $LTZOO_DATA, else data)')
+    parser.add_argument(
+        '--split',
+        choices=['test', 'holdout'],
+        default='test',
+        help='holdout: the training images that a run with evaluation.split=holdout left out (default: test)',
+    )
     parser.add_argument('--json', type=file, help='write all scores to this file')
     parser.add_argument('--csv', type=file, help='write the table of classes to this file')
     parser.add_argument('--plot', type=file, help='draw accuracy against class count to this file')
@@ -75,6 +81,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         args.model,
         args.data,
         data_dir=args.data_dir,
+        split=args.split,
         batch_size=args.batch_size,
         device=args.device,
         workers=args.workers,

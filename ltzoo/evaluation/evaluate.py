@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from ltzoo.data import Dataset, drop_unreadable, load_data
+from ltzoo.data import Dataset, drop_unreadable, load_data, with_holdout
 from ltzoo.errors import LtzooError
 from ltzoo.evaluation.metrics import score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
@@ -24,6 +25,7 @@ __all__ = [
     'evaluate_model',
     'resolve_model',
     'score_model',
+    'training_of',
     'usable_device',
 ]
 
@@ -44,6 +46,7 @@ def evaluate_model(
     data: str,
     *,
     data_dir: str | Path | None = None,
+    split: Literal['test', 'holdout'] = 'test',
     batch_size: int = 256,
     device: str | None = None,
     workers: int = 2,
@@ -52,11 +55,12 @@ def evaluate_model(
     shifted: bool = False,
     skip_unreadable: bool = False,
 ) -> dict[str, Any]:
-    """Score a model on the test set of a data set.
+    """Score a model on the test set of a data set, or on the hold-out that it was trained without.
 
     Args:
         name: what `create_model` takes, or the folder of a run.
         data, data_dir: as `load_data` takes them.
+        split: `holdout` is for a model in a folder that was trained with `evaluation.split=holdout` on the same data.
         device: `cpu`, `cuda`, `mps`; by default `cuda` where there is one, else `cpu`.
         workers: processes that read image files.
         many_above, few_below: the shots' thresholds, in training images.
@@ -64,23 +68,25 @@ def evaluate_model(
         skip_unreadable: leave out images that cannot be decoded, with a warning that names each.
 
     Returns:
-        `model`, `data` and the scores, in percent, with every class.
+        `model`, `data`, `split` and the scores, in percent, with every class.
 
     Raises:
-        EvaluationError: if the classes or the numbers of channels differ, or the device cannot be used.
+        EvaluationError: if the classes or the numbers of channels differ, the device cannot be used, or a hold-out is
+            asked for that the model was not trained without.
         PredictionError: if the model's outputs are not finite.
         UnreadableImageError: if an image cannot be decoded.
         LtzooError: as `create_model` and `load_data`.
     """
     where = usable_device(device)
     model = create_model(resolve_model(name), pretrained=True).to(where)
-    dataset = load_data(data, data_dir)
+    dataset = load_data(data, data_dir) if split == 'test' else _held_out(name, data, data_dir)
     check_classes(model, dataset, name, data)
     if skip_unreadable:
         dataset = replace(dataset, test=drop_unreadable(dataset.test))
     return {
         'model': name,
         'data': data,
+        'split': split,
         **score_model(model, dataset, batch_size, where, workers, many_above, few_below, shifted),
     }
 
@@ -175,3 +181,34 @@ def resolve_model(name: str) -> str:
     if not (run / 'model').is_dir():
         raise EvaluationError(f'the run {name} is not finished: continue it with resume=auto')
     return f'local-dir:{run / "model"}'
+
+
+def training_of(name: str) -> dict[str, Any] | None:
+    """Return what a model in a folder says of its training, the block `lt` of its config.json; None if nothing.
+
+    Raises:
+        EvaluationError: as `resolve_model`.
+    """
+    place = Path(resolve_model(name).removeprefix('local-dir:'))
+    try:
+        lt = json.loads((place / 'config.json').read_text(encoding='utf-8'))['lt']
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return lt if isinstance(lt, dict) else None
+
+
+def _held_out(name: str, data: str, data_dir: str | Path | None) -> Dataset:
+    """Return the data set with the hold-out of a model's training in the place of its test part."""
+    lt = training_of(name)
+    if lt is None:
+        raise EvaluationError(f'{name} does not say what it was trained on: score it on the test set')
+    if lt.get('split') != 'holdout':
+        raise EvaluationError(f'{name} was not trained with evaluation.split=holdout: score it on the test set')
+    if lt.get('data') != data:
+        raise EvaluationError(f'{name} left out images of {lt.get("data")}, not of {data}')
+    try:
+        recipe = lt['recipe']
+        split_seed, per_class = recipe['data']['split_seed'], recipe['evaluation']['holdout_per_class']
+    except (KeyError, TypeError) as error:
+        raise EvaluationError(f'{name} does not say which images were held out: its recipe lacks {error}') from error
+    return with_holdout(load_data(data, data_dir, split_seed=split_seed), per_class=per_class)

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from ltzoo.data import load_data
 from ltzoo.errors import LtzooError
-from ltzoo.evaluation.evaluate import resolve_model, usable_device
+from ltzoo.evaluation.evaluate import resolve_model, training_of, usable_device
 from ltzoo.evaluation.leaderboard import leaderboard
 from ltzoo.evaluation.measure import FAILED, OUT_OF_MEMORY, UNFIT
 from ltzoo.files import write_atomically
@@ -211,11 +211,10 @@ def _measure_apart(model: str, data: str, out: Path, batch_size: int, options: S
 
 def _method_of(model: str) -> str | None:
     """Return the objective that a saved model was trained with, if its folder says so."""
-    place = resolve_model(model).removeprefix('local-dir:')
     try:
-        recipe = json.loads((Path(place) / 'config.json').read_text(encoding='utf-8'))['lt']['recipe']
+        recipe = (training_of(model) or {})['recipe']
         return recipe['objective']['name'] + (' + method' if recipe.get('method') else '')
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return None
 
 

@@ -15,8 +15,9 @@ __all__ = ['format_scores', 'per_class_csv', 'plot_accuracy']
 
 def format_scores(results: Mapping[str, Any]) -> str:
     """Return the table of a results dictionary, with the keys of `tools/evaluate.py --json`, in percent."""
+    held_out = ' of a hold-out' if results.get('split') == 'holdout' else ''
     rows = [
-        ('top-1', results['top1'], f'{results["samples"]:,} images'),
+        ('top-1', results['top1'], f'{results["samples"]:,} images{held_out}'),
         ('Many', results['many'], ''),
         ('Medium', results['medium'], ''),
         ('Few', results['few'], ''),

@@ -66,9 +66,13 @@ def test_the_scores_are_those_of_the_logits(
 ) -> None:
     results = scores_of(evaluated[1])
     assert list(results) == [
-        'model', 'data', 'samples', 'top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece', 'per_class',
+        'model', 'data', 'split', 'samples', 'top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece', 'per_class',
     ]  # fmt: skip
-    assert (results['model'], results['data']) == (f'local-dir:{digits_run / "model"}', 'digits_lt')
+    assert [results[key] for key in ('model', 'data', 'split')] == [
+        f'local-dir:{digits_run / "model"}',
+        'digits_lt',
+        'test',
+    ]
     probability, labels = probabilities
     predicted, confidence = probability.argmax(1), probability.max(1)
     correct = predicted == labels
@@ -122,6 +126,27 @@ def test_a_run_its_exported_model_and_its_results_agree(
     for key, value in of_run.items():
         # A confidence may differ in its last bit with the size of the batches.
         assert written[key] == (pytest.approx(value, abs=1e-4) if key == 'ece' else value)
+
+
+@pytest.mark.parametrize('per_class', [None, 1])
+def test_a_run_beside_a_hold_out_scores_on_it_as_it_did(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str], per_class: int | None
+) -> None:
+    options = ['model.name=resnet8_cifar', 'epochs=1', 'evaluation.split=holdout', 'data.split_seed=1']
+    options += [] if per_class is None else [f'evaluation.holdout_per_class={per_class}']
+    recipe, run = ROOT / 'recipes' / 'digits_lt' / 'ce.yaml', tmp_path / 'run'
+    assert script('recipes/train.py', recipe, *options, f'output={run}', '--no-progress') == 0
+    written = json.loads((run / 'results.json').read_text())
+    for model in (run, f'local-dir:{run / "model"}'):
+        capsys.readouterr()
+        files = ('--split', 'holdout', '--json', tmp_path / 'scores.json')
+        assert script('tools/evaluate.py', model, '--data', 'digits_lt', *files) == 0
+        assert f'{written["samples"]} images of a hold-out' in capsys.readouterr().out
+        for key, value in scores_of(tmp_path).items():
+            if key != 'model':
+                assert written[key] == (pytest.approx(value, abs=1e-4) if key == 'ece' else value)
+    assert script('tools/evaluate.py', run, '--data', 'cifar10_lt_r100', '--split', 'holdout') == 2
+    assert 'left out images of digits_lt, not of cifar10_lt_r100' in capsys.readouterr().err
 
 
 def test_thresholds_move_classes_and_an_empty_shot_is_none(
@@ -196,6 +221,12 @@ def broken(digits_run: Path, tmp_path: Path) -> Path:
         ('{tmp}/broken/of_another', ['--data', 'digits_lt'], 'damaged or of another model'),
         ('{run}', ['--data', 'npz:{tmp}/three.npz'], 'has 10 classes, npz:{tmp}/three.npz has 3'),
         ('{run}', ['--data', 'digits_lt', '--many-above', '10'], '--few-below 20 must be at most'),
+        ('{run}', ['--data', 'digits_lt', '--split', 'holdout'], 'was not trained with evaluation.split=holdout'),
+        (
+            'local-dir:{tmp}/broken/grey',
+            ['--data', 'digits_lt', '--split', 'holdout'],
+            'not say what it was trained on',
+        ),
         ('{run}', ['--data', 'digits_lt', '--batch-size', '0'], '--batch-size must be 1 or more, not 0'),
         ('{run}', ['--data', 'digits_lt', '--workers', '-1'], '--workers must be 0 or more, not -1'),
         ('{run}', ['--data', 'digits_lt', '--device', 'quantum'], '--device quantum cannot be used'),
