@@ -11,6 +11,7 @@ from ltzoo.data.dataset import (
     load_data,
     register_source,
     require_readable,
+    without_folders,
 )
 from ltzoo.data.holdout import split_off, with_holdout
 from ltzoo.data.images import ArrayImages, FileImages, Images, UnreadableImageError
@@ -45,4 +46,5 @@ __all__ = [
     'sources',
     'split_off',
     'with_holdout',
+    'without_folders',
 ]

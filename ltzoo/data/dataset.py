@@ -243,6 +243,12 @@ def load_data(
     return replace(dataset, name=name)
 
 
+def without_folders(name: str) -> str:
+    """Return a data set's name as it is published: `folder:images` for `folder:/my/images`."""
+    base, colon, place = name.partition(':')
+    return f'{base}:{Path(place).name}' if colon else name
+
+
 def _resolve(base: str) -> tuple[_Entry, _Profile | None]:
     if base in _SOURCES:
         return _SOURCES[base], None

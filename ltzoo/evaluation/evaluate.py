@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ltzoo.data import Dataset, drop_unreadable, load_data, with_holdout
+from ltzoo.data import Dataset, drop_unreadable, load_data, without_folders
 from ltzoo.errors import LtzooError
 from ltzoo.evaluation.metrics import score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
@@ -198,17 +198,25 @@ def training_of(name: str) -> dict[str, Any] | None:
 
 
 def _held_out(name: str, data: str, data_dir: str | Path | None) -> Dataset:
-    """Return the data set with the hold-out of a model's training in the place of its test part."""
+    """Return the data set as a model's training saw it, with its hold-out in the place of the test part."""
     lt = training_of(name)
     if lt is None:
         raise EvaluationError(f'{name} does not say what it was trained on: score it on the test set')
     if lt.get('split') != 'holdout':
         raise EvaluationError(f'{name} was not trained with evaluation.split=holdout: score it on the test set')
-    if lt.get('data') != data:
+    if lt.get('data') != without_folders(data):
         raise EvaluationError(f'{name} left out images of {lt.get("data")}, not of {data}')
     try:
-        recipe = lt['recipe']
-        split_seed, per_class = recipe['data']['split_seed'], recipe['evaluation']['holdout_per_class']
-    except (KeyError, TypeError) as error:
-        raise EvaluationError(f'{name} does not say which images were held out: its recipe lacks {error}') from error
-    return with_holdout(load_data(data, data_dir, split_seed=split_seed), per_class=per_class)
+        from ltzoo.training.fit import prepare_data
+        from ltzoo.training.recipe import check_recipe
+    except ImportError as error:
+        raise EvaluationError(
+            f"a hold-out is made anew by training's packages, {error.name} is missing: pip install 'ltzoo[train]'"
+        ) from error
+    recipe = check_recipe(lt.get('recipe'), f'{name}, recipe')
+    place = {'name': data, 'data_dir': None if data_dir is None else str(data_dir)}
+    dataset = prepare_data(recipe.model_copy(update={'data': recipe.data.model_copy(update=place)}))
+    found = (dataset.class_counts.tolist(), len(dataset.test))
+    if found != (lt.get('class_counts'), lt.get('scores', {}).get('samples')):
+        raise EvaluationError(f'{data} is not what {name} was trained on: its classes have other numbers of images')
+    return dataset

@@ -18,7 +18,16 @@ from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ltzoo.data import ArrayImages, Dataset, Split, drop_unreadable, load_data, require_readable, with_holdout
+from ltzoo.data import (
+    ArrayImages,
+    Dataset,
+    Split,
+    drop_unreadable,
+    load_data,
+    require_readable,
+    with_holdout,
+    without_folders,
+)
 from ltzoo.data.loader import Batch, TrainLoader, train_loader
 from ltzoo.data.views import parse_views
 from ltzoo.errors import LtzooError
@@ -473,7 +482,7 @@ def _results(
 def _finish(folder: RunFolder, model: nn.Module, recipe: Recipe, dataset: Dataset, results: dict[str, Any]) -> None:
     """Write what a finished run consists of; the results come last, so that they mean: finished."""
     # What is published says nothing of the folders of the machine that made it.
-    data = _without_path(dataset.name)
+    data = without_folders(dataset.name)
     trained_by = {**results['recipe'], 'data': {**results['recipe']['data'], 'name': data}}
     lt = {
         'data': data,
@@ -492,11 +501,6 @@ def _finish(folder: RunFolder, model: nn.Module, recipe: Recipe, dataset: Datase
     plot_accuracy(results, folder.path / 'accuracy.png', recipe.evaluation.many_above, recipe.evaluation.few_below)
     write_atomically(folder.results, json.dumps(results, indent=2) + '\n')
     shutil.rmtree(folder.bank, ignore_errors=True)
-
-
-def _without_path(name: str) -> str:
-    source, colon, place = name.partition(':')
-    return f'{source}:{Path(place).name}' if colon else name
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:

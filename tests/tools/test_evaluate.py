@@ -149,6 +149,27 @@ def test_a_run_beside_a_hold_out_scores_on_it_as_it_did(
     assert 'left out images of digits_lt, not of cifar10_lt_r100' in capsys.readouterr().err
 
 
+def test_a_hold_out_of_own_images_must_be_the_one_left_out(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_digits(tmp_path / 'digits', [str(c) for c in range(10)])
+    recipe, run = ROOT / 'recipes' / 'digits_lt' / 'ce.yaml', tmp_path / 'run'
+    options = [f'data.name=folder:{folder}', 'evaluation.split=holdout', 'model.name=resnet8_cifar', 'batch_size=2']
+    assert script('recipes/train.py', recipe, *options, 'epochs=1', f'output={run}', '--no-progress') == 0
+    capsys.readouterr()
+    # A folder that was moved is the same folder.
+    moved = (tmp_path / 'elsewhere' / 'digits').resolve()
+    shutil.copytree(folder, moved)
+    held_out = ('--split', 'holdout', '--json', tmp_path / 'scores.json')
+    assert script('tools/evaluate.py', run, '--data', f'folder:{moved}', *held_out) == 0
+    assert scores_of(tmp_path)['samples'] == 10
+    (tmp_path / 'scores.json').unlink()
+    next((moved / 'train' / '3').iterdir()).unlink()
+    assert script('tools/evaluate.py', run, '--data', f'folder:{moved}', *held_out) == 2
+    assert 'its classes have other numbers of images' in capsys.readouterr().err
+    assert not (tmp_path / 'scores.json').exists()
+
+
 def test_thresholds_move_classes_and_an_empty_shot_is_none(
     script: Script, digits_run: Path, evaluated: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
