@@ -77,10 +77,11 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
     first, *others = runs
     released = _is_released(first)
     model_folder = first if released else first / 'model'
-    for run, place in zip(runs, (model_folder, *(run / 'model' for run in others)), strict=True):
-        # A released folder may be replaced itself, as all that it holds is carried over; what lies around it is not.
-        kept = run is first and released and folder.resolve() == place.resolve()
-        if not kept and folder.resolve() in (place.resolve(), *place.resolve().parents):
+    for run in runs:
+        place = (model_folder if run is first else run / 'model').resolve()
+        # All that a released folder holds is carried over: it may be replaced itself, what lies around it may not.
+        taken = place.parents if released and run is first else (place, *place.parents)
+        if folder.resolve() in taken:
             raise ExportError(f'{folder} would take the place of the run {run}; give a new folder')
     records = [(first, record) for record in (_released_records(first) if released else [_record(first)])]
     records += [(run, _record(run)) for run in others]
