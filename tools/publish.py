@@ -48,7 +48,8 @@ def publish(args: argparse.Namespace) -> str:
     if args.dry_run:
         removed = f'; would be removed: {", ".join(done.removed)}' if done.removed else ''
         return f'would be committed to {done.repo}: {", ".join(done.files)}{removed}'
-    return f'{done.url}\nltzoo.create_model({f"hf-hub:{done.repo}"!r}, pretrained=True) loads it'
+    branch = '' if args.revision == 'main' else f'@{args.revision}'
+    return f'{done.url}\nltzoo.create_model({f"hf-hub:{done.repo}{branch}"!r}, pretrained=True) loads it'
 
 
 if __name__ == '__main__':

@@ -14,7 +14,8 @@ the seeds that all of them are trained with; seeds come one after the other, so 
       base: {recipe: ../study/cifar10_bs.yaml}
       both: {recipe: ../study/cifar10_bs.yaml, overrides: ['method.groups=4']}
 
-Every run has its folder OUTPUT/NAME_seedS; OUTPUT/table.md and OUTPUT/table.json are made anew after each.
+Every run has its folder OUTPUT/NAME_seedS; OUTPUT/table.md and OUTPUT/table.json, of all that is finished of the plan,
+are made anew after each.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ltzoo.errors import LtzooError
 
@@ -68,6 +69,22 @@ class Plan(BaseModel):
     output: Path
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     runs: dict[str, PlannedRun] = Field(min_length=1)
+
+    @field_validator('output')
+    @classmethod
+    def _at_home(cls, output: Path) -> Path:
+        return output.expanduser()
+
+    @field_validator('runs')
+    @classmethod
+    def _names_of_folders(cls, runs: dict[str, PlannedRun]) -> dict[str, PlannedRun]:
+        for name in runs:
+            if name != Path(name).name:
+                raise ValueError(f'{name!r} is to be the name of a folder: leave out the slash')
+        return runs
+
+    def folder(self, name: str, seed: int) -> Path:
+        return self.output / f'{name}_seed{seed}'
 
 
 @dataclass(frozen=True)
@@ -118,8 +135,10 @@ def main() -> int:
             bring_home(jobs, plan.output, args.collect)
         stopped = []
         if not (args.table or args.collect):
-            stopped = train(jobs, args.jobs, plan.output, None if args.minutes is None else started + 60 * args.minutes)
-        print(write_table(jobs, plan.output))
+            write_table(plan)  # What it refuses is refused before hours of training.
+            stopped = train(jobs, args.jobs, plan, None if args.minutes is None else started + 60 * args.minutes)
+        write_table(plan)
+        print(format_table(summarise_all(finished(plan, args.only, args.seeds))))
         if args.archive:
             archive(jobs, args.archive, args.max_mb, args.with_unfinished)
     except LtzooError as error:
@@ -211,7 +230,7 @@ def plan_jobs(
     for seed in dict.fromkeys(seeds or plan.seeds):
         for name in dict.fromkeys(only or plan.runs):
             run = plan.runs[name]
-            output = plan.output / f'{name}_seed{seed}'
+            output = plan.folder(name, seed)
             overrides = [*run.overrides, *changes, f'seed={seed}', f'output={output}', 'resume=auto']
             if data_dir is not None:
                 overrides.append(f'data.data_dir={data_dir}')
@@ -222,22 +241,22 @@ def plan_jobs(
     return jobs
 
 
-def train(jobs: list[Job], at_once: int, output: Path, deadline: float | None = None) -> list[tuple[Job, int | None]]:
+def train(jobs: list[Job], at_once: int, plan: Plan, deadline: float | None = None) -> list[tuple[Job, int | None]]:
     """Run every training that is not finished; each one's output goes to its log.
 
     Args:
         jobs: the trainings.
         at_once: how many run at a time.
-        output: the plan's folder.
+        plan: that they are of.
         deadline: on the clock of `time.monotonic`: all trainings have ended by then.
 
     Returns:
         The exit code of each, None for those that the deadline stopped or kept from starting.
     """
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        plan.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PlanError(f'output: {output} cannot be made: {error.strerror}') from error
+        raise PlanError(f'output: {plan.output} cannot be made: {error.strerror}') from error
     threads = os.environ.get('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // at_once)))
     environment = {**os.environ, 'OMP_NUM_THREADS': threads}
     stopped = threading.Event()
@@ -262,7 +281,7 @@ def train(jobs: list[Job], at_once: int, output: Path, deadline: float | None = 
             stopped.set()
         with lock:
             if not stopped.is_set():
-                write_table(jobs, output)
+                write_table(plan)
                 ending = 'out of time' if code is None else f'exit code {code}' if code else 'finished'
                 print(f'{job.name}, seed {job.seed}: {ending}', flush=True)
         return code
@@ -342,25 +361,42 @@ def log_of(job: Job) -> Path:
     return job.folder.with_name(f'{job.folder.name}.log')
 
 
-def write_table(jobs: list[Job], output: Path) -> str:
-    """Write and return the table of the finished trainings: mean and standard deviation over seeds.
+def finished(
+    plan: Plan, only: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+) -> dict[str, dict[int, Path]]:
+    """Return the folders of the plan's finished trainings by name and seed, in order; `only` and `seeds` choose."""
+    rows = {}
+    for name in only or plan.runs:
+        folders = {seed: plan.folder(name, seed) for seed in seeds or plan.seeds}
+        rows[name] = {seed: folder for seed, folder in folders.items() if (folder / 'results.json').exists()}
+    return {name: folders for name, folders in rows.items() if folders}
+
+
+def write_table(plan: Plan) -> None:
+    """Write the table of all that is finished of a plan.
 
     Raises:
-        LtzooError: if it cannot be written.
+        LtzooError: if it cannot be written, or results are damaged.
     """
     from ltzoo.files import write_atomically, writing
 
-    rows: dict[str, list[Job]] = {}
-    for job in filter(lambda job: job.finished, jobs):
-        rows.setdefault(job.name, []).append(job)
-    if not rows:
+    summaries = summarise_all(finished(plan))
+    if summaries:
+        with writing(plan.output / 'table.md'):
+            write_atomically(plan.output / 'table.md', format_table(summaries) + '\n')
+            write_atomically(plan.output / 'table.json', json.dumps(summaries, indent=2) + '\n')
+
+
+def format_table(summaries: list[dict[str, Any]]) -> str:
+    """Return a table in Markdown: mean and standard deviation over seeds."""
+    if not summaries:
         return 'no training is finished yet'
-    summaries = [summarise(name, row) for name, row in rows.items()]
     columns = [key for key in SCORES if any(summary[key] is not None for summary in summaries)]
     lines = ['| | seeds | ' + ' | '.join(SCORES[key] for key in columns) + ' | minutes |']
     lines.append('|---' * (len(columns) + 3) + '|')
     for summary in summaries:
-        cells = [summary['name'], str(len(summary['seeds'])), *(format_mean(summary[key]) for key in columns)]
+        seeds = f'{len(summary["seeds"])}{"" if summary["alike"] else ", recipes differ"}'
+        cells = [summary['name'], seeds, *(format_mean(summary[key]) for key in columns)]
         lines.append(f'| {" | ".join(cells)} | {format_mean(summary["minutes"], deviation=False)} |')
     of_method = [summary for summary in summaries if summary['method']]
     if of_method:
@@ -373,25 +409,32 @@ def write_table(jobs: list[Job], output: Path) -> str:
                 f'{format_number(said["penalty_to_loss_gradient"])} | {said["group_sizes"] or "-"} | '
                 f'{format_number(said["classes_moved"])} |'
             )
-    table = '\n'.join(lines)
-    if output.is_dir():
-        with writing(output / 'table.md'):
-            write_atomically(output / 'table.md', table + '\n')
-            write_atomically(output / 'table.json', json.dumps(summaries, indent=2) + '\n')
-    return table
+    return '\n'.join(lines)
 
 
-def summarise(name: str, jobs: list[Job]) -> dict[str, Any]:
-    """Return mean and deviation of every score over a run's finished seeds, and what its log says of the method."""
+def summarise_all(rows: dict[str, dict[int, Path]]) -> list[dict[str, Any]]:
+    return [summarise(name, folders) for name, folders in rows.items()]
+
+
+def summarise(name: str, folders: dict[int, Path]) -> dict[str, Any]:
+    """Return mean and deviation of every score over a run's finished seeds, and what its log says of the method.
+
+    `alike` says whether the seed is all that they differ in: they may have been trained with other `--set`.
+    """
     from ltzoo.training.run import RunFolder
 
-    folders = [RunFolder(job.folder) for job in jobs]
-    results = [read_results(folder.results) for folder in folders]
-    summary: dict[str, Any] = {'name': name, 'seeds': [job.seed for job in jobs]}
+    runs = [RunFolder(folder) for folder in folders.values()]
+    results = [read_results(run.results) for run in runs]
+    recipes = [{**result.get('recipe', {}), 'seed': None} for result in results]
+    summary: dict[str, Any] = {
+        'name': name,
+        'seeds': list(folders),
+        'alike': all(recipe == recipes[0] for recipe in recipes),
+    }
     for key in SCORES:
         summary[key] = mean_and_deviation([result.get(key) for result in results])
     summary['minutes'] = mean_and_deviation([result['training_seconds'] / 60 for result in results])
-    logs = [[line['method'] for line in folder.read_log() if 'method' in line] for folder in folders]
+    logs = [[line['method'] for line in run.read_log() if 'method' in line] for run in runs]
     summary['method'] = summarise_method(logs)
     return summary
 

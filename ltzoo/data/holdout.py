@@ -21,8 +21,9 @@ def with_holdout(
 
     Where a long-tailed profile (or an official validation list) left training images out, the hold-out is balanced and
     drawn from those. A class with too few of them, such as the head class of CIFAR-100-LT, which has none, gives up
-    training images for the missing part, never more than half of what it has. Where nothing was left out, the hold-out
-    is a stratified fraction of the training part, see `split_off`.
+    training images for the missing part, never more than half of what it has. Where nothing was left out, or less than
+    an image of a class with fewer images than the average, the hold-out is a stratified fraction of the training part,
+    see `split_off`.
 
     Args:
         dataset: the data set; its test images are not looked at.
@@ -40,7 +41,9 @@ def with_holdout(
         raise ValueError('give per_class for a balanced hold-out or fraction for a stratified one, not both')
     if per_class is not None and per_class < 1:
         raise ValueError(f'per_class must be at least 1, not {per_class}')
-    if per_class is not None or (fraction is None and dataset.spare is not None):
+    if per_class is None and fraction is None and dataset.spare is not None:
+        per_class = _most_per_class(dataset) or None
+    if per_class is not None:
         return _balanced(dataset, per_class, seed)
     train, held_out = split_off(dataset.train, 0.2 if fraction is None else fraction, seed)
     return replace(dataset, train=train, test=held_out)
@@ -70,20 +73,25 @@ def split_off(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split
     return split.select(np.flatnonzero(~chosen)), split.select(np.flatnonzero(chosen))
 
 
-def _balanced(dataset: Dataset, per_class: int | None, seed: int) -> Dataset:
+def _left_out(dataset: Dataset) -> np.ndarray:
+    """Return how many images of every class a profile or a list left out of the training part."""
+    labels = np.zeros(0, dtype=np.int64) if dataset.spare is None else dataset.spare.labels
+    return np.bincount(labels, minlength=dataset.num_classes)
+
+
+def _most_per_class(dataset: Dataset) -> int:
+    """Return the size of a balanced hold-out for which no class below the average gives up any training image."""
+    kept, left_out = dataset.class_counts, _left_out(dataset)
+    gives_none = kept * dataset.num_classes < kept.sum()
+    return min(_MOST_PER_CLASS, int(np.where(gives_none, left_out, left_out + kept // 2).min()))
+
+
+def _balanced(dataset: Dataset, per_class: int, seed: int) -> Dataset:
     nothing = dataset.train.select(np.zeros(0, dtype=np.int64))
     spare = nothing if dataset.spare is None else dataset.spare
-    kept = dataset.class_counts
-    left_out = np.bincount(spare.labels, minlength=dataset.num_classes)
-    limits = left_out + kept // 2
-    if per_class is None:
-        gives_none = kept * dataset.num_classes < kept.sum()
-        per_class = min(_MOST_PER_CLASS, int(np.where(gives_none, left_out, limits).min()))
-        if per_class < 1:
-            raise DataError(
-                f'{dataset.name} left out too few images for a balanced hold-out: give fraction for a stratified one'
-            )
-    elif (limits < per_class).any():
+    left_out = _left_out(dataset)
+    limits = left_out + dataset.class_counts // 2
+    if (limits < per_class).any():
         c = int(limits.argmin())
         raise DataError(
             f'a hold-out of {per_class} images of every class would take more than half the training images of '

@@ -46,8 +46,10 @@ def group_direction(
         direction = group_grad - strength * global_grad
     elif mode in ('residual', 'projection'):
         # Eq. 12 divides by <m, m>; where that is zero there is nothing to project on.
-        square = global_grad @ global_grad
-        share = (group_grad @ global_grad) / torch.where(square > 0, square, 1)
+        # Sums of products and not inner products, which lose digits with the length of the vectors, and differently
+        # for one vector and for many: what should be zero would be left with a length.
+        square = global_grad.square().sum()
+        share = (group_grad * global_grad).sum(-1) / torch.where(square > 0, square, 1)
         projection = share.unsqueeze(-1) * global_grad
         direction = projection if mode == 'projection' else group_grad - projection
     else:

@@ -44,7 +44,8 @@ class PreservationSettings:
     Args:
         strength: lambda.
         form: `proximal`, an exact step on the penalty after the optimiser's; `gradient`, the penalty's gradient added
-            to the loss's (Eq. 16 as written), which diverges where learning rate x lambda x Fisher exceeds 2.
+            to the loss's (Eq. 16 as written), which diverges where learning rate x (1 - alpha) lambda (G - 1) x Fisher
+            exceeds 2 (1 + momentum), and earlier with Nesterov momentum.
         fisher: see `diagonal_fisher`.
         statistics: batch-norm's running statistics that the Fisher is taken with: those of `now`, or the `anchor`'s,
             which are the means of its classes' as its weights are.
@@ -228,7 +229,10 @@ class GkpGsa:
         left = len(pieces) if self.needs_bank else 0
 
         def observed(views: Views, labels: Tensor) -> Tensor:
-            """In the first pass, take note of the features that the classifier gets, which are those of one view."""
+            """In the first pass, take note of the features that the classifier gets, which are those of one view.
+
+            With `ascent` other than `fresh` the only pass of a step is at perturbed weights, and so are its features.
+            """
             nonlocal left
             if left == 0:
                 return losses(views, labels)
@@ -243,6 +247,7 @@ class GkpGsa:
         take = self.sharpness.step if self.sharp else self.sharpness.ordinary_step
         report = take(observed, pieces, loss_scale=loss_scale, autocast=autocast)
         self._lengths += report.length
+        self._perturbed += report.length > 0
         self._grad_norm.copy_(report.grad_norm)
         self._steps += 1
         return report
@@ -273,7 +278,8 @@ class GkpGsa:
         """
         log: dict[str, Any] = {'alpha': self.alpha}
         if self._steps > 0:
-            log['perturbation'] = (self._lengths / self._steps).tolist()
+            # Over the steps in which a group was perturbed: a rare one is in few batches.
+            log['perturbation'] = (self._lengths / self._perturbed.clamp(min=1)).tolist()
         if self.preservation is not None and self._steps > 0:
             pull = self.preservation.gradient(self.encoder, 1 - self._penalty_weight)
             norm = torch.stack([g.double().norm() for g in pull.values()]).norm()
@@ -340,14 +346,15 @@ class GkpGsa:
         parameter = self.sharpness.layout.parameters[0]
         if len(self._lengths) != self.sharpness.groups:
             self._lengths = torch.zeros(self.sharpness.groups, device=parameter.device, dtype=parameter.dtype)
+            self._perturbed = torch.zeros_like(self._lengths)
             self._steps, self._grad_norm = (torch.zeros((), device=parameter.device) for _ in range(2))
-        for seen in (self._lengths, self._steps, self._grad_norm):
+        for seen in (self._lengths, self._perturbed, self._steps, self._grad_norm):
             seen.zero_()
 
     def _observe(self, features: Tensor, labels: Tensor) -> None:
         if self.quality is None:
             self.quality = FeatureQuality(
-                len(self.class_counts), features.shape[1], self.settings.beta, features.device
+                len(self.class_counts), features.shape[1], self.settings.beta, features.device, self.class_counts
             )
         self.quality.update(features, labels)
 

@@ -42,10 +42,19 @@ class FeatureQuality:
         dim: of the features.
         beta: weight of the log variance in Eq. 19; the paper's is 0.5.
         device: where the sums are kept; where the features are, an update never waits for the device.
+        class_counts: samples that every class has, shape (C,); None for those that are seen.
     """
 
-    def __init__(self, num_classes: int, dim: int, beta: float = 0.5, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        beta: float = 0.5,
+        device: torch.device | str | None = None,
+        class_counts: Tensor | None = None,
+    ) -> None:
         self.beta = beta
+        self.several = None if class_counts is None else (class_counts > 1).to(device or 'cpu')
         self.counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
         self.sums = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
         self.squares = torch.zeros(num_classes, dtype=torch.float64, device=device)
@@ -91,7 +100,8 @@ class FeatureQuality:
         is only ever compared with itself.
 
         The quality is nan, and the class nobody's neighbour, where a class was never seen or has a feature that is not
-        finite. If only one class is left, Dis is not defined and its quality is nan too.
+        finite. If only one class is left, Dis is not defined and its quality is nan too. It is also nan where only one
+        of a class's several samples was seen: the floor would outdo every epoch in which more were.
         """
         quality = torch.full_like(self.counts, torch.nan)
         seen = ((self.counts > 0) & self.squares.isfinite()).nonzero()[:, 0]
@@ -104,6 +114,8 @@ class FeatureQuality:
         variance = torch.where(several, mean_squares - centroids.square().sum(1), 0)
         variance = variance.maximum(_VARIANCE_FLOOR * (1 + torch.where(several, mean_squares, 0)))
         quality[seen] = _nearest(centroids) - self.beta * variance.log()
+        if self.several is not None:
+            quality[self.several & (self.counts == 1)] = torch.nan
         return quality
 
 

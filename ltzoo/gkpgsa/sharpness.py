@@ -43,7 +43,8 @@ class SharpnessSettings:
         subtract_strength: of direction `subtract`.
         global_gradient: what Eq. 12 projects on: the gradient of the batch, or an exponential moving average of it
             (Friendly-SAM). With one group only the average leaves anything, and it is taken.
-        ema_decay: of the averages.
+        ema_decay: of the averages. They start at zero; those that a direction is taken from without a first pass
+            (`ascent: ema`) are divided by what that leaves out.
         scale: Z, the radius as a share of Eq. 13.
         radius: a fixed length of the perturbation in place of Eq. 13, as in SAM.
         radius_by_group: what each group's length is multiplied by, shape (G,); ImbSAM has 0 for head classes.
@@ -94,6 +95,8 @@ class SharpnessSettings:
             raise SharpnessError(f'ema_decay must be 0 or more and below 1, not {self.ema_decay}')
         if self.mode == 'focal' and self.radius is None:
             raise SharpnessError('mode focal needs radius, the length of its perturbation')
+        if self.mode == 'focal' and self.regulariser:
+            raise SharpnessError('mode focal has no radius of Eq. 13 to regularise: leave regulariser out')
         if self.mode == 'focal' and (self.ascent != 'fresh' or self.ascent_views != 'all'):
             raise SharpnessError(
                 'mode focal takes its direction afresh from all views: leave ascent and ascent_views out'
@@ -110,7 +113,7 @@ class StepReport:
         loss: mean loss of this process's samples in the pass at the weights themselves; where there is none, or not
             of all views, in the perturbed pass.
         perturbed_loss: their mean loss at the perturbed weights.
-        length: of each group's perturbation, shape (G,).
+        length: of the perturbation that each group's samples saw, shape (G,).
         grad_norm: norm of the gradient that the optimiser gets.
         regulariser: value of the second term of Eq. 15, summed over groups (without its coefficient).
     """
@@ -207,6 +210,8 @@ class GroupedSharpness:
         self.group_samples: Tensor
         self.global_average: Tensor | None = None
         self.group_averages: Tensor | None = None
+        # What the groups' averages have of 1 by now, as they start at zero; the last is the global one's.
+        self.seen: Tensor | None = None
         self.kept: Tensor | None = None
         self.set_groups(class_groups, group_samples)
 
@@ -221,8 +226,9 @@ class GroupedSharpness:
         if len(group_samples) == self.groups:
             self.class_groups.copy_(class_groups)
             self.group_samples.copy_(group_samples)
-            if self.group_averages is not None:
+            if self.group_averages is not None and self.seen is not None:
                 self.group_averages.zero_()
+                self.seen[:-1] = 0
             self.kept = None
             return
         device = self.layout.parameters[0].device
@@ -233,7 +239,7 @@ class GroupedSharpness:
         if self.groups < 1 or (factors is not None and len(factors) != self.groups):
             raise SharpnessError(f'radius_by_group has {len(factors or ())} entries, there are {self.groups} groups')
         self.factors = torch.ones(self.groups, device=device) if factors is None else torch.tensor(factors).to(device)
-        self.group_averages = None
+        self.group_averages = self.seen = None
         self.kept = None
 
     def step(
@@ -279,13 +285,15 @@ class GroupedSharpness:
             perturbation, report = self._from_averages(theta, shares)
         else:
             assert self.kept is not None
-            perturbation, report = self.kept, self._lengths(self.kept)
+            lengths = self.kept.norm(dim=1)
+            perturbation, report = self.kept, (lengths, self._regulariser(theta.norm(), lengths))
 
         with _buffers_kept(self.module) if loss is not None else _as_is():
             if self.settings.mode == 'per_group':
                 perturbed_loss, by_group, rest = run.per_group(losses, pieces, theta, perturbation)
             else:
                 combined = shares @ perturbation
+                report = (combined.norm().expand(self.groups), report[1])
                 if self.settings.ascent == 'ema':
                     perturbed_loss, by_group, rest = run.shared(losses, pieces, theta + combined)
                 else:
@@ -297,7 +305,7 @@ class GroupedSharpness:
         lengths, regulariser = report
         if self.settings.regulariser:
             gradient = gradient + self.settings.regulariser * regulariser * loss_scale * theta / theta.square().sum()
-        self._set_grad(gradient)
+        self._set_grad(gradient, run.used)
         self.steps += 1
         loss = perturbed_loss if loss is None else loss
         return StepReport(loss, perturbed_loss, lengths, gradient.norm() / loss_scale, regulariser)
@@ -313,7 +321,7 @@ class GroupedSharpness:
         """Put the gradient at the weights themselves into `grad`; arguments as for `step`."""
         run = _Run(self, autocast, loss_scale, sum(len(labels) for _, labels in pieces))
         loss, (gradient,) = run.whole(losses, pieces, None)
-        self._set_grad(gradient)
+        self._set_grad(gradient, run.used)
         nothing = torch.zeros(self.groups, device=gradient.device)
         return StepReport(loss, loss, nothing, gradient.norm() / loss_scale, nothing.sum())
 
@@ -332,7 +340,7 @@ class GroupedSharpness:
         with _buffers_kept(self.module):
             perturbed_loss, (perturbed,) = run.whole(losses, pieces, theta + perturbation, (focus,))
         gradient = gradient + settings.focal_weight * (perturbed - focused)
-        self._set_grad(gradient)
+        self._set_grad(gradient, run.used)
         self.steps += 1
         lengths = perturbation.norm().expand(self.groups)
         return StepReport(loss, perturbed_loss, lengths, gradient.norm() / run.loss_scale, torch.zeros_like(norm))
@@ -342,6 +350,7 @@ class GroupedSharpness:
             'steps': self.steps,
             'global_average': self.global_average,
             'group_averages': self.group_averages,
+            'seen': self.seen,
             'kept': self.kept,
             'class_groups': self.class_groups,
             'group_samples': self.group_samples,
@@ -351,7 +360,7 @@ class GroupedSharpness:
         self.set_groups(state['class_groups'], state['group_samples'])
         device = self.class_groups.device
         self.steps = state['steps']
-        for name in ('global_average', 'group_averages', 'kept'):
+        for name in ('global_average', 'group_averages', 'seen', 'kept'):
             # A copy: averages are updated in place.
             setattr(self, name, None if state[name] is None else state[name].to(device, copy=True))
 
@@ -362,9 +371,11 @@ class GroupedSharpness:
             return self.static_shapes
         return self.class_groups.device.type != 'cpu' and self.groups <= MOST_AT_ONCE
 
-    def _set_grad(self, gradient: Tensor) -> None:
-        for p, g in zip(self.layout.parameters, self.layout.unflatten(gradient), strict=True):
-            p.grad = g if p.grad is None else p.grad + g
+    def _set_grad(self, gradient: Tensor, used: set[int]) -> None:
+        """Put the gradient into `grad`; what the loss does not use has none, so that weight decay passes it by."""
+        for i, (p, g) in enumerate(zip(self.layout.parameters, self.layout.unflatten(gradient), strict=True)):
+            if i in used:
+                p.grad = g if p.grad is None else p.grad + g
 
     def _sorted(self, views: Views, labels: Tensor) -> tuple[Views, Tensor]:
         order = self.class_groups[labels].argsort(stable=True)
@@ -380,12 +391,13 @@ class GroupedSharpness:
         return self._bounded(theta, means, reference, shares)
 
     def _from_averages(self, theta: Tensor, shares: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        if self.group_averages is None or self.global_average is None:
+        if self.group_averages is None or self.global_average is None or self.seen is None:
             nothing = torch.zeros(self.groups, len(theta), device=theta.device, dtype=theta.dtype)
-            return nothing, self._lengths(nothing)
+            return nothing, (nothing[:, 0], nothing[0, 0])
         # A group that was in no batch yet has no direction.
-        known = torch.where(self.group_averages.any(1), shares, 0)
-        return self._bounded(theta, self.group_averages, self.global_average, known)
+        known = torch.where(self.seen[:-1] > 0, shares, 0)
+        seen = torch.where(self.seen > 0, self.seen, 1)
+        return self._bounded(theta, self.group_averages / seen[:-1, None], self.global_average / seen[-1], known)
 
     def _bounded(
         self, theta: Tensor, means: Tensor, reference: Tensor, shares: Tensor
@@ -407,10 +419,7 @@ class GroupedSharpness:
         if settings.clamp is not None:
             length = torch.where(norm > 0, length.clamp(*settings.clamp), 0)
         length = length * self.factors
-        # Eq. 15; a group without a perturbation has no radius to divide by.
-        rho = length / len(theta) ** 0.5
-        by_group = theta_norm / (2 * (self.group_samples.clamp(min=2) - 1).sqrt() * torch.where(rho > 0, rho, 1))
-        regulariser = torch.where(rho > 0, by_group, 0).sum()
+        regulariser = self._regulariser(theta_norm, length)
         if stretch is not None:
             direction = direction * stretch
         perturbation = direction * (length / torch.where(norm > 0, norm, 1))[:, None]
@@ -418,8 +427,11 @@ class GroupedSharpness:
         perturbation = torch.where(perturbation.isfinite().all(1, keepdim=True), perturbation, 0)
         return perturbation, (perturbation.norm(dim=1), regulariser)
 
-    def _lengths(self, perturbation: Tensor) -> tuple[Tensor, Tensor]:
-        return perturbation.norm(dim=1), torch.zeros((), device=perturbation.device)
+    def _regulariser(self, theta_norm: Tensor, length: Tensor) -> Tensor:
+        """Return the second term of Eq. 15, summed over groups; one not perturbed has no radius to divide by."""
+        rho = length / sum(self.layout.sizes) ** 0.5
+        by_group = theta_norm / (2 * (self.group_samples.clamp(min=2) - 1).sqrt() * torch.where(rho > 0, rho, 1))
+        return torch.where(rho > 0, by_group, 0).sum()
 
     def _global_gradient(self, batch_gradient: Tensor) -> Tensor:
         if self.settings.global_gradient == 'batch' and self.groups > 1:
@@ -438,11 +450,13 @@ class GroupedSharpness:
         """Update the averages of a run without first passes; a group that is not in the batch keeps its own."""
         whole = by_group.sum(0) + rest
         means = _group_means(by_group, rest, shares)
-        if self.group_averages is None or self.global_average is None:
+        if self.group_averages is None or self.global_average is None or self.seen is None:
             self.group_averages, self.global_average = torch.zeros_like(means), torch.zeros_like(whole)
-        good = (shares > 0)[:, None] & means.isfinite().all(1, keepdim=True)
-        self._follow(self.group_averages, means, good)
-        self._follow(self.global_average, whole, whole.isfinite().all())
+            self.seen = torch.zeros(self.groups + 1, device=means.device, dtype=means.dtype)
+        good = torch.cat([(shares > 0) & means.isfinite().all(1), whole.isfinite().all()[None]])
+        self._follow(self.group_averages, means, good[:-1, None])
+        self._follow(self.global_average, whole, good[-1])
+        self._follow(self.seen, torch.ones_like(self.seen), good)
 
 
 def _group_means(by_group: Tensor, rest: Tensor, shares: Tensor) -> Tensor:
@@ -458,13 +472,18 @@ class _Run:
     autocast: Callable[[], Any] | None
     loss_scale: Tensor | float
     total: int
+    # Places of the parameters that a loss used, and which groups are in the batch, over all pieces and processes.
+    used: set[int] = field(default_factory=set)
+    present: Tensor | None = None
 
     def shares(self, labels: list[Tensor]) -> Tensor:
         """Return each group's share of the batch over all processes, shape (G,)."""
         groups = torch.cat([self.of.class_groups[part] for part in labels])
         counts = torch.zeros(self.of.groups, device=groups.device, dtype=self.of.layout.dtype)
         counts.index_add_(0, groups, torch.ones(len(groups), device=groups.device, dtype=counts.dtype))
-        return self.reduced(counts / self.total)
+        shares = self.reduced(counts / self.total)
+        self.present = shares > 0
+        return shares
 
     def shared(
         self, losses: Losses, pieces: Sequence[tuple[Views, Tensor]], theta: Tensor | None
@@ -523,6 +542,7 @@ class _Run:
                     loss = weighted.sum() / self.total * self.loss_scale
                     last = i + 1 == len(weightings)
                     grads = torch.autograd.grad(loss, layout.parameters, allow_unused=True, retain_graph=not last)
+                    self.used.update(i for i, g in enumerate(grads) if g is not None)
                     gradient += layout.flatten(grads)
                 mean += values.detach().sum() / self.total
         return mean, [self.reduced(gradient) for gradient in gradients]
@@ -545,6 +565,7 @@ class _Run:
                 loss = values.sum() / self.total
             leaves = [leaf for leaf_list in weights for leaf in leaf_list]
             grads = torch.autograd.grad(loss * self.loss_scale, leaves, allow_unused=True)
+            self.used.update(i // slots for i, g in enumerate(grads) if g is not None)
             rows = torch.stack([layout.flatten(grads[slot::slots]) for slot in range(slots)])
             gradient = rows if gradient is None else gradient + rows
             mean += loss.detach()
@@ -553,17 +574,14 @@ class _Run:
         return mean, gradient[:-1], gradient[-1]
 
     def rows(self, labels: Tensor) -> tuple[SampleRows, ClassRows] | tuple[OneHotRows, OneHotRows]:
-        """Return which group the samples and the classes belong to; a class without its group here is in none."""
+        """Return which group samples and classes belong to; a class whose group is not in the batch is in none."""
+        assert self.present is not None
         of, slots = self.of, self.of.groups + 1
         groups = of.class_groups[labels]
-        if of.static:
-            samples = torch.zeros(of.groups, device=groups.device, dtype=torch.int64)
-            samples.index_add_(0, groups, torch.ones_like(groups))
-        else:
-            samples = torch.bincount(groups, minlength=of.groups)
-        class_slots = torch.where(samples[of.class_groups] > 0, of.class_groups, of.groups)
+        class_slots = torch.where(self.present[of.class_groups], of.class_groups, of.groups)
         if of.static:
             return OneHotRows(groups, of.groups), OneHotRows(class_slots, slots)
+        samples = torch.bincount(groups, minlength=of.groups)
         return SampleRows((*samples.tolist(), 0)), ClassRows(class_slots, slots)
 
     def reduced(self, x: Tensor) -> Tensor:

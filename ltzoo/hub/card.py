@@ -160,13 +160,13 @@ Nothing is known of it yet.
 
 
 def eval_results(results: Mapping[str, Any]) -> str | None:
-    """Return the file `.eval_results/NAME.yaml` of a model's results; None if the Hub does not have its data.
+    """Return the file `.eval_results/NAME.yaml` of a model's results; None if they are not of a test set of the Hub's.
 
     Args:
         results: as `ltzoo.get_results` returns them.
     """
     dataset = _HUB_DATA.get(results['data'].partition('_')[0])
-    if dataset is None:
+    if dataset is None or any(run['split'] != 'test' for run in results['runs']):
         return None
     count = len(results['seeds'])
     entries = [

@@ -84,7 +84,8 @@ def publish(
         raise PublishError(f'{revision!r} is no name of a branch: write one such as candidate or v2/large')
     content = check_folder(folder)
     results = json.loads(content['results.json'])
-    place = results['name'] if repo == results.get('hub_id') else f'hf-hub:{repo}'
+    branch = '' if revision == 'main' else f'@{revision}'
+    place = results['name'] if repo == results.get('hub_id') and not branch else f'hf-hub:{repo}{branch}'
     content['README.md'] = content['README.md'].replace(PLACE.encode(), place.encode())
     probe()
     api = HfApi(token=token)

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ltzoo.data import without_folders
 from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder
 from ltzoo.hub.card import METRICS, PLACE, eval_results, model_card
@@ -263,13 +264,22 @@ def _check_said(file: Path, found: Mapping[str, Any], wanted: set[str]) -> None:
 
 
 def _recipe_file(command: str) -> str | None:
-    """Return the recipe that a command trained, with what it changed in it, less folders and the seed."""
+    """Return the recipe that a command trained, with what it changed in it, less folders and the seed.
+
+    Of your own data's place, and of a model's to start from, their last part is left.
+    """
     found = re.search(r'(\S+\.ya?ml)(.*)', command)
     if found is None:
         return None
     file = PurePosixPath(os.path.normpath(found[1]))
     words = [word for word in re.split(r' (?=-|[\w.]+=)', found[2]) if word and not word.startswith('-')]
-    changes = [word for word in words if word.partition('=')[0].strip() not in _NOT_RECIPE]
+    changes = []
+    for word in words:
+        key, equals, value = (part.strip() for part in word.partition('='))
+        if key in ('data.name', 'model.name') and not value.startswith(('hf:', 'hf-hub:')):
+            changes.append(f'{key}{equals}{without_folders(value)}')
+        elif key not in _NOT_RECIPE:
+            changes.append(word)
     return ' '.join([file.name if file.is_absolute() else str(file), *(f"'{word}'" for word in changes)])
 
 

@@ -291,7 +291,7 @@ def _train(
 
     def step(batch: Batch) -> Tensor:
         loss = take_step(batch)
-        if ema is not None:
+        if ema is not None and not optimizer.step_was_skipped:
             ema.update(learner.model)
         return loss
 
@@ -315,8 +315,8 @@ def _train(
         )
         seconds += log.seconds
         line = {'epoch': epoch, 'lr': rate, **asdict(log)}
+        _equalise(accelerator, learner, ema)
         if method is not None:
-            _equalise(learner, accelerator)
             line['method'] = method.end_epoch(
                 epoch, lambda indices: training_samples(dataset, indices, recipe, accelerator)
             )
@@ -393,15 +393,16 @@ def _image_config(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _equalise(learner: Learner, accelerator: Accelerator) -> None:
-    """Give all processes the main one's weights and buffers.
+def _equalise(accelerator: Accelerator, *modules: nn.Module | None) -> None:
+    """Give all processes the main one's weights and buffers, so that what is scored is what is exported.
 
-    The method does not go through DistributedDataParallel, which would have done so with every step: running statistics
-    are each process's own, and rounding could let weights drift.
+    Running statistics are each process's own. The method does not go through DistributedDataParallel, which gives the
+    main one's to all before every step: rounding could let weights drift too.
     """
     if accelerator.num_processes > 1:
-        for tensor in (*learner.parameters(), *learner.buffers()):
-            torch.distributed.broadcast(tensor, 0)
+        for module in filter(None, modules):
+            for tensor in (*module.parameters(), *module.buffers()):
+                torch.distributed.broadcast(tensor, 0)
 
 
 def _save(

@@ -79,7 +79,8 @@ class Step:
             self.accelerator.clip_grad_norm_(self.learner.parameters(), self.clip_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.method is not None:
+        # One that the loss scaler left out changes nothing.
+        if self.method is not None and not self.optimizer.step_was_skipped:
             self.method.after_step(self.optimizer.param_groups[0]['lr'])
         return loss
 

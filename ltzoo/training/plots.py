@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from ltzoo.files import save_figure
 
 __all__ = ['plot_curves']
@@ -17,8 +19,6 @@ def plot_curves(log: list[dict[str, Any]], path: Path) -> None:
         log: the lines of a run's `log.jsonl`.
         path: a PNG, PDF or SVG file to write, whole or not at all.
     """
-    from matplotlib.figure import Figure
-
     held_out = [line for line in log if 'holdout' in line]
     figure = Figure(figsize=(7, 6 if held_out else 4.5), layout='constrained')
     axes = figure.subplots(3 if held_out else 2, 1, sharex=True, height_ratios=[2, 2, 1] if held_out else [3, 1])

@@ -64,13 +64,21 @@ class RunFolder:
             if any(path.name != _LOCK for path in self.path.iterdir()):
                 raise CheckpointError(f'output={self.path} is not empty and holds no run; give an empty or new folder')
             return
-        if not self.checkpoint.exists():
+        # Stopped in its first epoch, a run is begun anew; finished and brought home, it has no checkpoint.
+        if not (self.checkpoint.exists() or self.results.exists()):
             return
         if recipe.resume == 'never':
             raise CheckpointError(
                 f'output={self.path} holds a run already: continue it with resume=auto, or give another output'
             )
-        before = _flat(Recipe.model_validate(yaml.safe_load(self.recipe.read_text())).decides_result())
+        try:
+            written = Recipe.model_validate(yaml.safe_load(self.recipe.read_text()))
+        except (ValueError, yaml.YAMLError) as error:
+            raise CheckpointError(
+                f'{self.recipe} is damaged, or of another version of ltzoo: {" ".join(str(error).split())[:200]}; '
+                f'give another output'
+            ) from error
+        before = _flat(written.decides_result())
         now = _flat(recipe.decides_result())
         # A run that an unreadable image stopped may go on without it.
         keys = sorted((before.keys() | now.keys()) - {'data.unreadable'})
@@ -114,11 +122,19 @@ class RunFolder:
 
     def checkpoint_state(self) -> dict[str, Any] | None:
         """Return the checkpoint to continue from, None at the start of a run."""
-        return load_checkpoint(self.checkpoint) if self.checkpoint.exists() else None
+        if not self.checkpoint.exists():
+            return None
+        state = load_checkpoint(self.checkpoint)
+        if not isinstance(state, dict) or 'epoch' not in state:
+            raise CheckpointError(f'{self.checkpoint} is no checkpoint of a run; remove it to start again')
+        return state
 
     def start(self, recipe: Recipe, environment: dict[str, Any], state: dict[str, Any] | None) -> None:
         """Create the folder, or cut its log off at the checkpoint that the run continues from."""
         self.path.mkdir(parents=True, exist_ok=True)
+        # What a kill left of a file that was being written.
+        for part in self.path.glob('.*.part'):
+            part.unlink()
         kept = [] if state is None else [line for line in self.read_log() if line['epoch'] < state['epoch']]
         write_atomically(self.recipe, recipe.to_yaml())
         write_atomically(self.environment, json.dumps(environment, indent=2) + '\n')

@@ -58,3 +58,10 @@ def test_radius_of_small_and_directionless_groups() -> None:
     radius = group_radius(torch.tensor(2.0), torch.tensor([1.0, 1.0, 0.0]), 16, torch.tensor([1, 2, 50]), 0.1)
     assert radius[0] == radius[1] == pytest.approx(0.1 * 1.0 * 0.5)
     assert radius[2] == 0
+
+
+def test_a_groups_gradient_that_is_the_whole_has_no_direction_however_long_it_is() -> None:
+    # In float32 a vector's inner products with itself differ by 1e-4 and more, by how they are summed up.
+    whole = torch.randn(3_000_000, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    assert not group_direction(torch.stack([whole, 0.1 * whole]), whole).any()
+    assert group_direction(torch.stack([whole, whole.flip(0)]), whole)[1].any()

@@ -232,6 +232,19 @@ def test_the_log_shows_whether_terms_are_inert() -> None:
     assert min(log['perturbation']) > 0
 
 
+def test_the_length_told_is_the_mean_over_the_steps_that_a_group_was_in() -> None:
+    told = []
+    for steps in (1, 3):
+        run = Run(group_by='frequency', preservation=None)
+        run.method.start_epoch(0)
+        run.take_gradient()
+        for _ in range(steps - 1):
+            run.take_gradient(run.method.class_groups[LABELS] == 0)
+        told.append(run.method.end_epoch(0, run.samples)['perturbation'])
+    assert told[0][1] > 0
+    assert told[1][1] == pytest.approx(told[0][1])
+
+
 def test_quality_is_that_of_the_features_of_the_first_pass() -> None:
     run = Run(sharpness=None, preservation=None)
     run.method.start_epoch(0)

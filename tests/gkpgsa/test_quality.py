@@ -186,3 +186,14 @@ def test_two_processes_have_the_quality_of_one(tmp_path: Path) -> None:
     expected = feature_quality(*long_tailed(12, 5), 12)
     for one in (own, other):
         torch.testing.assert_close(one, expected, rtol=0, atol=1e-10)
+
+
+def test_one_of_several_samples_says_nothing_of_a_class() -> None:
+    features = torch.tensor([[0.0, 1.0], [0.0, 3.0], [5.0, 5.0], [9.0, 0.0]])
+    labels = torch.tensor([0, 0, 1, 2])
+    told = FeatureQuality(3, 2, class_counts=torch.tensor([2, 2, 1]))
+    told.update(features, labels)
+    quality = told.compute()
+    assert quality.isnan().tolist() == [False, True, False]
+    # As a neighbour the class counts as it is.
+    torch.testing.assert_close(quality[[0, 2]], feature_quality(features, labels, 3)[[0, 2]])

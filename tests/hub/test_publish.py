@@ -172,6 +172,8 @@ def test_a_branch(hub: Hub, token: None, folder: Path) -> None:
     assert hub.repositories[REPO].files('main') == {}
     assert set(hub.repositories[REPO].files('candidate') or ()) == FILES
     assert publish(folder, REPO, revision='candidate').files == ()
+    card = (hub.repositories[REPO].files('candidate') or {})['README.md'].decode()
+    assert f"create_model_and_transforms('hf-hub:{REPO}@candidate', pretrained=True)" in card
     # A new branch begins with what main holds, which may be another model.
     other = hub.add('zoo/old', {'model.safetensors': b'old'})
     with pytest.raises(PublishError, match='zoo/old holds another model already'):

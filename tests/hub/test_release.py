@@ -28,6 +28,7 @@ from ltzoo.training.recipe import Recipe, load_recipe
 
 Train = Callable[..., nn.Module]
 KEYS = ('top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece')
+COMMAND = 'recipes/train.py /secret/own.yaml data.name=folder:/secret/photos epochs=3'
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def make_run(train: Train, lt: dict[str, Any], tmp_path: Path) -> Callable[..., 
             'split': 'test',
             'seed': seed,
             'training_seconds': 12.5,
-            'environment': {'commit': 'abc', 'torch': '2.99', 'command': 'recipes/train.py /secret/own.yaml epochs=3'},
+            'environment': {'commit': 'abc', 'torch': '2.99', 'command': COMMAND},
             'recipe': {**lt['recipe'], 'seed': seed},
             'per_class': [{'class': c, 'train_count': n, 'accuracy': 50.0} for c, n in enumerate(lt['class_counts'])],
         }
@@ -134,7 +135,7 @@ def test_what_does_not_decide_a_result_is_not_told_of_its_recipe() -> None:
 
 def test_nothing_of_the_machine_is_released(make_run: Callable[..., Path], tmp_path: Path) -> None:
     results = release([make_run(0, 50.0)], tmp_path / 'out')
-    assert results['recipe'] == "own.yaml 'epochs=3'"
+    assert results['recipe'] == "own.yaml 'data.name=folder:photos' 'epochs=3'"
     assert results['data'] == 'pets_lt'
     for file in (tmp_path / 'out').rglob('*'):
         assert not file.is_file() or b'secret' not in file.read_bytes(), file
@@ -181,6 +182,17 @@ def test_what_it_is_called(
         # No Medium-shot classes, so no such entry.
         tasks = {entry['dataset']['task_id'] for entry in yaml.safe_load(scores.read_text())}
         assert tasks == {f'{data}_{key}' for key in KEYS if key != 'medium'}
+
+
+def test_scores_of_a_hold_out_are_no_results_of_the_benchmark(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run(0, 50.0)
+    for file, part in (('results.json', None), ('model/config.json', 'lt')):
+        record = json.loads((run / file).read_text())
+        (record if part is None else record[part]).update(split='holdout', data='cifar100_lt_r100')
+        (run / file).write_text(json.dumps(record))
+    release([run], tmp_path / 'out')
+    assert not (tmp_path / 'out' / '.eval_results').exists()
+    assert 'a hold-out of training images, not the test set' in (tmp_path / 'out' / 'README.md').read_text()
 
 
 def test_what_does_not_belong_together_is_refused(

@@ -72,6 +72,13 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
     assert gkp['method']['penalty_to_loss_gradient'] == pytest.approx(expected)
     assert gkp['method']['perturbation'] is None
 
+    # A choice is shown alone, and the files keep the rest.
+    whole = (tmp_path / 'out' / 'table.md').read_text()
+    assert script('tools/reproduce.py', plan, '--table', '--only', 'gkp', '--seeds', 4) == 0
+    chosen = capsys.readouterr().out
+    assert '| gkp | 1 |' in chosen and '| base |' not in chosen
+    assert (tmp_path / 'out' / 'table.md').read_text() == whole
+
     # Asked again, it trains only what is missing.
     before = (tmp_path / 'out' / 'base_seed3' / 'results.json').stat().st_mtime_ns
     assert script('tools/reproduce.py', plan, '--only', 'base') == 0
@@ -82,6 +89,10 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
     assert script('tools/reproduce.py', plan, '--table', '--set', 'optimiser.lr=1') == 2
     assert 'there is no key optimiser; did you mean optimizer?' in capsys.readouterr().err
     damaged = tmp_path / 'out' / 'base_seed3' / 'results.json'
+    results = json.loads(damaged.read_text())
+    damaged.write_text(json.dumps({**results, 'recipe': {**results['recipe'], 'precision': 'bf16'}}))
+    assert script('tools/reproduce.py', plan, '--table') == 0
+    assert '| base | 2, recipes differ |' in capsys.readouterr().out
     for content in ('', '{}', '[]'):
         damaged.write_text(content)
         assert script('tools/reproduce.py', plan, '--table') == 2
@@ -270,6 +281,11 @@ def test_the_plans_that_come_along_name_recipes_and_keys_that_exist(
         ('output: o\nruns: {base: {recipe: no.yaml}}', ['--only', 'bass'], 'no run bass; did you mean base?'),
         (GOOD, ['--seeds', '2', '7'], '--seeds: the plan has no seed 7; it has 0, 1, 2'),
         ('output: o\nruns: {base: {recipe: no.yaml}}', ['--jobs', '0'], '--jobs must be 1 or more, not 0'),
+        (
+            GOOD.replace('base', 'a/b'),
+            [],
+            "runs: Value error, 'a/b' is to be the name of a folder",
+        ),
         (GOOD, ['--minutes', '-1'], '--minutes must be above 0, not -1'),
         (GOOD, ['--archive', 'runs.zip'], '--archive runs.zip: its name must end in .tar.gz'),
         (GOOD, ['--archive', '/no/such/runs.tar.gz'], 'there is no folder /no/such'),

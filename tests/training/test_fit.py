@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import ltzoo
 from ltzoo.data import UnreadableImageError
+from ltzoo.evaluation import evaluate_model
 from ltzoo.training import fit as fit_module
 from ltzoo.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ltzoo.training.fit import fit, prepare_data
@@ -120,6 +121,28 @@ def test_a_killed_run_continues(small_recipe: Path, make_recipe: MakeRecipe, tmp
     assert_equal_runs(tmp_path / 'whole', tmp_path / 'killed')
 
 
+def train_on_two_processes(recipe: Path, *overrides: str) -> None:
+    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    done = subprocess.run(
+        [*launch, str(TRAIN), str(recipe), *overrides],
+        env={**os.environ, 'ACCELERATE_USE_CPU': '1', 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_score_the_model_that_is_exported(tmp_path: Path) -> None:
+    # Batch-norm's running statistics, and their average, are other ones in every process.
+    run = tmp_path / 'two'
+    recipe = TRAIN.parent / 'digits_lt' / 'ce.yaml'
+    train_on_two_processes(recipe, 'model.name=resnet8_cifar', 'epochs=2', 'ema_decay=0.9', f'output={run}')
+    told, again = json.loads((run / 'results.json').read_text()), evaluate_model(str(run), 'digits_lt', workers=0)
+    assert {key: told[key] for key in ('top1', 'many', 'ece')} == pytest.approx(
+        {key: again[key] for key in ('top1', 'many', 'ece')}, abs=1e-3
+    )
+
+
 @pytest.mark.parametrize('method', [(), GKPGSA])
 def test_two_processes_give_the_model_of_one(
     small_recipe: Path, make_recipe: MakeRecipe, tmp_path: Path, method: tuple[str, ...]
@@ -127,14 +150,7 @@ def test_two_processes_give_the_model_of_one(
     # Without dropout: its masks come from each process's own generator.
     overrides = ['model.proj_drop_rate=0', 'accumulation=2', 'optimizer.clip_grad_norm=1', *method]
     fit(make_recipe(*overrides), tmp_path / 'one', progress=False)
-    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
-    done = subprocess.run(
-        [*launch, str(TRAIN), str(small_recipe), *overrides, f'output={tmp_path / "two"}'],
-        env={**os.environ, 'ACCELERATE_USE_CPU': '1', 'OMP_NUM_THREADS': '1'},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    train_on_two_processes(small_recipe, *overrides, f'output={tmp_path / "two"}')
     assert json.loads((tmp_path / 'two' / 'environment.json').read_text())['processes'] == 2
     one, two = weights(tmp_path / 'one'), weights(tmp_path / 'two')
     torch.manual_seed(0)
@@ -228,6 +244,23 @@ def test_folders_that_cannot_be_used(make_recipe: MakeRecipe, tmp_path: Path) ->
         fit(make_recipe('epochs=1'), run)
     with pytest.raises(CheckpointError, match=r'another recipe: optimizer\.lr was 0\.05, is 0\.1'):
         fit(make_recipe('epochs=1', 'resume=auto', 'optimizer.lr=0.1'), run)
+    # A finished run that was brought home has no checkpoint.
+    (run / 'checkpoint.pt').unlink()
+    with pytest.raises(CheckpointError, match='holds a run already'):
+        fit(make_recipe('epochs=1'), run)
+    with pytest.raises(CheckpointError, match=r'another recipe: optimizer\.lr was 0\.05, is 0\.1'):
+        fit(make_recipe('epochs=1', 'resume=auto', 'optimizer.lr=0.1'), run)
+    torch.save({'weights': 1}, run / 'checkpoint.pt')
+    (run / 'results.json').unlink()
+    with pytest.raises(CheckpointError, match='is no checkpoint of a run; remove it'):
+        fit(make_recipe('epochs=1', 'resume=auto'), run, progress=False)
+    (run / '.checkpoint.pt.1.part').touch()
+    (run / 'checkpoint.pt').unlink()
+    fit(make_recipe('epochs=1', 'resume=auto'), run, progress=False)
+    assert not (run / '.checkpoint.pt.1.part').exists()
+    (run / 'recipe.yaml').write_text('epochs: [')
+    with pytest.raises(CheckpointError, match=r'recipe\.yaml is damaged, or of another version of ltzoo'):
+        fit(make_recipe('epochs=1', 'resume=auto'), run)
     (tmp_path / 'other').mkdir()
     (tmp_path / 'other' / 'thesis.txt').write_text('mine')
     with pytest.raises(CheckpointError, match='is not empty and holds no run'):

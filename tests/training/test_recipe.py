@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from ltzoo.training.learner import create_optimizer
 from ltzoo.training.recipe import Recipe, RecipeError, load_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
@@ -42,7 +45,10 @@ def test_recipes_hold_the_papers_settings(
     recipe = load_recipe(RECIPES / folder / f'{name}.yaml')
     part = recipe.schedule
     assert (recipe.epochs, recipe.batch_size) == (epochs, 256)
-    assert (recipe.optimizer.name, recipe.optimizer.momentum) == ('sgd', 0.9)
+    # Classical momentum; timm's sgd has Nesterov's.
+    assert (recipe.optimizer.name, recipe.optimizer.momentum) == ('momentum', 0.9)
+    optimizer = create_optimizer(nn.Linear(2, 2), recipe.optimizer)
+    assert isinstance(optimizer, torch.optim.SGD) and not optimizer.defaults['nesterov']
     assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (lr, weight_decay)
     assert (part.name, part.warmup_epochs, part.milestones, part.gamma) == schedule
 

@@ -31,7 +31,8 @@ def _read(reader: type[CIFAR10], location: Path, download: bool) -> Dataset:
         except RuntimeError as error:
             raise MissingDataError(
                 f'{location / reader.base_folder} does not hold the official {reader.__name__} files: '
-                f'unpack {reader.filename} there, or allow the download (download=true)'
+                f'unpack {reader.filename} there, or download it: '
+                f'python tools/profile_data.py {reader.__name__.lower()} --data-dir {location} --download'
             ) from error
         parts.append((Split(ArrayImages(part.data), np.array(part.targets, dtype=np.int64)), part.classes))
     (train_split, classes), (test_split, _) = parts
