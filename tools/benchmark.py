@@ -283,7 +283,7 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
             learner.to(memory_format=torch.channels_last)
         if compiled:
             learner.compile()
-        optimizer = create_optimizer(learner, recipe.optimizer)
+        optimizer = accelerator.prepare_optimizer(create_optimizer(learner, recipe.optimizer))
         state = None
         if method is not None:
             with_method = load_recipe(args.recipe, [*overrides, *method.split()])
@@ -376,7 +376,7 @@ def bench_epoch(args: argparse.Namespace) -> dict[str, Any]:
         loader = create_loader(recipe, dataset, learner, accelerator)
         if recipe.channels_last:
             learner.to(memory_format=torch.channels_last)
-        optimizer = create_optimizer(learner, recipe.optimizer)
+        optimizer = accelerator.prepare_optimizer(create_optimizer(learner, recipe.optimizer))
         method = create_method(recipe, dataset, learner, accelerator, Path('bank'))
         assert method is not None
         batch = next(loader.epoch(0))

@@ -577,7 +577,7 @@ def test_importing_the_sources_loads_no_optional_library() -> None:
 
 
 def test_cifar_files_missing(tmp_path: Path) -> None:
-    with pytest.raises(MissingDataError, match=r'cifar-100-python.*download=true'):
+    with pytest.raises(MissingDataError, match=r'cifar-100-python.*profile_data.py cifar100 --data-dir .* --download'):
         load_data('cifar100', tmp_path)
 
 

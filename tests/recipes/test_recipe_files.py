@@ -121,7 +121,7 @@ def test_optimisation_is_the_papers(name: str) -> None:
     if schedule.name == 'multistep':
         said |= {'milestones': schedule.milestones, 'gamma': schedule.gamma}
     assert said == PAPER[name.split('/')[0]]
-    assert (optimizer.name, optimizer.momentum, optimizer.decay_norm_and_bias) == ('sgd', 0.9, True)
+    assert (optimizer.name, optimizer.momentum, optimizer.decay_norm_and_bias) == ('momentum', 0.9, True)
     assert (recipe.seed, recipe.data.split_seed, recipe.evaluation.split, recipe.ema_decay) == (0, 0, 'test', None)
     assert (recipe.evaluation.many_above, recipe.evaluation.few_below) == (100, 20)
 
