@@ -133,11 +133,11 @@ def main() -> int:
             return 0
         if args.collect:
             bring_home(jobs, plan.output, args.collect)
+        # Training makes it anew after each run; what it refuses is refused before hours of that.
+        write_table(plan)
         stopped = []
         if not (args.table or args.collect):
-            write_table(plan)  # What it refuses is refused before hours of training.
             stopped = train(jobs, args.jobs, plan, None if args.minutes is None else started + 60 * args.minutes)
-        write_table(plan)
         print(format_table(summarise_all(finished(plan, args.only, args.seeds))))
         if args.archive:
             archive(jobs, args.archive, args.max_mb, args.with_unfinished)
