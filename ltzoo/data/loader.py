@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
+from ltzoo.data.augment import ViewError
 from ltzoo.data.dataset import DataError, Split
 from ltzoo.data.images import ArrayImages, UnreadableImageError
 from ltzoo.data.views import FileViews, TensorViews, View, normalise
@@ -72,6 +73,7 @@ def train_loader(
 
     Raises:
         DataError: if there are fewer samples than one batch, or the batch cannot be shared out.
+        ViewError: if a view would leave files at the size that each of them has.
     """
     if batch_size % world_size:
         raise DataError(f'batch_size {batch_size} cannot be shared out to {world_size} processes')
@@ -80,6 +82,12 @@ def train_loader(
     order = _Order(len(split), batch_size, seed, rank, world_size)
     if isinstance(split.images, ArrayImages):
         return ArrayLoader(split.images, split.labels, TensorViews(views, mean, std), order, device, recorded)
+    for number, view in enumerate(views, 1):
+        if view.output_size(1, 1) != view.output_size(2, 3):
+            raise ViewError(
+                f'view {number} leaves image files at the size that each of them has: let it begin with '
+                '{random_resized_crop: {size: 224}} or {random_crop: {size: 224}}, of whatever size the model takes'
+            )
     return FileLoader(split, FileViews(views, mean, std), order, device, workers)
 
 

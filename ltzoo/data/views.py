@@ -78,6 +78,12 @@ class View:
 
     ops: tuple[Op, ...]
 
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width that images of this size are seen with."""
+        for op in self.ops:
+            height, width = op.output_size(height, width)
+        return height, width
+
 
 def parse_views(spec: str | Spec) -> list[View]:
     """Make views from a preset's name or from one list of operations per view.

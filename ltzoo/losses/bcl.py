@@ -77,7 +77,7 @@ class BCL(nn.Module):
         hidden_dim, out_dim: of the projection heads; 512 and 128 on CIFAR-LT, 2048 and 1024 on large data.
 
     Raises:
-        ObjectiveError: if the classifier has no class vectors.
+        ObjectiveError: if the classifier has no class vectors, or a value is out of range.
     """
 
     num_views = 3
@@ -94,6 +94,14 @@ class BCL(nn.Module):
         out_dim: int = 128,
     ) -> None:
         super().__init__()
+        for name, width in (('hidden_dim', hidden_dim), ('out_dim', out_dim)):
+            if not isinstance(width, int) or width < 1:
+                raise ObjectiveError(f'objective bcl: {name} must be a whole number of 1 or more, not {width}')
+        for name, weight in (('ce_weight', ce_weight), ('contrastive_weight', contrastive_weight)):
+            if weight < 0:
+                raise ObjectiveError(f'objective bcl: {name} must be 0 or more, not {weight}')
+        if temperature <= 0:
+            raise ObjectiveError(f'objective bcl: temperature must be more than 0, not {temperature}')
         features = class_vectors(model).shape[1]
         self.ce_weight = ce_weight
         self.contrastive_weight = contrastive_weight

@@ -44,6 +44,7 @@ from ltzoo.training.loop import Step, restore_rng, rng_states, train_one_epoch
 from ltzoo.training.plots import plot_curves
 from ltzoo.training.recipe import Recipe, RecipeError
 from ltzoo.training.run import RunFolder, describe_environment
+from ltzoo.training.trial import try_step
 
 __all__ = ['can_record', 'create_accelerator', 'describe_batch', 'fit', 'prepare_data']
 
@@ -212,7 +213,7 @@ def describe_batch(recipe: Recipe) -> str:
     dataset = prepare_data(recipe)
     learner = create_learner(recipe, dataset).to(accelerator.device)
     loader = create_loader(recipe, dataset, learner, accelerator)
-    create_optimizer(learner, recipe.optimizer)
+    try_step(learner, view_sizes(recipe, dataset), dataset.num_classes, recipe, accelerator)
     batch = next(loader.epoch(0))
     losses = learner(batch.views, batch.labels)
     parameters = sum(p.numel() for p in learner.model.parameters())
@@ -275,6 +276,7 @@ def _train(
     ema = None if recipe.ema_decay is None else ModelEmaV3(learner.model, decay=recipe.ema_decay)
     loader = create_loader(recipe, dataset, learner, accelerator)
     optimizer = create_optimizer(learner, recipe.optimizer)
+    try_step(learner, view_sizes(recipe, dataset), dataset.num_classes, recipe, accelerator)
     if recipe.compile:
         learner.compile()
     method = create_method(recipe, dataset, learner, accelerator, folder.bank)
@@ -283,7 +285,8 @@ def _train(
 
     if accelerator.is_main_process:
         held.enter_context(folder.alone())
-    first_epoch, seconds = _restore(folder, recipe, accelerator, learner, optimizer, ema, method)
+    counts = dataset.class_counts.tolist()
+    first_epoch, seconds = _restore(folder, recipe, accelerator, learner, optimizer, ema, method, counts)
     if recipe.trackers:
         accelerator.init_trackers('ltzoo', config={'recipe': recipe.to_yaml()})
 
@@ -329,7 +332,7 @@ def _train(
         if accelerator.is_main_process:
             folder.append_log(line)
         if (epoch + 1) % recipe.checkpoint_every == 0 or epoch + 1 == recipe.epochs:
-            _save(folder, accelerator, learner, optimizer, ema, method, epoch + 1, seconds)
+            _save(folder, accelerator, learner, optimizer, ema, method, counts, epoch + 1, seconds)
 
     scores = measure(measured, dataset.test, dataset, recipe, accelerator)
     results = _results(recipe, dataset, scores, learner, folder, seconds)
@@ -372,23 +375,25 @@ def training_samples(
     yield from zip(images, labels, strict=True)
 
 
+def view_sizes(recipe: Recipe, dataset: Dataset) -> list[tuple[int, int]]:
+    """Return height and width of each view that training sees."""
+    images, side = dataset.train.images, dataset.image_size
+    height, width = images.array.shape[1:3] if isinstance(images, ArrayImages) else (side, side)
+    return [view.output_size(height, width) for view in parse_views(recipe.views)]
+
+
 def _image_config(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     """Return, as timm names it, how a model is tested: on images of the size of the first view that it was trained on.
 
     Arrays are not cropped.
     """
-    ops = parse_views(recipe.views)[0].ops
-    height, width = dataset.image_size, dataset.image_size
-    crop_pct = recipe.evaluation.crop_pct if any(op.enlarges for op in ops) else 1.0
-    if isinstance(dataset.test.images, ArrayImages):
-        (height, width), crop_pct = dataset.test.images.array.shape[1:3], 1.0
-    for op in ops:
-        height, width = op.output_size(height, width)
+    cropped = any(op.enlarges for op in parse_views(recipe.views)[0].ops)
+    crop_pct = recipe.evaluation.crop_pct if cropped else 1.0
     return {
-        'input_size': (3, height, width),
+        'input_size': (3, *view_sizes(recipe, dataset)[0]),
         'mean': tuple(dataset.mean),
         'std': tuple(dataset.std),
-        'crop_pct': crop_pct,
+        'crop_pct': 1.0 if isinstance(dataset.test.images, ArrayImages) else crop_pct,
     }
 
 
@@ -412,10 +417,12 @@ def _save(
     optimizer: Any,
     ema: ModelEmaV3 | None,
     method: GkpGsa | None,
+    class_counts: list[int],
     epoch: int,
     seconds: float,
 ) -> None:
     state = {
+        'class_counts': class_counts,
         'epoch': epoch,
         'seconds': seconds,
         'learner': learner.state_dict(),
@@ -438,10 +445,19 @@ def _restore(
     optimizer: Any,
     ema: ModelEmaV3 | None,
     method: GkpGsa | None,
+    class_counts: list[int],
 ) -> tuple[int, float]:
     """Start the run folder or continue from it; return the first epoch to train and the seconds spent so far."""
     with accelerator.main_process_first():
         state = folder.checkpoint_state()
+        before = class_counts if state is None else state.get('class_counts', class_counts)
+        # A run that an unreadable image stopped goes on with fewer.
+        if before != class_counts and recipe.data.unreadable == 'stop':
+            raise CheckpointError(
+                f'output={folder.path} was trained on {sum(before):,} images in {len(before)} classes, '
+                f'{recipe.data.name} now has {sum(class_counts):,} in {len(class_counts)}, or others in one of them: '
+                'put them back, or give another output'
+            )
         if accelerator.is_main_process:
             folder.start(recipe, describe_environment(str(accelerator.device), accelerator.num_processes), state)
     if state is None:

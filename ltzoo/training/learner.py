@@ -6,7 +6,7 @@ import difflib
 import math
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import Tensor, nn
 
 from ltzoo.training.recipe import OptimizerPart, RecipeError, SchedulePart
@@ -33,11 +33,13 @@ def create_optimizer(learner: Learner, part: OptimizerPart) -> torch.optim.Optim
     """Return timm's optimiser of that name over everything trainable.
 
     Raises:
-        RecipeError: if timm has no such optimiser.
+        RecipeError: if timm has no such optimiser, or it needs more than gradients.
     """
     if part.name not in list_optimizers():
         near = difflib.get_close_matches(part.name, list_optimizers(), n=1)
         raise RecipeError(f'optimizer.name: timm has no {part.name!r}{f"; did you mean {near[0]}?" if near else ""}')
+    if get_optimizer_info(part.name).second_order:
+        raise RecipeError(f'optimizer.name: {part.name} needs second derivatives, which training does not compute')
     return create_optimizer_v2(
         learner,
         opt=part.name,

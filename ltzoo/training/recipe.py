@@ -20,6 +20,9 @@ from ltzoo.gkpgsa import GkpGsaSettings
 
 __all__ = ['Recipe', 'RecipeError', 'check_recipe', 'load_recipe']
 
+# Keys that may hold a folder, which is not to be read as YAML: one may be called `images: 2024 #2`.
+_PLACES = ('data.name', 'data.data_dir', 'model.name', 'output')
+
 
 class RecipeError(LtzooError, ValueError):
     """A recipe that cannot be used; the message names the key and what would be right."""
@@ -170,7 +173,8 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
     Args:
         path: a YAML file.
-        overrides: such as `optimizer.lr=0.1` or `data.name=cifar100_lt_r50`; values are YAML.
+        overrides: such as `optimizer.lr=0.1` or `data.name=cifar100_lt_r50`; values are YAML, but names and folders
+            are taken as they stand, unless in quotes.
 
     Raises:
         RecipeError: if a file is missing or not YAML, a key is unknown, or a value is of the wrong type or out of
@@ -182,7 +186,8 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         if not equals or not key:
             raise RecipeError(f'{override!r} is not of the form key=value, such as optimizer.lr=0.1')
     try:
-        merged = OmegaConf.to_container(OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides))), resolve=True)
+        changes = [_parse_override(override) for override in overrides]
+        merged = OmegaConf.to_container(OmegaConf.merge(config, *changes), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise RecipeError(f'{" ".join(overrides)}: {_first_line(error)}') from error
     return check_recipe(merged, path)
@@ -219,6 +224,17 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Any:
         raise RecipeError(f'{path} holds a list, a recipe is a mapping of keys')
     base = config.pop('base', None)
     return config if base is None else OmegaConf.merge(_read(path.parent / base, (*seen, path.resolve())), config)
+
+
+def _parse_override(override: str) -> DictConfig:
+    """Return `key=value` as a tree."""
+    key, _, value = override.partition('=')
+    if key not in _PLACES or value in ('', 'null', '~') or value[0] in '"\'':
+        return OmegaConf.from_dotlist([override])
+    tree = OmegaConf.create()
+    # What OmegaConf would take for a reference to another key.
+    OmegaConf.update(tree, key, value.replace('${', r'\${'))
+    return tree
 
 
 def _first_line(error: Exception) -> str:

@@ -316,9 +316,12 @@ class TestArrays:
         assert all((pixels[..., c] == images[3].reshape(6, 6)).all() for c in range(3))
         assert dataset.train.labels.tolist() == [0, 1] * 10
 
-    def test_statistics_are_added_up_block_by_block(self, tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    def test_statistics_are_added_up_block_by_block(self, tmp_path: Path) -> None:
         images = np.random.default_rng(2).integers(0, 200, (7, 1100, 900, 3), dtype=np.uint8)
-        dataset = self.load(tmp_path, arrays | {'x_train': images, 'y_train': np.arange(7) % 3})
+        labels = np.arange(7) % 3
+        dataset = self.load(
+            tmp_path, dict.fromkeys(('x_train', 'x_test'), images) | dict.fromkeys(('y_train', 'y_test'), labels)
+        )
         np.testing.assert_allclose(dataset.mean, (images / 255).mean((0, 1, 2)), rtol=1e-9)
 
     def test_without_test_part(self, tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -336,6 +339,7 @@ class TestArrays:
             ({'x_train': np.zeros((30, 3, 6, 5), np.uint8)}, r'not uint8 \(30, 3, 6, 5\)'),
             ({'x_train': np.zeros((0, 6, 5, 3), np.uint8)}, r'not uint8 \(0, 6, 5, 3\)'),
             ({'x_train': np.zeros((30, 6, 5, 3), np.uint8)}, 'one and the same value'),
+            ({'x_test': np.zeros((9, 5, 6, 3), np.uint8)}, '6 x 5 pixels in x_train but 5 x 6 in x_test: give both'),
             ({'y_train': np.zeros(30)}, 'y_train .* one integer for each image'),
             ({'y_train': np.zeros((30, 14), int)}, r'one integer for each image, not int64 \(30, 14\)'),
             ({'y_train': np.zeros(29, int)}, '30 images in x_train but 29 labels in y_train'),

@@ -115,6 +115,21 @@ def test_half_precision_is_finite_and_close() -> None:
     torch.testing.assert_close(full.mean(), half.mean(), rtol=0.05, atol=0)
 
 
+@pytest.mark.parametrize(
+    ('option', 'value', 'right'),
+    [
+        ('hidden_dim', 0, 'a whole number of 1 or more'),
+        ('out_dim', 1.5, 'a whole number of 1 or more'),
+        ('contrastive_weight', -1, '0 or more'),
+        ('temperature', 0, 'more than 0'),
+    ],
+)
+def test_values_out_of_range_are_refused(option: str, value: float, right: str) -> None:
+    model = ltzoo.create_model('resnet20_cifar', num_classes=5)
+    with pytest.raises(ObjectiveError, match=f'{option} must be {right}, not {value}'):
+        create_objective('bcl', model, torch.ones(5, dtype=torch.int64), **{option: value})
+
+
 def test_a_classifier_without_class_vectors_is_refused() -> None:
     model = ltzoo.create_model('resnet20_cifar', num_classes=0)
     with pytest.raises(ObjectiveError, match='takes its prototypes from the class vectors'):

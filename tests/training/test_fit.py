@@ -20,12 +20,13 @@ from safetensors.torch import load_file
 
 import ltzoo
 from ltzoo.data import UnreadableImageError
+from ltzoo.data.augment import ViewError
 from ltzoo.evaluation import evaluate_model
 from ltzoo.training import fit as fit_module
 from ltzoo.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ltzoo.training.fit import fit, prepare_data
 from ltzoo.training.loop import DivergedError
-from ltzoo.training.recipe import Recipe, RecipeError
+from ltzoo.training.recipe import Recipe, RecipeError, load_recipe
 from ltzoo.training.run import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,8 +97,6 @@ def test_bcl_with_batchnorm_resumes_too(
 ) -> None:
     recipe = ROOT / 'recipes' / 'digits_lt' / 'bcl.yaml'
     options = ('epochs=2', 'batch_size=180')
-    from ltzoo.training.recipe import load_recipe
-
     fit(load_recipe(recipe, options), tmp_path / 'whole', progress=False)
     with monkeypatch.context() as patch, pytest.raises(Pulled):
         stop_after(1, patch)
@@ -291,6 +290,9 @@ def test_a_checkpoint_of_another_model_is_refused(make_recipe: MakeRecipe, tmp_p
         ('precision=fp16', 'needs a GPU'),
         ('sync_batchnorm=true', 'needs GPUs'),
         ('optimizer.name=sgdd', 'optimizer.name'),
+        ('optimizer.name=adahessian', 'adahessian needs second derivatives'),
+        ('model.img_size=16', r'no step can be taken with model .* on images of 8 x 8 pixels, 2 at once: Input height'),
+        ('model.in_chans=1', 'no step can be taken with model .* channels'),
     ],
 )
 def test_recipes_that_cannot_run_here(make_recipe: MakeRecipe, tmp_path: Path, override: str, message: str) -> None:
@@ -316,6 +318,7 @@ def test_a_tracker_gets_the_numbers(make_recipe: MakeRecipe, tmp_path: Path) -> 
     [
         ('model.drop_rate=much', "model timm/vit_tiny_patch16_224 cannot be made with .*drop_rate='much'"),
         ('optimizer.name=sgdd', r"optimizer\.name: timm has no 'sgdd'; did you mean sgd\w*\?"),
+        ('model.img_size=16', 'no step can be taken'),
     ],
 )
 def test_a_dry_run_finds_what_training_would(make_recipe: MakeRecipe, override: str, message: str) -> None:
@@ -363,6 +366,45 @@ def test_a_run_that_an_unreadable_image_stopped_goes_on_without_it(
     fit(make_recipe(*options, 'resume=auto', 'data.unreadable=skip'), tmp_path / 'run', progress=False)
     recipe = yaml.safe_load((tmp_path / 'run' / 'recipe.yaml').read_text())
     assert recipe['data']['unreadable'] == 'skip'
+
+
+@pytest.mark.parametrize(
+    ('override', 'message'),
+    [
+        ('model.features_only=true', 'no step can be taken with model timm/resnet18, objective ce'),
+        ('batch_size=1', 'on images of 8 x 8 pixels, 1 at once: Expected more than 1 value per channel'),
+    ],
+)
+def test_networks_that_cannot_be_trained_so(tmp_path: Path, override: str, message: str) -> None:
+    recipe = load_recipe(ROOT / 'recipes' / 'digits_lt' / 'ce.yaml', ['model.name=timm/resnet18', override])
+    with pytest.raises(RecipeError, match=message):
+        fit(recipe, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_files_that_a_view_leaves_at_their_own_size_are_refused(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path
+) -> None:
+    with pytest.raises(ViewError, match=r'view 1 leaves image files at the size that each of them has'):
+        fit(make_recipe(*of_pictures(pictures), 'views=[[horizontal_flip]]'), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_is_not_continued_on_other_images(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*of_pictures(pictures), 'epochs=2', 'resume=auto')
+    with monkeypatch.context() as patch, pytest.raises(Pulled):
+        stop_after(1, patch)
+        fit(make_recipe(*options), tmp_path / 'run', progress=False)
+    moved = pictures / 'train' / 'light' / '0.png'
+    moved.rename(tmp_path / '0.png')
+    before = (tmp_path / 'run' / 'environment.json').stat().st_mtime_ns
+    with pytest.raises(CheckpointError, match=r'was trained on 24 images in 2 classes, folder:.* now has 23 in 2'):
+        fit(make_recipe(*options), tmp_path / 'run', progress=False)
+    assert (tmp_path / 'run' / 'environment.json').stat().st_mtime_ns == before
+    (tmp_path / '0.png').rename(moved)
+    assert fit(make_recipe(*options), tmp_path / 'run', progress=False)['epochs'] == 2
 
 
 @pytest.mark.parametrize(

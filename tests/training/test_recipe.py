@@ -61,6 +61,14 @@ def test_overrides_win_and_keep_the_rest() -> None:
     assert recipe.trackers == ('tensorboard',)
 
 
+def test_a_folder_is_taken_as_it_is_written() -> None:
+    place = '/my images: 2024 #2/${new}, [a]'
+    recipe = load_recipe(BCL, [f'data.name=folder:{place}', f'data.data_dir={place}', f'output={place}'])
+    assert (recipe.data.name, recipe.data.data_dir, recipe.output) == (f'folder:{place}', place, Path(place))
+    recipe = load_recipe(BCL, ['data.name="cifar10"', 'output=null', 'data.data_dir=2024'])
+    assert (recipe.data.name, recipe.output, recipe.data.data_dir) == ('cifar10', None, '2024')
+
+
 def test_a_recipe_written_out_reads_back_the_same(tmp_path: Path) -> None:
     recipe = load_recipe(BCL, ['output=somewhere'])
     (tmp_path / 'again.yaml').write_text(recipe.to_yaml())

@@ -73,9 +73,15 @@ def _dataset(name: str, available: Collection[str], load: Callable[[str], np.nda
     class_names = names_of_integers(np.concatenate([labels for _, labels in parts]), f'the labels of {name}')
     splits = [Split(ArrayImages(images), labels) for images, labels in parts]
     train, test = splits if has_test else split_off(splits[0])
+    shapes = [images.shape[1:3] for images, _ in parts]
+    if shapes[0] != shapes[-1]:
+        raise DataError(
+            f'the images of {name} have {shapes[0][0]} x {shapes[0][1]} pixels in {keys[0]} but {shapes[1][0]} x '
+            f'{shapes[1][1]} in {keys[2]}: give both parts one size'
+        )
     assert isinstance(train.images, ArrayImages)
     mean, std = _channel_statistics(train.images.array, name)
-    return Dataset(name, train, test, class_names, mean, std, image_size=min(parts[0][0].shape[1:3]))
+    return Dataset(name, train, test, class_names, mean, std, image_size=min(shapes[0]))
 
 
 def _as_rgb(images: np.ndarray, what: str) -> np.ndarray:

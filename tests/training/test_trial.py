@@ -1,0 +1,55 @@
+"""The step before a run: what it finds, and that it changes nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+import ltzoo
+from ltzoo.losses import create_objective
+from ltzoo.training.learner import Learner
+from ltzoo.training.recipe import Recipe, RecipeError
+from ltzoo.training.trial import try_step
+
+MakeRecipe = Callable[..., Recipe]
+
+
+class OtherwiseInTests(nn.Module):
+    """Logits of 3 classes in training; when it is tested, those of 2, or in a tuple."""
+
+    num_classes = 3
+
+    def __init__(self, as_tuple: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3 * 8 * 8, 3)
+        self.as_tuple = as_tuple
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor]:
+        logits = self.layer(images.flatten(1))
+        if self.training:
+            return logits
+        return (logits,) if self.as_tuple else logits[:, :2]
+
+
+@pytest.mark.parametrize(('as_tuple', 'given'), [(True, 'tuple'), (False, r'\(2, 2\)')])
+def test_outputs_that_cannot_be_scored_are_refused(make_recipe: MakeRecipe, as_tuple: bool, given: str) -> None:
+    model = OtherwiseInTests(as_tuple)
+    learner = Learner(model, create_objective('ce', model, torch.tensor([5, 3, 1])))
+    with pytest.raises(RecipeError, match=rf'returns {given} for 2 images, where logits of shape \(2, 3\)'):
+        try_step(learner, [(8, 8)], 3, make_recipe(), Accelerator(cpu=True))
+
+
+def test_it_leaves_no_trace(make_recipe: MakeRecipe) -> None:
+    model = ltzoo.create_model('resnet20_cifar', num_classes=3, head='cosine')
+    learner = Learner(model, create_objective('bcl', model, torch.tensor([5, 3, 1])))
+    before, drawn = copy.deepcopy(learner.state_dict()), torch.get_rng_state()
+    try_step(learner, [(8, 8)] * 3, 3, make_recipe(), Accelerator(cpu=True))
+    after = learner.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(parameter.grad is None for parameter in learner.parameters())
+    assert torch.equal(drawn, torch.get_rng_state())
