@@ -48,11 +48,12 @@ def convert(args: argparse.Namespace) -> None:
     from ltzoo.models import checkpoints
 
     check_target(args.to, args.force)
-    class_counts = None
-    if args.data_dir:
-        if not args.data:
-            raise LtzooError('--data-dir goes with --data')
-        class_counts = load_data(args.data, args.data_dir).class_counts
+    if args.data_dir and not args.data:
+        raise LtzooError('--data-dir goes with --data')
+    # The data need not be here; where they are, the file is checked against them.
+    place = (args.data or '').partition(':')[2]
+    here = args.data_dir or (place and Path(place).exists())
+    class_counts = load_data(args.data, args.data_dir).class_counts if here else None
     converted = checkpoints.convert(
         args.file,
         args.family,

@@ -44,12 +44,11 @@ def publish(args: argparse.Namespace) -> str:
         dry_run=args.dry_run,
     )
     if not done.files and not done.removed:
-        return f'{done.repo} holds all of it already; nothing was changed'
+        return f'{args.to} holds all of it already; nothing was changed'
     if args.dry_run:
         removed = f'; would be removed: {", ".join(done.removed)}' if done.removed else ''
-        return f'would be committed to {done.repo}: {", ".join(done.files)}{removed}'
-    branch = '' if args.revision == 'main' else f'@{args.revision}'
-    return f'{done.url}\nltzoo.create_model({f"hf-hub:{done.repo}{branch}"!r}, pretrained=True) loads it'
+        return f'would be committed to {args.to}: {", ".join(done.files)}{removed}'
+    return f'{done.url}\nltzoo.create_model({done.name!r}, pretrained=True) loads it'
 
 
 if __name__ == '__main__':

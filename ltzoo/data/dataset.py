@@ -244,9 +244,14 @@ def load_data(
 
 
 def without_folders(name: str) -> str:
-    """Return a data set's name as it is published: `folder:images` for `folder:/my/images`."""
+    """Return the name of a data set, or of a model, as it is published: `folder:images` for `folder:/my/images`.
+
+    A name on the Hub, such as `hf:org/name`, stays whole.
+    """
     base, colon, place = name.partition(':')
-    return f'{base}:{Path(place).name}' if colon else name
+    if not colon or (base.startswith('hf') and not place.startswith(('/', '.', '~'))):
+        return name
+    return f'{base}:{Path(place).name}'
 
 
 def _resolve(base: str) -> tuple[_Entry, _Profile | None]:

@@ -28,7 +28,7 @@ from ltzoo.evaluation.leaderboard import leaderboard
 from ltzoo.evaluation.measure import FAILED, OUT_OF_MEMORY, UNFIT
 from ltzoo.files import write_atomically
 from ltzoo.models import get_pretrained_cfg, list_pretrained
-from ltzoo.models.entries import entry_of
+from ltzoo.models.entries import entry_of, method_of
 from ltzoo.models.paper_results import PAPER_RESULTS
 
 __all__ = ['COLUMNS', 'ManyError', 'choose_models', 'evaluate_many']
@@ -212,8 +212,7 @@ def _measure_apart(model: str, data: str, out: Path, batch_size: int, options: S
 def _method_of(model: str) -> str | None:
     """Return the objective that a saved model was trained with, if its folder says so."""
     try:
-        recipe = (training_of(model) or {})['recipe']
-        return recipe['objective']['name'] + (' + method' if recipe.get('method') else '')
+        return method_of((training_of(model) or {})['recipe'])
     except (KeyError, TypeError):
         return None
 

@@ -10,10 +10,13 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 
 from ltzoo.models.lt_zoo import METHODS, ZooEntry
 
-__all__ = ['METRICS', 'PLACE', 'eval_results', 'model_card', 'planned_card']
+__all__ = ['LICENCE', 'METRICS', 'PLACE', 'eval_results', 'model_card', 'planned_card']
 
 # What loads a model whose folder is not known yet.
 PLACE = 'local-dir:FOLDER'
+
+# Of weights that we trained, from the start or from weights that say nothing else.
+LICENCE = 'apache-2.0'
 
 # What is reported: the Hub's name of the metric, and the title.
 METRICS = {
@@ -199,7 +202,7 @@ def _front(title: str, licence: str | None, data: str, split: str, scores: Summa
     ]
     return ModelCardData(
         library_name='timm',
-        license=licence or 'apache-2.0',
+        license=licence or LICENCE,
         pipeline_tag='image-classification',
         tags=['ltzoo', 'timm', 'image-classification', 'long-tailed'],
         model_name=title,

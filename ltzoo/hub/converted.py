@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from ltzoo.data import list_data
+from ltzoo.data import list_data, without_folders
 from ltzoo.errors import LtzooError
 from ltzoo.hub.export import write_folder
 from ltzoo.hub.release import sha256_of
@@ -47,7 +47,7 @@ def export_converted(converted: Converted, folder: Path, *, data: str | None = N
         'repository': family.repository,
         'file': converted.file.name,
         'sha256': sha256_of(converted.file),
-        'data': data,
+        'data': None if data is None else without_folders(data),
         'options': dict(converted.options),
         'dropped': converted.dropped,
     }

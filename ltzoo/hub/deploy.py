@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import os
 import tempfile
@@ -55,6 +56,8 @@ def deploy(model: nn.Module, file: Path) -> float:
             outputs = run(plain, batches, made)
         except LtzooError:
             raise
+        except OSError as error:
+            raise ExportError(f'{file} cannot be written: {error.strerror or error}') from error
         except Exception as error:  # Exporters raise whatever the code they trace through does.
             lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
             raise DeployError(f'{file} was not written: the exporter does not take this model: {lines[0]}') from error
@@ -98,7 +101,10 @@ def _onnx(model: nn.Module, batches: list[Tensor], file: Path) -> list[Tensor]:
 def _program(model: nn.Module, batches: list[Tensor], file: Path) -> list[Tensor]:
     batch = torch.export.Dim('batch', min=1)
     exported = torch.export.export(model, (batches[0],), dynamic_shapes=({0: batch},))
-    torch.export.save(exported, file)
+    # Into memory first: a disk that is full ends the whole process where PyTorch writes to it itself.
+    content = io.BytesIO()
+    torch.export.save(exported, content)
+    file.write_bytes(content.getvalue())
     loaded: Any = torch.export.load(file).module()
     with torch.inference_mode():
         return [loaded(batch) for batch in batches]

@@ -37,13 +37,13 @@ class Publication:
     """What became of a folder.
 
     Attributes:
-        repo: where it is on the Hub.
+        name: what loads it from there, `hf-hub:ORG/NAME` with `@BRANCH` where that is not the main one.
         files: what is in the commit.
         removed: what the commit takes out: plots, scores and weights of what was there before.
         url: of the commit; None if nothing had to be changed, or nothing was to be.
     """
 
-    repo: str
+    name: str
     files: tuple[str, ...]
     removed: tuple[str, ...]
     url: str | None
@@ -84,8 +84,8 @@ def publish(
         raise PublishError(f'{revision!r} is no name of a branch: write one such as candidate or v2/large')
     content = check_folder(folder)
     results = json.loads(content['results.json'])
-    branch = '' if revision == 'main' else f'@{revision}'
-    place = results['name'] if repo == results.get('hub_id') and not branch else f'hf-hub:{repo}{branch}'
+    name = f'hf-hub:{repo}' if revision == 'main' else f'hf-hub:{repo}@{revision}'
+    place = results['name'] if name == f'hf-hub:{results.get("hub_id")}' else name
     content['README.md'] = content['README.md'].replace(PLACE.encode(), place.encode())
     probe()
     api = HfApi(token=token)
@@ -94,7 +94,7 @@ def publish(
         info = _look(api, repo, revision)
         changed, removed = _plan(repo, info, content, force, private)
         if dry_run:
-            return Publication(repo, changed, removed, None)
+            return Publication(name, changed, removed, None)
         if info is None:
             # An organisation may have private as its default; without being asked to, it is not made public.
             api.create_repo(repo, private=private or None, exist_ok=True)
@@ -104,7 +104,7 @@ def publish(
         info = api.model_info(repo, revision=revision, files_metadata=True)
         changed, removed = _plan(repo, info, content, force, private)
         if not changed and not removed:
-            return Publication(repo, changed, removed, None)
+            return Publication(name, changed, removed, None)
         commit = api.create_commit(
             repo,
             [
@@ -119,7 +119,7 @@ def publish(
         raise
     except Exception as error:  # Whatever HTTP library the client is built on.
         raise PublishError(f'{repo} could not be written: {_explain(error)}') from error
-    return Publication(repo, changed, removed, commit.commit_url)
+    return Publication(name, changed, removed, commit.commit_url)
 
 
 def check_folder(folder: Path) -> dict[str, bytes]:

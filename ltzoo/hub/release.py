@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from ltzoo.data import without_folders
 from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder
-from ltzoo.hub.card import METRICS, PLACE, eval_results, model_card
+from ltzoo.hub.card import LICENCE, METRICS, PLACE, eval_results, model_card
 from ltzoo.hub.export import ExportError, check_target
 from ltzoo.models import create_model
-from ltzoo.models.entries import entry_of, paper_results
+from ltzoo.models.entries import entry_of, method_of, paper_results
 
 __all__ = ['release', 'sha256_of', 'summarise', 'test_vectors', 'write_card']
 
@@ -86,6 +86,9 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
             raise ExportError(f'{folder} would take the place of the run {run}; give a new folder')
     records = [(first, record) for record in (_released_records(first) if released else [_record(first)])]
     records += [(run, _record(run)) for run in others]
+    for run, record in records:
+        if not isinstance(record['top1'], (int, float)):
+            raise ExportError(f'{run} is damaged: its top1 is {record["top1"]!r}, not a number')
     _check_one_recipe(records)
     model = create_model(f'local-dir:{model_folder}', pretrained=True).eval()
     try:
@@ -97,7 +100,9 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
                     shutil.copyfile(first / name, made / name)
             if not (made / 'vectors.safetensors').exists():
                 save_file(test_vectors(model), made / 'vectors.safetensors')
-            results = summarise([record for _, record in records], sha256_of(made / 'model.safetensors'))
+            cfg = json.loads((made / 'config.json').read_text(encoding='utf-8'))['pretrained_cfg']
+            digest = sha256_of(made / 'model.safetensors')
+            results = summarise([record for _, record in records], digest, cfg.get('license') or LICENCE)
             (made / 'results.json').write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
             write_card(made)
     except OSError as error:
@@ -105,12 +110,13 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
     return results
 
 
-def summarise(records: Sequence[Mapping[str, Any]], sha256: str) -> dict[str, Any]:
+def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str = LICENCE) -> dict[str, Any]:
     """Return what a results.json says of several seeds' scores.
 
     Args:
         records: the results.json of each run; the first one's weights are published.
         sha256: of those weights, hexadecimal.
+        licence: of those weights.
     """
     first = records[0]
     entry = entry_of(first['model'])
@@ -132,10 +138,10 @@ def summarise(records: Sequence[Mapping[str, Any]], sha256: str) -> dict[str, An
         'sha256': sha256,
         'data': first['data'],
         'imbalance_ratio': max(counts) / max(min(counts), 1),
-        'method': entry.method if entry else first['recipe']['objective']['name'],
+        'method': entry.method if entry else method_of(first['recipe']),
         'recipe': first['recipe_file'],
         'commit': first['environment']['commit'],
-        'license': 'apache-2.0',
+        'license': licence,
         'seeds': [record['seed'] for record in records],
         'weights_seed': first['seed'],
         'scores': scores,
@@ -208,6 +214,7 @@ def _record(run: Path) -> dict[str, Any]:
         raise LtzooError(f'the run {run} is not finished: continue it with resume=auto')
     record = _read(run / 'results.json', _RECORD)
     record['recipe_file'] = _recipe_file(record['environment'].get('command') or '')
+    record['model'] = without_folders(record['model'])
     config = run / 'model' / 'config.json'
     if config.is_file():
         # The exported model's block leaves the folders of the machine out.
@@ -276,7 +283,7 @@ def _recipe_file(command: str) -> str | None:
     changes = []
     for word in words:
         key, equals, value = (part.strip() for part in word.partition('='))
-        if key in ('data.name', 'model.name') and not value.startswith(('hf:', 'hf-hub:')):
+        if key in ('data.name', 'model.name'):
             changes.append(f'{key}{equals}{without_folders(value)}')
         elif key not in _NOT_RECIPE:
             changes.append(word)
@@ -310,4 +317,5 @@ def _what_decides(run: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any],
     except RecipeError as error:
         raise ExportError(str(error)) from error
     recipe['data']['name'], recipe['seed'] = record['data'], None
+    recipe['model']['name'] = without_folders(recipe['model']['name'])
     return recipe, [row['train_count'] for row in record['per_class']]

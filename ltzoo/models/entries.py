@@ -7,6 +7,7 @@ their weights in it too, so that they load without a network.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from timm.models import split_model_name_tag
@@ -15,7 +16,7 @@ from ltzoo.errors import LtzooError
 from ltzoo.models.lt_zoo import ZOO, ZooEntry
 from ltzoo.models.paper_results import PAPER_RESULTS
 
-__all__ = ['NoResultsError', 'entry_of', 'get_results', 'paper_results']
+__all__ = ['NoResultsError', 'entry_of', 'get_results', 'method_of', 'paper_results']
 
 
 class NoResultsError(LtzooError, LookupError):
@@ -26,6 +27,13 @@ def entry_of(name: str) -> ZooEntry | None:
     """Return the row of the zoo's table that a name, with or without a tag, stands for; None if it is no name of it."""
     base, tag = split_model_name_tag(name)
     return next((entry for entry in ZOO.values() if entry.name == base and tag in ('', entry.tag)), None)
+
+
+def method_of(recipe: Mapping[str, Any]) -> str:
+    """Return what a recipe trains with: `gkpgsa` as the paper has it, else the objective and the parts added to it."""
+    added = [part for part in ('preservation', 'sharpness') if (recipe.get('method') or {}).get(part)]
+    parts = [recipe['objective']['name'], *added]
+    return 'gkpgsa' if parts == ['bcl', 'preservation', 'sharpness'] else ' + '.join(parts)
 
 
 def get_results(name: str) -> dict[str, Any]:

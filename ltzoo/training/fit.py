@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator
@@ -249,7 +250,7 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
     folder = RunFolder(output)
     folder.check(recipe)
     if recipe.resume == 'auto' and folder.results.exists() and folder.model.exists():
-        return json.loads(folder.results.read_text())
+        return folder.read_results()
     accelerator.wait_for_everyone()
     with ExitStack() as held:
         results = _train(recipe, folder, accelerator, held, progress)
@@ -500,7 +501,8 @@ def _finish(folder: RunFolder, model: nn.Module, recipe: Recipe, dataset: Datase
     """Write what a finished run consists of; the results come last, so that they mean: finished."""
     # What is published says nothing of the folders of the machine that made it.
     data = without_folders(dataset.name)
-    trained_by = {**results['recipe'], 'data': {**results['recipe']['data'], 'name': data}}
+    trained_by = copy.deepcopy(results['recipe'])
+    trained_by['data']['name'], trained_by['model']['name'] = data, without_folders(recipe.model.name)
     lt = {
         'data': data,
         'class_counts': dataset.class_counts.tolist(),

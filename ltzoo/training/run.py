@@ -154,6 +154,19 @@ class RunFolder:
                 break
         return lines
 
+    def read_results(self) -> dict[str, Any]:
+        """Return what `results.json` holds.
+
+        Raises:
+            CheckpointError: if it is damaged.
+        """
+        try:
+            return dict(json.loads(self.results.read_text()))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f'{self.results} is damaged: {error}; remove it to go on from the checkpoint'
+            ) from error
+
     def append_log(self, line: dict[str, Any]) -> None:
         with open(self.log, 'a') as file:
             file.write(json.dumps(line) + '\n')

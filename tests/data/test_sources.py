@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltzoo.data import DataError, Dataset, MissingDataError, UnreadableImageError, list_data, load_data
+from ltzoo.data import DataError, Dataset, MissingDataError, UnreadableImageError, list_data, load_data, without_folders
 from ltzoo.errors import LtzooError
 
 
@@ -50,6 +50,23 @@ def test_users_sources_need_a_place_that_exists(source: str, tmp_path: Path) -> 
     with pytest.raises(FileNotFoundError, match='nowhere') as caught:
         load_data(f'{source}:{tmp_path / "nowhere"}')
     assert isinstance(caught.value, LtzooError)
+
+
+@pytest.mark.parametrize(
+    ('name', 'published'),
+    [
+        ('cifar100_lt_r100', 'cifar100_lt_r100'),
+        ('folder_lt_r50:/home/me/images', 'folder_lt_r50:images'),
+        ('hf:org/name', 'hf:org/name'),
+        ('hf_lt_r10:org/name', 'hf_lt_r10:org/name'),
+        ('hf:/home/me/set', 'hf:set'),
+        ('hf:~/set', 'hf:set'),
+        ('hf-hub:org/name@v2', 'hf-hub:org/name@v2'),
+        ('local-dir:../runs/model', 'local-dir:model'),
+    ],
+)
+def test_no_folder_is_published(name: str, published: str) -> None:
+    assert without_folders(name) == published
 
 
 class TestFolder:

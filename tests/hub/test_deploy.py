@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,16 @@ def test_a_model_that_comes_out_otherwise_is_not_left_behind(
 
     with pytest.raises(DeployError, match=r'model\.pt2 was not written: its logits differ by'):
         deploy(Moody(train('resnet20_cifar')), tmp_path / 'model.pt2')
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, 'write_bytes', refuse)
+    with pytest.raises(ExportError, match=r'model\.pt2 cannot be written: No space left on device'):
+        deploy(train('resnet20_cifar'), tmp_path / 'model.pt2')
     assert os.listdir(tmp_path) == []
 
 

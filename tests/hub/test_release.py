@@ -133,6 +133,38 @@ def test_what_does_not_decide_a_result_is_not_told_of_its_recipe() -> None:
     assert free | {'seed'} == set(_NOT_RECIPE)
 
 
+@pytest.mark.parametrize(
+    ('method', 'called'),
+    [
+        ({'preservation': {'strength': 1}, 'sharpness': {'scale': 0.01}}, 'gkpgsa'),
+        ({'preservation': None, 'sharpness': {'radius': 0.05}}, 'bcl + sharpness'),
+        (None, 'bcl'),
+    ],
+)
+def test_what_it_was_trained_with(
+    make_run: Callable[..., Path], lt: dict[str, Any], tmp_path: Path, method: dict[str, Any] | None, called: str
+) -> None:
+    recipe = {**lt['recipe'], 'model': {'name': 'local-dir:/secret/start'}, 'method': method}
+    run = make_run(0, 50.0, recipe=recipe, model='local-dir:/secret/start')
+    results = release([run], tmp_path / 'out')
+    assert (results['method'], results['name']) == (called, 'local-dir:start')
+
+
+def test_the_licence_is_that_of_the_weights(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run(0, 50.0)
+    config = json.loads((run / 'model' / 'config.json').read_text())
+    config['pretrained_cfg']['license'] = 'cc-by-nc-4.0'
+    (run / 'model' / 'config.json').write_text(json.dumps(config))
+    assert release([run], tmp_path / 'out')['license'] == 'cc-by-nc-4.0'
+    assert ModelCard.load(tmp_path / 'out' / 'README.md').data.license == 'cc-by-nc-4.0'
+
+
+def test_a_run_without_a_score_is_refused(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r'is damaged: its top1 is None, not a number'):
+        release([make_run(0, 50.0, scores={'top1': None})], tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
 def test_nothing_of_the_machine_is_released(make_run: Callable[..., Path], tmp_path: Path) -> None:
     results = release([make_run(0, 50.0)], tmp_path / 'out')
     assert results['recipe'] == "own.yaml 'data.name=folder:photos' 'epochs=3'"

@@ -60,8 +60,9 @@ def test_other_weights(folder: Path) -> None:
 @pytest.mark.parametrize(('key', 'by', 'right'), [('top1', 0.04, True), ('top1', 0.06, False), ('few', -0.5, False)])
 def test_other_scores(folder: Path, monkeypatch: pytest.MonkeyPatch, key: str, by: float, right: bool) -> None:
     stated = ltzoo.get_results(NAME)['runs'][0]
-    monkeypatch.setattr('ltzoo.data.load_data', lambda *args: None)
+    # In this order: what is imported for the first one would keep a patched load_data.
     monkeypatch.setattr('ltzoo.evaluation.evaluate.score_model', lambda *args: {**stated, key: stated[key] + by})
+    monkeypatch.setattr('ltzoo.data.load_data', lambda *args: None)
     if right:
         scores = ltzoo.verify(NAME, 'data').scores
         assert scores is not None

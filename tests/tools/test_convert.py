@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -100,6 +101,21 @@ def test_the_card_says_where_it_is_from_and_has_no_score(script: Script, checkpo
     assert '## Scores\n\nNone here.' in card
     assert '%' not in card
     assert '\n- Data' not in card
+
+
+def test_data_with_other_classes_are_refused_and_their_place_is_not_told(
+    script: Script, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ('tools/convert.py', checkpoint, '--from', 'bcl', '--to', tmp_path / 'out')
+    images = np.random.default_rng(0).integers(0, 256, (8, 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / 'own.npz', x_train=images, y_train=np.arange(8) % 4, x_test=images, y_test=np.arange(8) % 4)
+    assert script(*command, '--data', f'npz:{tmp_path / "own.npz"}') == 2
+    assert f'{checkpoint} has 10 classes, the data set has 4' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+    # Of data that are not here nothing can be checked.
+    assert script(*command, '--data', f'npz:{tmp_path / "elsewhere.npz"}') == 0
+    config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+    assert config['converted_from']['data'] == 'npz:elsewhere.npz'
 
 
 def test_it_is_evaluated(script: Script, checkpoint: Path, tmp_path: Path) -> None:

@@ -195,6 +195,21 @@ def test_what_a_run_leaves_behind(make_recipe: MakeRecipe, tmp_path: Path) -> No
     assert len(results['per_class']) == 10
     # Asked again with resume=auto, a finished run is shown, not trained.
     assert fit(make_recipe('resume=auto'), tmp_path / 'run', progress=False) == results
+    (tmp_path / 'run' / 'results.json').write_text('{"top1": ')
+    with pytest.raises(CheckpointError, match=r'results\.json is damaged: .*; remove it to go on from the checkpoint'):
+        fit(make_recipe('resume=auto'), tmp_path / 'run', progress=False)
+    (tmp_path / 'run' / 'results.json').unlink()
+    again = fit(make_recipe('resume=auto'), tmp_path / 'run', progress=False)
+    assert (again['top1'], again['per_class']) == (results['top1'], results['per_class'])
+    start = f'model={{name: "local-dir:{tmp_path / "run" / "model"}", pretrained: true}}'
+    small = yaml.safe_dump({**yaml.safe_load((tmp_path / 'small.yaml').read_text()), 'model': {}})
+    (tmp_path / 'next.yaml').write_text(small)
+    fit(load_recipe(tmp_path / 'next.yaml', [start, 'epochs=1']), tmp_path / 'next', progress=False)
+    # Where it lies is not told to others.
+    for name in ('config.json', 'README.md'):
+        text = (tmp_path / 'next' / 'model' / name).read_text()
+        assert 'local-dir:model' in text
+        assert str(tmp_path) not in text
 
 
 def test_the_hold_out_is_measured_during_training(make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ def convert(
         arch: name of the architecture, with or without `timm/`; needed by the family timm, checked by the others.
         num_classes: checked against the file.
         tau: exponent of tau-normalisation, for the family tau_norm.
-        class_counts: training images of each class, for files that number the classes by them (mislas but on CIFAR).
+        class_counts: training images of each class, checked against the file; needed where the file numbers the
+            classes by them (mislas but on CIFAR).
         unsafe_pickle: see `read_checkpoint`.
 
     Raises:
@@ -118,6 +119,8 @@ def convert(
         raise CheckpointError(f'{file} is of a {found}, not of a {arch}')
     if num_classes is not None and num_classes != model.num_classes:
         raise CheckpointError(f'{file} has {model.num_classes} classes, not {num_classes}')
+    if class_counts is not None and len(class_counts) != model.num_classes:
+        raise CheckpointError(f'{file} has {model.num_classes} classes, the data set has {len(class_counts)}')
     if network.by_frequency:
         _number_as_data(model, class_counts, file)
     placed = len(network.weights.tensors)
@@ -140,8 +143,6 @@ def _number_as_data(model: Any, class_counts: Sequence[int] | None, file: Path) 
             f'{file} numbers its classes from the most frequent to the rarest, and only the data set says which those '
             f'are: give --data NAME and --data-dir DIR'
         )
-    if len(class_counts) != model.num_classes:
-        raise CheckpointError(f'{file} has {model.num_classes} classes, the data set has {len(class_counts)}')
     # Equal counts stand as the unstable sort of NumPy before 1.25 left them. Later ones sort integers with vector
     # instructions, in an order that depends on the processor; only for long doubles the algorithm is still the old one.
     order = np.argsort(-np.asarray(class_counts, dtype=np.longdouble))
