@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -26,8 +27,9 @@ from ltzoo.errors import LtzooError
 from ltzoo.evaluation.evaluate import resolve_model, training_of, usable_device
 from ltzoo.evaluation.leaderboard import leaderboard
 from ltzoo.evaluation.measure import FAILED, OUT_OF_MEMORY, UNFIT
-from ltzoo.files import write_atomically
+from ltzoo.files import write_atomically, writing
 from ltzoo.models import get_pretrained_cfg, list_pretrained
+from ltzoo.models.download import file_hash
 from ltzoo.models.entries import entry_of, method_of
 from ltzoo.models.paper_results import PAPER_RESULTS
 
@@ -103,7 +105,8 @@ def evaluate_many(
 ) -> list[dict[str, Any]]:
     """Measure every model on every data set, and write the tables anew after each.
 
-    The tables also have the pairs that earlier calls measured into the same folder. A pair that runs out of memory is
+    The tables also have the pairs that earlier calls measured into the same folder; with other weights in a model's
+    folder, or another `data_dir`, a pair is measured anew. A pair that runs out of memory is
     tried again with half the batch; one that fails is recorded with the reason and tried again by the next call.
 
     Args:
@@ -148,16 +151,19 @@ def evaluate_many(
     try:
         for number, (model, name) in enumerate(pairs, start=1):
             file = rows_folder / f'{_slug(model, name)}.json'
+            asked = {'data_dir': data_dir and os.path.abspath(data_dir), 'weights': _weights_of(model)}
             row = None if rerun else done.get((model, name))
-            if row is None or row['status'] == 'failed':
+            if row is None or row['status'] == 'failed' or row.get('asked') != asked:
                 entry = entry_of(model)
                 row = {'model': model, 'data': name, 'method': entry.method if entry else _method_of(model)}
-                row.update(_measure_apart(model, name, file.with_suffix('.part'), batch_size, options))
-                write_atomically(file, json.dumps(row, indent=1) + '\n')
+                row.update(_measure_apart(model, name, file.with_suffix('.part'), batch_size, options), asked=asked)
+                with writing(file):
+                    write_atomically(file, json.dumps(row, indent=1) + '\n')
             rows.append(_listed(row))
             result = f'{row["top1"]:.2f}' if row['status'] == 'ok' else f'{row["status"]}: {row["reason"]}'
             say(f'[{number}/{len(pairs)}] {model} on {name}: {result}')
-            _write_tables([*rows, *others], output)
+            with writing(output):
+                _write_tables([*rows, *others], output)
     finally:
         lock.release()
         (output / '.lock').unlink(missing_ok=True)
@@ -215,6 +221,13 @@ def _method_of(model: str) -> str | None:
         return method_of((training_of(model) or {})['recipe'])
     except (KeyError, TypeError):
         return None
+
+
+def _weights_of(model: str) -> str | None:
+    """Return the SHA-256 of the weights in a folder, which may have been made anew; of any other model None."""
+    kind, _, place = resolve_model(model).partition(':')
+    weights = Path(place, 'model.safetensors')
+    return file_hash(weights) if kind == 'local-dir' and weights.is_file() else None
 
 
 def _slug(model: str, data: str) -> str:

@@ -13,8 +13,8 @@ from huggingface_hub import ModelCardData
 from ltzoo.data import list_data, without_folders
 from ltzoo.errors import LtzooError
 from ltzoo.hub.export import write_folder
-from ltzoo.hub.release import sha256_of
 from ltzoo.models.checkpoints import Converted
+from ltzoo.models.download import file_hash
 from ltzoo.models.lt_zoo import DATA, Data
 
 __all__ = ['export_converted', 'images_of']
@@ -46,7 +46,7 @@ def export_converted(converted: Converted, folder: Path, *, data: str | None = N
         'family': family.name,
         'repository': family.repository,
         'file': converted.file.name,
-        'sha256': sha256_of(converted.file),
+        'sha256': file_hash(converted.file),
         'data': None if data is None else without_folders(data),
         'options': dict(converted.options),
         'dropped': converted.dropped,

@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 
 from ltzoo.errors import LtzooError
 from ltzoo.hub.card import METRICS, PLACE
-from ltzoo.hub.release import sha256_of
 from ltzoo.hub.verify import VerificationError, check_vectors
 from ltzoo.models import create_model
 from ltzoo.models.download import PICKLES, fetch, file_hash, probe
@@ -146,7 +145,7 @@ def check_folder(folder: Path) -> dict[str, bytes]:
         raise PublishError(f'{folder / "results.json"} holds no scores: {reason}') from error
     if not whole:
         raise PublishError(f'{folder / "results.json"} holds no scores')
-    digest = sha256_of(folder / 'model.safetensors')
+    digest = file_hash(folder / 'model.safetensors')
     if digest != stated:
         raise PublishError(f'the weights in {folder} have SHA-256 {digest}, its results are of {stated}')
     try:

@@ -9,7 +9,6 @@ README.md, .eval_results          the card
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -29,9 +28,10 @@ from ltzoo.files import new_folder
 from ltzoo.hub.card import LICENCE, METRICS, PLACE, eval_results, model_card
 from ltzoo.hub.export import ExportError, check_target
 from ltzoo.models import create_model
+from ltzoo.models.download import file_hash
 from ltzoo.models.entries import entry_of, method_of, paper_results
 
-__all__ = ['release', 'sha256_of', 'summarise', 'test_vectors', 'write_card']
+__all__ = ['release', 'summarise', 'test_vectors', 'write_card']
 
 _PLOTS = ('accuracy.png', 'curves.png')
 # What is read of a run's results.json and of its model's config.json.
@@ -101,7 +101,7 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
             if not (made / 'vectors.safetensors').exists():
                 save_file(test_vectors(model), made / 'vectors.safetensors')
             cfg = json.loads((made / 'config.json').read_text(encoding='utf-8'))['pretrained_cfg']
-            digest = sha256_of(made / 'model.safetensors')
+            digest = file_hash(made / 'model.safetensors')
             results = summarise([record for _, record in records], digest, cfg.get('license') or LICENCE)
             (made / 'results.json').write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
             write_card(made)
@@ -200,13 +200,6 @@ def test_vectors(model: nn.Module) -> dict[str, Tensor]:
     return {'images': images, 'logits': model(images)}
 
 
-def sha256_of(file: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file."""
-    with open(file, 'rb') as content:
-        digest = hashlib.file_digest(content, 'sha256') if hasattr(hashlib, 'file_digest') else None
-        return (digest or hashlib.sha256(content.read())).hexdigest()
-
-
 def _record(run: Path) -> dict[str, Any]:
     if not (run / 'recipe.yaml').is_file():
         raise LtzooError(f'{run} holds no run: recipe.yaml is missing')
@@ -244,7 +237,7 @@ def _released_records(folder: Path) -> list[dict[str, Any]]:
     weights = folder / 'model.safetensors'
     if not weights.is_file():
         raise ExportError(f'{folder} lacks model.safetensors')
-    if sha256_of(weights) != results['sha256']:
+    if file_hash(weights) != results['sha256']:
         raise ExportError(f'{weights} holds other weights than {file} is of: the SHA-256 differs')
     return records
 

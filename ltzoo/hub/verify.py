@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from ltzoo.errors import LtzooError
-from ltzoo.hub.release import sha256_of
 from ltzoo.models import create_model
+from ltzoo.models.download import file_hash
 from ltzoo.models.entries import entry_of, get_results
 from ltzoo.models.factory import weights_file
 
@@ -59,7 +59,7 @@ def verify(name: str, data_dir: str | Path | None = None) -> Verification:
     results = get_results(name)
     entry = entry_of(name)
     assert entry is not None and entry.folder is not None
-    digest = sha256_of(weights_file(entry))
+    digest = file_hash(weights_file(entry))
     if digest != results['sha256']:
         raise VerificationError(f'the weights of {entry.full_name} have SHA-256 {digest}, not {results["sha256"]}')
     model = create_model(entry.full_name, pretrained=True).eval()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import ltzoo
@@ -188,6 +189,22 @@ def test_a_later_call_adds_to_the_tables_and_measures_what_is_damaged(stub: Any,
     models = ['timm/a', 'timm/b', 'timm/c']
     assert [row['status'] for row in quiet(models, ['digits_lt'], output)] == ['ok'] * 3
     assert [line.split()[0] for line in calls.read_text().splitlines()] == models * 2
+
+
+def test_other_weights_and_other_images_are_measured_anew(stub: Any, saved: str, tmp_path: Path) -> None:
+    calls, output = stub('done()'), tmp_path / 'out'
+    for _ in range(2):
+        quiet([saved], ['digits_lt'], output)
+    assert len(calls.read_text().splitlines()) == 1
+    file = Path(saved.removeprefix('local-dir:')) / 'model.safetensors'
+    state = load_file(file)
+    save_file({name: tensor + 1 for name, tensor in state.items()}, file)
+    for _ in range(2):
+        quiet([saved], ['digits_lt'], output)
+    assert len(calls.read_text().splitlines()) == 2
+    for _ in range(2):
+        quiet([saved], ['digits_lt'], output, data_dir=str(tmp_path))
+    assert len(calls.read_text().splitlines()) == 3
 
 
 def test_ctrl_c_ends_the_child_and_keeps_what_is_done(

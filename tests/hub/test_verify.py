@@ -16,9 +16,8 @@ from test_download import hub as hub
 import ltzoo
 from ltzoo.hub import VerificationError
 from ltzoo.hub import verify as verify_function
-from ltzoo.hub.release import sha256_of
 from ltzoo.models import lt_zoo
-from ltzoo.models.download import DownloadError
+from ltzoo.models.download import DownloadError, file_hash
 
 NAME = 'resnet32_cifar_ce.cifar100_lt_r100'
 PACKAGED = lt_zoo.ZOO[NAME].folder
@@ -51,7 +50,7 @@ def test_other_weights(folder: Path) -> None:
     with pytest.raises(VerificationError, match=rf'the weights of {NAME} have SHA-256 [0-9a-f]+, not {stated}'):
         ltzoo.verify(NAME)
     # With a hash made to fit, the stored logits still tell.
-    change_results(folder, sha256=sha256_of(folder / 'model.safetensors'))
+    change_results(folder, sha256=file_hash(folder / 'model.safetensors'))
     with pytest.raises(VerificationError, match='gives other logits than those stored with it'):
         ltzoo.verify(NAME)
     assert verify_function is ltzoo.verify
