@@ -24,6 +24,8 @@ def script() -> Script:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         with pytest.MonkeyPatch.context() as patch:
+            # As Python does for a script.
+            patch.syspath_prepend(str((ROOT / path).parent))
             # Dataclasses and pydantic look their module up by its name.
             patch.setitem(sys.modules, spec.name, module)
             spec.loader.exec_module(module)

@@ -1,0 +1,213 @@
+"""What a large recipe costs: step, memory, loader, hours on some GPUs; on a stand-in unless --data-dir is given."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import math
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import environment, peak_of, seconds_of
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('recipe', type=Path, metavar='RECIPE', help='a YAML file')
+    parser.add_argument(
+        '--against', type=Path, metavar='RECIPE', help='whose step is the unit (default: bcl beside it)'
+    )
+    parser.add_argument('--steps', type=int, default=200, help='of each that are timed, in five blocks')
+    parser.add_argument('--gpus', type=int, nargs='+', default=[1, 4, 8], help='numbers to predict hours for')
+    parser.add_argument('--loader-seconds', type=int, default=20, help='for which the loader is watched')
+    parser.add_argument('--set', nargs='+', default=[], metavar='key=value', help='what to change in the recipes')
+    parser.add_argument('--data-dir', help='where the images are, or a stand-in made before')
+
+
+def bench(args: argparse.Namespace) -> dict[str, Any]:
+    """Time steps of a recipe and of another in the same process, the end of an epoch, and the loader by itself."""
+    import torch
+
+    from ltzoo.data.sources._lists import STANDIN
+    from ltzoo.data.standin import STANDINS, make_standin
+    from ltzoo.training.fit import create_accelerator, prepare_data
+    from ltzoo.training.recipe import load_recipe
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    # bcl_resnet50.yaml for gkpgsa_resnet50.yaml, bcl.yaml for gkpgsa.yaml.
+    _, underscore, network = args.recipe.stem.partition('_')
+    against = args.against or args.recipe.with_name(f'bcl{underscore}{network}.yaml')
+    of_both = [*args.set, *([f'data.data_dir={args.data_dir}'] if args.data_dir else [])]
+    recipe = load_recipe(args.recipe, of_both)
+    if recipe.method is not None and recipe.method.group_by == 'bank':
+        # As many groups as there will be later, at once; a step costs the same whatever classes are in which.
+        recipe = load_recipe(args.recipe, [*of_both, 'method.group_by=frequency'])
+    base = load_recipe(against, [item for item in of_both if not item.startswith('method.')])
+    same = {'data': recipe.data, 'precision': recipe.precision}
+    base = base.model_copy(update=same)
+    accelerator = create_accelerator(recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        if recipe.data.data_dir is None and recipe.data.name in STANDINS:
+            place = Path(folder, 'standin')
+            make_standin(recipe.data.name, place)
+            recipe = recipe.model_copy(update={'data': recipe.data.model_copy(update={'data_dir': str(place)})})
+        standin = Path(recipe.data.data_dir or '', STANDIN).exists()
+        dataset = prepare_data(recipe)
+        of_loader = loader_rate(recipe, dataset, accelerator, args.loader_seconds)
+        forms = {str(against): time_steps(base, dataset, accelerator, args.steps, Path(folder, 'bank'))}
+        if against.resolve() != args.recipe.resolve():
+            forms[str(args.recipe)] = time_steps(recipe, dataset, accelerator, args.steps, Path(folder, 'bank'))
+    own, unit = forms[str(args.recipe)], forms[str(against)]
+    step = statistics.median(own['step_seconds'])
+    ratio = step / statistics.median(unit['step_seconds'])
+    steps = recipe.epochs * (len(dataset.train) // recipe.batch_size)
+    groupings = 0
+    if recipe.method is not None and recipe.epochs >= recipe.method.first_grouping:
+        groupings = 1 + (recipe.epochs - recipe.method.first_grouping) // recipe.method.regroup_every
+    needed = recipe.batch_size / step
+    of_core = of_loader / min(recipe.workers or 1, os.cpu_count() or 1)
+    predictions = {
+        gpus: {
+            'hours': (steps * step / gpus + groupings * own['epoch_end_seconds']) / 3600,
+            'loader_images_per_second': gpus * needed,
+            'loader_cores': math.ceil(gpus * needed / of_core),
+        }
+        for gpus in args.gpus
+    }
+    cuda = accelerator.device.type == 'cuda'
+    device = torch.cuda.get_device_name() if cuda else 'cpu'
+    bottleneck = of_loader < needed
+    print(
+        f'{args.recipe}: {recipe.model.name}, batch {recipe.batch_size}, {recipe.precision}, {device}, '
+        f'{torch.get_num_threads()} threads\n'
+        f'{recipe.data.name}{" (a stand-in)" if standin else ""}: {len(dataset.train):,} training images, '
+        f'{dataset.num_classes:,} classes; {recipe.epochs} epochs, {steps:,} steps; '
+        f'{args.steps} steps of each timed'
+    )
+    print(f'  {"":<44}{"step s":>10}{"images/s":>10}{"ratio":>8}{"memory GB":>11}')
+    for name, said in forms.items():
+        median = statistics.median(said['step_seconds'])
+        print(
+            f'  {name[-43:]:<44}{median:>10.3f}{said["batch_size"] / median:>10.1f}'
+            f'{median / statistics.median(unit["step_seconds"]):>8.2f}{said["peak_bytes"] / 1e9:>11.2f}'
+        )
+    if own['epoch_end_seconds']:
+        print(
+            f'  end of an epoch with grouping and Fisher: {own["epoch_end_seconds"]:.1f} s, '
+            f'{own["epoch_end_peak_bytes"] / 1e9:.2f} GB; {groupings} of them'
+        )
+    print(
+        f'  loader: {of_loader:.1f} images/s with {recipe.workers} workers on {os.cpu_count()} cores; one GPU takes '
+        f'{needed:.1f}: {"the loader" if bottleneck else "the step"} is the bottleneck'
+    )
+    print(f'  {"GPUs":>6}{"hours":>10}{"images/s to load":>18}{"cores that load":>17}')
+    for gpus, said in predictions.items():
+        print(f'  {gpus:>6}{said["hours"]:>10.1f}{said["loader_images_per_second"]:>18.0f}{said["loader_cores"]:>17}')
+    print('  hours: linear scaling assumed, loader keeping up; without checkpoints and the test at the end')
+    return {
+        **environment(),
+        'bench': 'recipe',
+        'recipe': str(args.recipe),
+        'against': str(against),
+        'changed': args.set,
+        'standin': standin,
+        'device': device,
+        'precision': recipe.precision,
+        'batch_size': recipe.batch_size,
+        'steps': steps,
+        'groupings': groupings,
+        'forms': forms,
+        'ratio': ratio,
+        'loader': {
+            'workers': recipe.workers,
+            'cores': os.cpu_count(),
+            'images_per_second': of_loader,
+            'bottleneck': bottleneck,
+        },
+        'gpus': predictions,
+    }
+
+
+def time_steps(recipe: Any, dataset: Any, accelerator: Any, steps: int, folder: Path) -> dict[str, Any]:
+    """Time a recipe's steps on one batch that lies ready; those of GKP/GSA with groups, anchors and Fisher in place.
+
+    Returns:
+        Mean seconds of a step in each of five blocks; peak memory in bytes of the steps, and of the end of an epoch
+        with grouping, if there is one; its seconds.
+    """
+    import gc
+
+    import torch
+
+    from ltzoo.recorded import WARM_UP
+    from ltzoo.training.fit import create_learner, create_loader, create_method, create_step, training_samples
+    from ltzoo.training.learner import create_optimizer
+
+    gc.collect()
+    said: dict[str, Any] = {'batch_size': recipe.batch_size, 'epoch_end_seconds': 0.0, 'epoch_end_peak_bytes': 0}
+    device = accelerator.device
+    learner = create_learner(recipe, dataset)
+    if recipe.channels_last:
+        learner.to(memory_format=torch.channels_last)
+    learner.to(device).train()
+    batch = next(create_loader(recipe.model_copy(update={'workers': 0}), dataset, learner, accelerator).epoch(0))
+    optimizer = create_optimizer(learner, recipe.optimizer)
+    if recipe.compile:
+        learner.compile()
+    method = create_method(recipe, dataset, learner, accelerator, folder)
+    prepared, optimizer = accelerator.prepare(learner, optimizer)
+    step = create_step(recipe, learner, prepared, optimizer, accelerator, method)
+    if method is not None:
+        method.start_epoch(0)
+    for _ in range(WARM_UP + 2 if device.type == 'cuda' else 1):
+        step(batch)
+    if method is not None and method.needs_bank:
+        # One step has not shown every class to the bank, whose groups need a snapshot each.
+        method.bank.update(0, torch.zeros(dataset.num_classes, dtype=torch.float64), method.encoder)
+        samples = functools.partial(training_samples, dataset, recipe=recipe, accelerator=accelerator)
+        due = recipe.method.first_grouping - 1 + recipe.method.regroup_every
+        with peak_of(device) as peak_end:
+            said['epoch_end_seconds'] = seconds_of(method.end_epoch, due, samples)
+        said['epoch_end_peak_bytes'] = peak_end[0]
+        method.start_epoch(min(due + 1, recipe.epochs - 1))
+    with peak_of(device) as peak:
+        for _ in range(WARM_UP + 2 if device.type == 'cuda' else 1):
+            step(batch)
+
+        def run(number: int) -> None:
+            for _ in range(number):
+                step(batch)
+
+        blocks = [len(block) for block in torch.arange(steps).tensor_split(min(5, steps))]
+        said['step_seconds'] = [seconds_of(run, number) / number for number in blocks]
+    said['peak_bytes'] = peak[0]
+    accelerator.free_memory()
+    return said
+
+
+def loader_rate(recipe: Any, dataset: Any, accelerator: Any, seconds: int) -> float:
+    """Return how many training images a second the recipe's loader makes views of, where nothing else is done."""
+    import torch
+
+    from ltzoo.training.fit import create_learner, create_loader
+
+    # Small batches show the rate sooner, and it hardly depends on their size.
+    recipe = recipe.model_copy(update={'batch_size': min(recipe.batch_size, 32), 'cuda_graphs': False})
+    loader = create_loader(recipe, dataset, create_learner(recipe, dataset), accelerator)
+    batches = (batch for epoch in itertools.count() for batch in loader.epoch(epoch))
+    # What workers have prepared while they were started is not counted.
+    for _ in range(2 * recipe.workers + 1):
+        next(batches)
+    started, images = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        images += len(next(batches).labels)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    rate = images / (time.perf_counter() - started)
+    batches.close()
+    return rate
