@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from ltzoo.evaluation import format_scores
-    from ltzoo.training.fit import describe_batch, fit
+    from ltzoo.training.fit import fit
+    from ltzoo.training.prepare import describe_batch
     from ltzoo.training.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)

@@ -207,7 +207,7 @@ def _held_out(name: str, data: str, data_dir: str | Path | None) -> Dataset:
     if lt.get('data') != without_folders(data):
         raise EvaluationError(f'{name} left out images of {lt.get("data")}, not of {data}')
     try:
-        from ltzoo.training.fit import prepare_data
+        from ltzoo.training.prepare import prepare_data
         from ltzoo.training.recipe import check_recipe
     except ImportError as error:
         raise EvaluationError(

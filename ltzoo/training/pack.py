@@ -22,7 +22,7 @@ from ltzoo.data import load_data
 from ltzoo.data.sources.packed_cifar import pack_file, write_packed
 from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder, writing
-from ltzoo.training.fit import prepare_data
+from ltzoo.training.prepare import prepare_data
 from ltzoo.training.recipe import Recipe
 from ltzoo.training.run import COMMIT_FILE, commit_of
 

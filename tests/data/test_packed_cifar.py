@@ -10,7 +10,7 @@ import pytest
 
 from ltzoo.data import ArrayImages, DataError, Dataset, MissingDataError, Split, load_data, with_holdout
 from ltzoo.data.sources.packed_cifar import pack_file, write_packed
-from ltzoo.training.fit import prepare_data
+from ltzoo.training.prepare import prepare_data
 from ltzoo.training.recipe import load_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / 'recipes'

@@ -24,8 +24,9 @@ from ltzoo.data.augment import ViewError
 from ltzoo.evaluation import evaluate_model
 from ltzoo.training import fit as fit_module
 from ltzoo.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from ltzoo.training.fit import fit, prepare_data
+from ltzoo.training.fit import fit
 from ltzoo.training.loop import DivergedError
+from ltzoo.training.prepare import describe_batch, prepare_data
 from ltzoo.training.recipe import Recipe, RecipeError, load_recipe
 from ltzoo.training.run import RunFolder
 
@@ -338,7 +339,7 @@ def test_a_tracker_gets_the_numbers(make_recipe: MakeRecipe, tmp_path: Path) -> 
 )
 def test_a_dry_run_finds_what_training_would(make_recipe: MakeRecipe, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        fit_module.describe_batch(make_recipe(override))
+        describe_batch(make_recipe(override))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from ltzoo import recorded
 from ltzoo.data.augment import op
 from ltzoo.gkpgsa.sharpness import GroupedSharpness
 from ltzoo.recorded import Recorded, RecordingError
-from ltzoo.training import fit as fit_module
+from ltzoo.training import prepare
 from ltzoo.training.fit import fit
 from ltzoo.training.recipe import RecipeError, load_recipe
 
@@ -75,7 +75,7 @@ def test_a_recorded_training_is_the_same_bit_for_bit(
     # As on a GPU: all images are computed and thrown away where not wanted, and groups do not cut up a batch.
     monkeypatch.setattr(op, '_only_chosen', lambda images: False)
     monkeypatch.setattr(GroupedSharpness, 'static', True)
-    monkeypatch.setattr(fit_module, 'can_record', lambda recipe, accelerator: recipe.cuda_graphs)
+    monkeypatch.setattr(prepare, 'can_record', lambda recipe, accelerator: recipe.cuda_graphs)
     monkeypatch.setattr(recorded, 'WARM_UP', 1)
     path = recipe_file(tmp_path, **changes)
     for name, graphed in (('plain', 'false'), ('recorded', 'true')):
@@ -94,7 +94,7 @@ def test_steps_that_differ_are_not_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: list[emulated_graphs.Graph]
 ) -> None:
     monkeypatch.setattr(op, '_only_chosen', lambda images: False)
-    monkeypatch.setattr(fit_module, 'can_record', lambda recipe, accelerator: recipe.cuda_graphs)
+    monkeypatch.setattr(prepare, 'can_record', lambda recipe, accelerator: recipe.cuda_graphs)
     method = {'group_by': 'frequency', 'preservation': None, 'sharpness': {'ascent': 2}}
     fit(
         load_recipe(recipe_file(tmp_path, **BCL, method=method), ['cuda_graphs=true']), tmp_path / 'run', progress=False
@@ -152,7 +152,7 @@ def test_half_precision_with_a_loss_scale_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     recipe = load_recipe(recipe_file(tmp_path, **BCL), ['cuda_graphs=true', 'precision=fp16'])
     with pytest.raises(RecipeError, match='cuda_graphs=true cannot be combined with precision=fp16'):
-        fit_module.create_accelerator(recipe)
+        prepare.create_accelerator(recipe)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU to record on')

@@ -22,16 +22,16 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     """Time a recipe's own step, and beside it, with GKP alone, what follows each step and each epoch."""
     import torch
 
-    from ltzoo.training.fit import (
+    from ltzoo.training.learner import create_optimizer
+    from ltzoo.training.loop import Step
+    from ltzoo.training.measure import training_samples
+    from ltzoo.training.prepare import (
         create_accelerator,
         create_learner,
         create_loader,
         create_method,
         prepare_data,
-        training_samples,
     )
-    from ltzoo.training.learner import create_optimizer
-    from ltzoo.training.loop import Step
     from ltzoo.training.recipe import load_recipe
 
     if args.threads:

@@ -34,7 +34,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
 
     from ltzoo.data.sources._lists import STANDIN
     from ltzoo.data.standin import STANDINS, make_standin
-    from ltzoo.training.fit import create_accelerator, prepare_data
+    from ltzoo.training.prepare import create_accelerator, prepare_data
     from ltzoo.training.recipe import load_recipe
 
     if args.threads:
@@ -145,8 +145,9 @@ def time_steps(recipe: Any, dataset: Any, accelerator: Any, steps: int, folder: 
     import torch
 
     from ltzoo.recorded import WARM_UP
-    from ltzoo.training.fit import create_learner, create_loader, create_method, create_step, training_samples
     from ltzoo.training.learner import create_optimizer
+    from ltzoo.training.measure import training_samples
+    from ltzoo.training.prepare import create_learner, create_loader, create_method, create_step
 
     gc.collect()
     said: dict[str, Any] = {'batch_size': recipe.batch_size, 'epoch_end_seconds': 0.0, 'epoch_end_peak_bytes': 0}
@@ -194,7 +195,7 @@ def loader_rate(recipe: Any, dataset: Any, accelerator: Any, seconds: int) -> fl
     """Return how many training images a second the recipe's loader makes views of, where nothing else is done."""
     import torch
 
-    from ltzoo.training.fit import create_learner, create_loader
+    from ltzoo.training.prepare import create_learner, create_loader
 
     # Small batches show the rate sooner, and it hardly depends on their size.
     recipe = recipe.model_copy(update={'batch_size': min(recipe.batch_size, 32), 'cuda_graphs': False})

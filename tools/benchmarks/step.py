@@ -47,7 +47,9 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from ltzoo.recorded import WARM_UP
-    from ltzoo.training.fit import (
+    from ltzoo.training.learner import create_optimizer
+    from ltzoo.training.loop import Step
+    from ltzoo.training.prepare import (
         can_record,
         create_accelerator,
         create_learner,
@@ -55,8 +57,6 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         create_method,
         prepare_data,
     )
-    from ltzoo.training.learner import create_optimizer
-    from ltzoo.training.loop import Step
     from ltzoo.training.recipe import load_recipe
 
     for name in args.only or ():

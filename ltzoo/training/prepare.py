@@ -1,0 +1,216 @@
+"""What a recipe asks for, each part made and checked: device, data, learner, loader, method, step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from ltzoo.data import ArrayImages, Dataset, drop_unreadable, load_data, with_holdout
+from ltzoo.data.loader import TrainLoader, train_loader
+from ltzoo.data.views import parse_views
+from ltzoo.errors import LtzooError
+from ltzoo.gkpgsa import GkpGsa
+from ltzoo.losses import create_objective
+from ltzoo.models import create_model
+from ltzoo.training.learner import Learner
+from ltzoo.training.loop import Step
+from ltzoo.training.measure import view_sizes
+from ltzoo.training.recipe import Recipe, RecipeError
+from ltzoo.training.trial import try_step
+
+__all__ = [
+    'can_record',
+    'create_accelerator',
+    'create_learner',
+    'create_loader',
+    'create_method',
+    'create_step',
+    'describe_batch',
+    'prepare_data',
+]
+
+
+def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerator:
+    """Return Accelerate's handle on device, processes and precision.
+
+    Raises:
+        RecipeError: if the recipe asks for what the device cannot do.
+    """
+    if recipe.precision == 'fp16' and not torch.cuda.is_available():
+        raise RecipeError('precision=fp16 needs a GPU (on a CPU it would silently run in fp32): use fp32 or bf16')
+    if recipe.cuda_graphs and recipe.precision == 'fp16':
+        raise RecipeError('cuda_graphs=true cannot be combined with precision=fp16, whose loss scale changes: use bf16')
+    available = {str(tracker) for tracker in get_available_trackers()}
+    for tracker in recipe.trackers:
+        if tracker not in available:
+            raise RecipeError(f'trackers: {tracker} needs its package: pip install {tracker}')
+    accelerator = Accelerator(
+        mixed_precision='no' if recipe.precision == 'fp32' else recipe.precision,
+        log_with=list(recipe.trackers) or None,
+        project_dir=output,
+        step_scheduler_with_optimizer=False,
+    )
+    if recipe.sync_batchnorm and accelerator.device.type == 'cpu':
+        raise RecipeError('sync_batchnorm=true needs GPUs: PyTorch has no SyncBatchNorm for CPUs')
+    if recipe.batch_size % (accelerator.num_processes * recipe.accumulation):
+        raise RecipeError(
+            f'batch_size {recipe.batch_size} cannot be cut into {accelerator.num_processes} processes '
+            f'x {recipe.accumulation} pieces (accumulation)'
+        )
+    return accelerator
+
+
+def prepare_data(recipe: Recipe) -> Dataset:
+    """Load the recipe's data; its `test` is what the run is measured on."""
+    part = recipe.data
+    dataset = load_data(part.name, part.data_dir, split_seed=part.split_seed, download=part.download)
+    if recipe.evaluation.split == 'holdout':
+        dataset = with_holdout(dataset, per_class=recipe.evaluation.holdout_per_class)
+    if part.unreadable == 'skip':
+        dataset = replace(dataset, train=drop_unreadable(dataset.train), test=drop_unreadable(dataset.test))
+    if isinstance(dataset.test.images, ArrayImages):
+        # A pack may have been made without them: that is better known before training than after it.
+        dataset.test.images[0]
+    return dataset
+
+
+def create_learner(recipe: Recipe, dataset: Dataset) -> Learner:
+    """Create the model for the data's classes, and its objective.
+
+    Raises:
+        RecipeError: if the model's constructor cannot work with its arguments, or they are for other classes.
+    """
+    arguments = {'num_classes': dataset.num_classes, **(recipe.model.model_extra or {})}
+    if arguments['num_classes'] != dataset.num_classes:
+        raise RecipeError(
+            f'model.num_classes={arguments["num_classes"]}, but {dataset.name} has {dataset.num_classes} classes: '
+            'leave it out, it follows from the data'
+        )
+    try:
+        model = create_model(recipe.model.name, pretrained=recipe.model.pretrained, **arguments)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        if isinstance(error, LtzooError):
+            raise
+        given = ', '.join(f'{key}={value!r}' for key, value in arguments.items())
+        raise RecipeError(f'model {recipe.model.name} cannot be made with {given}: {error}') from error
+    counts = torch.from_numpy(dataset.class_counts)
+    return Learner(
+        model, create_objective(recipe.objective.name, model, counts, **(recipe.objective.model_extra or {}))
+    )
+
+
+def create_loader(recipe: Recipe, dataset: Dataset, learner: Learner, accelerator: Accelerator) -> TrainLoader:
+    """Create the loader of the training part.
+
+    Raises:
+        RecipeError: if the number of views is not what the objective takes.
+    """
+    views = parse_views(recipe.views)
+    needed = learner.objective.num_views
+    if len(views) != needed:
+        raise RecipeError(f'objective {recipe.objective.name} takes {needed} views, the recipe has {len(views)}')
+    return train_loader(
+        dataset.train,
+        views,
+        dataset.mean,
+        dataset.std,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        workers=recipe.workers,
+        recorded=can_record(recipe, accelerator),
+    )
+
+
+def can_record(recipe: Recipe, accelerator: Accelerator) -> bool:
+    """Return whether views and steps are replayed as CUDA graphs: they hold no talk between processes."""
+    return recipe.cuda_graphs and accelerator.device.type == 'cuda' and accelerator.num_processes == 1
+
+
+def create_method(
+    recipe: Recipe, dataset: Dataset, learner: Learner, accelerator: Accelerator, folder: Path
+) -> GkpGsa | None:
+    """Create the method's state, if the recipe has one.
+
+    Raises:
+        RecipeError: if it cannot be combined with the rest of the recipe.
+    """
+    if recipe.method is None:
+        return None
+    if recipe.sync_batchnorm and recipe.method.sharpness is not None:
+        raise RecipeError('sync_batchnorm=true cannot be combined with method.sharpness: each process sees its own')
+    return GkpGsa(
+        learner,
+        learner.model,
+        torch.from_numpy(dataset.class_counts),
+        dataset.train.labels,
+        recipe.epochs,
+        recipe.method,
+        log_prior=getattr(learner.objective, 'logit_adjustment', None),
+        reduce=_sum_over_processes if accelerator.num_processes > 1 else None,
+        processes=accelerator.num_processes,
+        folder=folder,
+        seed=recipe.seed,
+    )
+
+
+def create_step(
+    recipe: Recipe,
+    learner: Learner,
+    prepared: nn.Module,
+    optimizer: Any,
+    accelerator: Accelerator,
+    method: GkpGsa | None,
+) -> Step:
+    """Create the step of the recipe's training.
+
+    Args:
+        prepared, optimizer: what Accelerate made of learner and optimiser.
+        method: sums gradients over processes itself, so it takes the learner as it is.
+    """
+    return Step(
+        prepared if method is None else learner,
+        optimizer,
+        accelerator,
+        method=method,
+        accumulation=recipe.accumulation,
+        clip_grad_norm=recipe.optimizer.clip_grad_norm,
+        recorded=can_record(recipe, accelerator),
+    )
+
+
+def _sum_over_processes(x: Tensor) -> None:
+    torch.distributed.all_reduce(x)
+
+
+def describe_batch(recipe: Recipe) -> str:
+    """Return the shapes of one batch and of what the model makes of it, without training."""
+    accelerator = create_accelerator(recipe)
+    set_seed(recipe.seed)
+    dataset = prepare_data(recipe)
+    learner = create_learner(recipe, dataset).to(accelerator.device)
+    loader = create_loader(recipe, dataset, learner, accelerator)
+    try_step(learner, view_sizes(recipe, dataset), dataset.num_classes, recipe, accelerator)
+    batch = next(loader.epoch(0))
+    losses = learner(batch.views, batch.labels)
+    parameters = sum(p.numel() for p in learner.model.parameters())
+    extra = sum(p.numel() for p in learner.objective.parameters())
+    return '\n'.join(
+        [
+            f'data: {dataset.name}, {len(dataset.train)} training images in {dataset.num_classes} classes, '
+            f'{len(dataset.test)} to measure on ({recipe.evaluation.split})',
+            f'model: {recipe.model.name}, {parameters:,} parameters; the objective adds {extra:,}',
+            f'steps: {loader.steps_per_epoch} an epoch, {loader.steps_per_epoch * recipe.epochs:,} in all',
+            *(f'view {i + 1}: {tuple(view.shape)} {view.dtype}' for i, view in enumerate(batch.views)),
+            f'labels: {tuple(batch.labels.shape)}; losses: {tuple(losses.shape)}, mean {losses.mean():.4f}',
+        ]
+    )
