@@ -23,6 +23,7 @@ __all__ = [
     'MissingDataError',
     'Source',
     'Split',
+    'check_data_name',
     'drop_unreadable',
     'list_data',
     'load_data',
@@ -241,6 +242,15 @@ def load_data(
         except ValueError as error:
             raise DataError(f'{name}: {error}') from error
     return replace(dataset, name=name)
+
+
+def check_data_name(name: str) -> None:
+    """Refuse a name that `load_data` does not know; whether the files are there is another question.
+
+    Raises:
+        DataError: with the nearest known name.
+    """
+    _resolve(name.partition(':')[0])
 
 
 def without_folders(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from ltzoo.data import list_data, without_folders
+from ltzoo.data import check_data_name, without_folders
 from ltzoo.errors import LtzooError
 from ltzoo.hub.export import write_folder
 from ltzoo.models.checkpoints import Converted
@@ -91,11 +90,8 @@ def _row(data: str | None, num_classes: int) -> Data | None:
             if row.classes[data] != num_classes:
                 raise LtzooError(f'{data} has {row.classes[data]} classes, the checkpoint has {num_classes}')
             return row
-    sources, base = list_data(), (data or '').partition(':')[0]
-    if data is not None and not any(base == source or base.startswith(f'{source}_lt') for source in sources):
-        known = [*sources, *(name for row in DATA.values() for name in row.classes)]
-        (nearest,) = difflib.get_close_matches(base, known, n=1, cutoff=0)
-        raise LtzooError(f'no data set is called {data!r}; the nearest is {nearest}')
+    if data is not None:
+        check_data_name(data)
     return None
 
 

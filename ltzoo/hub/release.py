@@ -302,9 +302,13 @@ def _what_decides(run: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any],
 
     The seed is left out, and so is where the images lie, which a released folder does not say.
     """
-    # One run alone is exported without training's packages.
-    from ltzoo.training.recipe import RecipeError, check_recipe
-
+    try:
+        # One run alone is exported without training's packages.
+        from ltzoo.training.recipe import RecipeError, check_recipe
+    except ImportError as error:
+        raise ExportError(
+            f"recipes are compared by training's packages, {error.name} is missing: pip install 'ltzoo[train]'"
+        ) from error
     try:
         recipe = check_recipe(record['recipe'], f'{run}, recipe').decides_result()
     except RecipeError as error:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,17 @@ def test_what_does_not_belong_together_is_refused(
     with pytest.raises(ExportError, match='out is not empty; give a new folder'):
         release([first], tmp_path / 'out')
     assert release([first], tmp_path / 'out', force=True)['seeds'] == [0]
+
+
+def test_only_to_compare_runs_are_trainings_packages_needed(
+    make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = make_run(0, 50.0), make_run(1, 52.0)
+    monkeypatch.delitem(sys.modules, 'ltzoo.training.recipe')
+    monkeypatch.setitem(sys.modules, 'pydantic', None)
+    release([first], tmp_path / 'one')
+    with pytest.raises(ExportError, match=r"packages, pydantic is missing: pip install 'ltzoo\[train\]'"):
+        release([first, second], tmp_path / 'two')
 
 
 def test_seeds_are_added_to_what_is_released(make_run: Callable[..., Path], tmp_path: Path) -> None:

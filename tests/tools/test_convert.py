@@ -210,7 +210,7 @@ def test_force_replaces_what_is_there(script: Script, checkpoint: Path, tmp_path
         (('--from', 'bcl', '--data', 'cifar100_lt_r100'), 'cifar100_lt_r100 has 100 classes, the checkpoint has 10'),
         (
             ('--from', 'bcl', '--data', 'cifar10_tl_r100'),
-            "no data set is called 'cifar10_tl_r100'; the nearest is cifar10",
+            "no data set is called 'cifar10_tl_r100'; did you mean cifar10_lt_r100?",
         ),
         (('--from', 'bcl', '--data-dir', '.'), '--data-dir goes with --data'),
         (('--from', 'bcl', '--to', '{file}'), 'bcl.pth.tar is a file; an export needs a folder'),
