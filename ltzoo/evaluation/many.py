@@ -106,8 +106,8 @@ def evaluate_many(
     """Measure every model on every data set, and write the tables anew after each.
 
     The tables also have the pairs that earlier calls measured into the same folder; with other weights in a model's
-    folder, or another `data_dir`, a pair is measured anew. A pair that runs out of memory is
-    tried again with half the batch; one that fails is recorded with the reason and tried again by the next call.
+    folder, or another `data_dir`, a pair is measured anew. A pair that runs out of memory is tried again with half the
+    batch; one that fails is recorded with the reason and tried again by the next call.
 
     Args:
         output: a folder, new or of an earlier call.
