@@ -15,7 +15,8 @@ from ltzoo.data import ArrayImages, DataError, FileImages, Split, UnreadableImag
 from ltzoo.data.loader import Batch, TrainLoader, train_loader
 from ltzoo.data.views import parse_views
 
-VIEWS = parse_views([[{'random_crop': {'padding': 1, 'size': 8}}, 'horizontal_flip'], ['horizontal_flip']])
+# The crop of the second view takes the whole image.
+VIEWS = parse_views([[{'random_crop': {'padding': p, 'size': 8}}, 'horizontal_flip'] for p in (1, 0)])
 Make = Callable[..., TrainLoader]
 
 
