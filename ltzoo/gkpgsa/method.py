@@ -22,10 +22,11 @@ from ltzoo.gkpgsa.affinity import GramMatrix, parameter_affinity
 from ltzoo.gkpgsa.bank import DiskStore, HostStore, MemoryBank, SnapshotStore
 from ltzoo.gkpgsa.fisher import FisherKind, diagonal_fisher, group_sample_indices
 from ltzoo.gkpgsa.grouping import classes_moved, group_anchors, group_classes
+from ltzoo.gkpgsa.passes import Losses, Reduce, Views
 from ltzoo.gkpgsa.preservation import KnowledgePreservation, Normalisation
 from ltzoo.gkpgsa.quality import FeatureQuality
 from ltzoo.gkpgsa.schedule import alpha_schedule
-from ltzoo.gkpgsa.sharpness import GroupedSharpness, Losses, Reduce, SharpnessSettings, StepReport, Views
+from ltzoo.gkpgsa.sharpness import GroupedSharpness, SharpnessSettings, StepReport
 
 __all__ = ['GkpGsa', 'GkpGsaError', 'GkpGsaSettings', 'PreservationSettings']
 

@@ -6,25 +6,20 @@ restored from a copy, never by subtraction, and the network's buffers are those 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ltzoo.gkpgsa.direction import Direction, SharpnessError, group_direction, group_radius
-from ltzoo.gkpgsa.grouped_weights import GroupedWeights
-from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, SampleRows
+from ltzoo.gkpgsa.flat import FlatParameters
+from ltzoo.gkpgsa.passes import Losses, Passes, Reduce, Views, buffers_kept
 
 __all__ = ['GroupedSharpness', 'SharpnessSettings', 'StepReport']
 
-Views = tuple[Tensor, ...]
-# Takes views and labels of samples; returns their losses, shape (B,).
-Losses = Callable[[Views, Tensor], Tensor]
-# Sums a tensor over all processes, in place.
-Reduce = Callable[[Tensor], None]
 # So many groups share a GPU's arithmetic at once before slices are cheaper there too.
 MOST_AT_ONCE = 8
 
@@ -125,50 +120,6 @@ class StepReport:
     regulariser: Tensor
 
 
-@dataclass
-class _Layout:
-    """The trainable parameters as one flat vector, each in the order in which it lies in memory.
-
-    So the vector's pieces are the parameters' tensors, channels-last or not, without a copy.
-    """
-
-    parameters: list[nn.Parameter]
-    sizes: list[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.sizes = [p.numel() for p in self.parameters]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.promote_types(self.parameters[0].dtype, torch.float32)
-
-    def flatten(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """Return (d,) of one tensor per parameter; None counts as zero."""
-        longest = max((n for t, n in zip(tensors, self.sizes, strict=True) if t is None), default=0)
-        zeros = torch.zeros(longest, device=self.parameters[0].device, dtype=self.dtype)
-        return torch.cat(
-            [
-                zeros[:n] if t is None else t.permute(_order(p)).reshape(-1).to(self.dtype)
-                for t, n, p in zip(tensors, self.sizes, self.parameters, strict=True)
-            ]
-        )
-
-    @torch.no_grad()
-    def unflatten(self, vector: Tensor) -> list[Tensor]:
-        """Return one tensor per parameter, in the parameter's type and layout, which share the vector's memory."""
-        tensors = []
-        for piece, p in zip(vector.split(self.sizes), self.parameters, strict=True):
-            order = _order(p)
-            back = [order.index(dim) for dim in range(p.ndim)]
-            tensors.append(piece.view([p.shape[dim] for dim in order]).permute(back).to(p.dtype))
-        return tensors
-
-
-def _order(x: Tensor) -> list[int]:
-    """Return the dimensions from the one with the widest step in memory to the one with the narrowest."""
-    return sorted(range(x.ndim), key=x.stride, reverse=True)
-
-
 class GroupedSharpness:
     """The gradient at weights perturbed group by group.
 
@@ -201,7 +152,7 @@ class GroupedSharpness:
         self.module = module
         self.static_shapes = static_shapes
         self.settings = settings or SharpnessSettings()
-        self.layout = _Layout([p for p in module.parameters() if p.requires_grad])
+        self.layout = FlatParameters([p for p in module.parameters() if p.requires_grad])
         self.reduce = reduce
         self.processes = processes
         self.steps = 0
@@ -263,7 +214,7 @@ class GroupedSharpness:
         total = sum(len(labels) for _, labels in pieces)
         if not self.static:
             pieces = [self._sorted(views, labels) for views, labels in pieces]
-        run = _Run(self, autocast, loss_scale, total)
+        run = self._passes(autocast, loss_scale, total)
         theta = self.layout.flatten([p.detach() for p in self.layout.parameters])
         if self.settings.mode == 'focal':
             return self._focal_step(run, losses, pieces, theta)
@@ -275,7 +226,7 @@ class GroupedSharpness:
         loss = None
         if fresh:
             used = [((views[0],), labels) if first_only else (views, labels) for views, labels in pieces]
-            with _buffers_kept(self.module) if first_only else _as_is():
+            with buffers_kept(self.module) if first_only else nullcontext():
                 loss, by_group, rest = run.shared(losses, used, None)
             if first_only:
                 loss = None
@@ -288,7 +239,7 @@ class GroupedSharpness:
             lengths = self.kept.norm(dim=1)
             perturbation, report = self.kept, (lengths, self._regulariser(theta.norm(), lengths))
 
-        with _buffers_kept(self.module) if loss is not None else _as_is():
+        with buffers_kept(self.module) if loss is not None else nullcontext():
             if self.settings.mode == 'per_group':
                 perturbed_loss, by_group, rest = run.per_group(losses, pieces, theta, perturbation)
             else:
@@ -319,14 +270,14 @@ class GroupedSharpness:
         autocast: Callable[[], Any] | None = None,
     ) -> StepReport:
         """Put the gradient at the weights themselves into `grad`; arguments as for `step`."""
-        run = _Run(self, autocast, loss_scale, sum(len(labels) for _, labels in pieces))
+        run = self._passes(autocast, loss_scale, sum(len(labels) for _, labels in pieces))
         loss, (gradient,) = run.whole(losses, pieces, None)
         self._set_grad(gradient, run.used)
         nothing = torch.zeros(self.groups, device=gradient.device)
         return StepReport(loss, loss, nothing, gradient.norm() / loss_scale, nothing.sum())
 
     def _focal_step(
-        self, run: _Run, losses: Losses, pieces: Sequence[tuple[Views, Tensor]], theta: Tensor
+        self, run: Passes, losses: Losses, pieces: Sequence[tuple[Views, Tensor]], theta: Tensor
     ) -> StepReport:
         """Focal-SAM (arXiv:2505.01660): two forward and three backward passes, however many groups."""
         settings = self.settings
@@ -337,7 +288,7 @@ class GroupedSharpness:
         # Where nothing rises, or half precision overflowed, nothing is perturbed.
         reaches = (norm > 0) & norm.isfinite()
         perturbation = torch.where(reaches, focused * (settings.radius / torch.where(reaches, norm, 1)), 0)
-        with _buffers_kept(self.module):
+        with buffers_kept(self.module):
             perturbed_loss, (perturbed,) = run.whole(losses, pieces, theta + perturbation, (focus,))
         gradient = gradient + settings.focal_weight * (perturbed - focused)
         self._set_grad(gradient, run.used)
@@ -370,6 +321,19 @@ class GroupedSharpness:
         if self.static_shapes is not None:
             return self.static_shapes
         return self.class_groups.device.type != 'cpu' and self.groups <= MOST_AT_ONCE
+
+    def _passes(self, autocast: Callable[[], Any] | None, loss_scale: Tensor | float, total: int) -> Passes:
+        return Passes(
+            self.layout,
+            self.class_groups,
+            self.groups,
+            self.static,
+            autocast,
+            loss_scale,
+            total,
+            self.reduce,
+            self.processes,
+        )
 
     def _set_grad(self, gradient: Tensor, used: set[int]) -> None:
         """Put the gradient into `grad`; what the loss does not use has none, so that weight decay passes it by."""
@@ -462,167 +426,3 @@ class GroupedSharpness:
 def _group_means(by_group: Tensor, rest: Tensor, shares: Tensor) -> Tensor:
     """Return each group's own mean gradient (G, d) of its part of the batch's; for a group not in it, the rest."""
     return by_group / torch.where(shares > 0, shares, 1)[:, None] + rest
-
-
-@dataclass
-class _Run:
-    """The passes of one step; every one returns the mean loss and its gradient, summed over processes."""
-
-    of: GroupedSharpness
-    autocast: Callable[[], Any] | None
-    loss_scale: Tensor | float
-    total: int
-    # Places of the parameters that a loss used, and which groups are in the batch, over all pieces and processes.
-    used: set[int] = field(default_factory=set)
-    present: Tensor | None = None
-
-    def shares(self, labels: list[Tensor]) -> Tensor:
-        """Return each group's share of the batch over all processes, shape (G,)."""
-        groups = torch.cat([self.of.class_groups[part] for part in labels])
-        counts = torch.zeros(self.of.groups, device=groups.device, dtype=self.of.layout.dtype)
-        counts.index_add_(0, groups, torch.ones(len(groups), device=groups.device, dtype=counts.dtype))
-        shares = self.reduced(counts / self.total)
-        self.present = shares > 0
-        return shares
-
-    def shared(
-        self, losses: Losses, pieces: Sequence[tuple[Views, Tensor]], theta: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Same weights for all (those of the module if `theta` is None): gradient by group (G, d), and the rest."""
-        layout = self.of.layout
-        if self.of.groups == 1:
-            mean, (gradient,) = self.whole(losses, pieces, theta)
-            return mean, gradient[None], torch.zeros_like(gradient)
-        values = [p.detach() for p in layout.parameters] if theta is None else layout.unflatten(theta)
-        slots = self.of.groups + 1
-        weights = [[v.detach().requires_grad_() for _ in range(slots)] for v in values]
-        return self._grouped(losses, pieces, weights, shared=True)
-
-    def per_group(
-        self, losses: Losses, pieces: Sequence[tuple[Views, Tensor]], theta: Tensor, perturbation: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Every group at its own weights: gradient by group (G, d), and the rest."""
-        layout = self.of.layout
-        if self.of.groups == 1:
-            return self.shared(losses, pieces, theta + perturbation[0])
-        own = [layout.unflatten(theta + epsilon) for epsilon in perturbation]
-        rest = [p.detach() for p in layout.parameters]
-        weights = [
-            [by_group[i].detach().requires_grad_() for by_group in own] + [rest[i].detach().requires_grad_()]
-            for i in range(len(rest))
-        ]
-        return self._grouped(losses, pieces, weights, shared=False)
-
-    def whole(
-        self,
-        losses: Losses,
-        pieces: Sequence[tuple[Views, Tensor]],
-        theta: Tensor | None,
-        weightings: Sequence[Tensor | None] = (None,),
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Everything at the weights `theta` (those of the module if None).
-
-        Args:
-            weightings: what each group's losses count, shape (G,), None for 1.
-
-        Returns:
-            The mean loss, unweighted, and the gradient (d,) of each weighting's.
-        """
-        layout = self.of.layout
-        device = layout.parameters[0].device
-        mean = torch.zeros((), device=device)
-        gradients = [torch.zeros(sum(layout.sizes), device=device, dtype=layout.dtype) for _ in weightings]
-        with _as_is() if theta is None else _weights(layout, theta):
-            for views, labels in pieces:
-                with self.context():
-                    values = losses(views, labels)
-                groups = self.of.class_groups[labels]
-                for i, (gradient, weights) in enumerate(zip(gradients, weightings, strict=True)):
-                    weighted = values if weights is None else values * weights[groups]
-                    loss = weighted.sum() / self.total * self.loss_scale
-                    last = i + 1 == len(weightings)
-                    grads = torch.autograd.grad(loss, layout.parameters, allow_unused=True, retain_graph=not last)
-                    self.used.update(i for i, g in enumerate(grads) if g is not None)
-                    gradient += layout.flatten(grads)
-                mean += values.detach().sum() / self.total
-        return mean, [self.reduced(gradient) for gradient in gradients]
-
-    def _grouped(
-        self,
-        losses: Losses,
-        pieces: Sequence[tuple[Views, Tensor]],
-        weights: list[list[Tensor]],
-        shared: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        of, layout = self.of, self.of.layout
-        slots = of.groups + 1
-        mean = torch.zeros((), device=of.class_groups.device)
-        gradient: Tensor | None = None
-        for views, labels in pieces:
-            by_parameter: dict[Tensor, Sequence[Tensor]] = dict(zip(layout.parameters, weights, strict=True))
-            with self.context(), GroupedWeights(by_parameter, *self.rows(labels), shared=shared) as mode:
-                values = losses(tuple(mode.mark(view) for view in views), labels)
-                loss = values.sum() / self.total
-            leaves = [leaf for leaf_list in weights for leaf in leaf_list]
-            grads = torch.autograd.grad(loss * self.loss_scale, leaves, allow_unused=True)
-            self.used.update(i // slots for i, g in enumerate(grads) if g is not None)
-            rows = torch.stack([layout.flatten(grads[slot::slots]) for slot in range(slots)])
-            gradient = rows if gradient is None else gradient + rows
-            mean += loss.detach()
-        assert gradient is not None
-        gradient = self.reduced(gradient)
-        return mean, gradient[:-1], gradient[-1]
-
-    def rows(self, labels: Tensor) -> tuple[SampleRows, ClassRows] | tuple[OneHotRows, OneHotRows]:
-        """Return which group samples and classes belong to; a class whose group is not in the batch is in none."""
-        assert self.present is not None
-        of, slots = self.of, self.of.groups + 1
-        groups = of.class_groups[labels]
-        class_slots = torch.where(self.present[of.class_groups], of.class_groups, of.groups)
-        if of.static:
-            return OneHotRows(groups, of.groups), OneHotRows(class_slots, slots)
-        samples = torch.bincount(groups, minlength=of.groups)
-        return SampleRows((*samples.tolist(), 0)), ClassRows(class_slots, slots)
-
-    def reduced(self, x: Tensor) -> Tensor:
-        """Return the mean over processes, as DistributedDataParallel gives it."""
-        if self.of.reduce is not None:
-            self.of.reduce(x)
-            x /= self.of.processes
-        return x
-
-    def context(self) -> Any:
-        return _as_is() if self.autocast is None else self.autocast()
-
-
-@contextmanager
-def _as_is() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Run a pass that leaves running statistics as they are."""
-    buffers = list(module.buffers())
-    copies = [b.clone() for b in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, copy in zip(buffers, copies, strict=True):
-                buffer.copy_(copy)
-
-
-@contextmanager
-def _weights(layout: _Layout, theta: Tensor) -> Iterator[None]:
-    """Run a pass at other weights; the module's own come back from a copy."""
-    copies = [p.detach().clone() for p in layout.parameters]
-    with torch.no_grad():
-        for p, value in zip(layout.parameters, layout.unflatten(theta), strict=True):
-            p.copy_(value)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for p, copy in zip(layout.parameters, copies, strict=True):
-                p.copy_(copy)

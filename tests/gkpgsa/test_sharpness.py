@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import ltzoo
 from ltzoo.gkpgsa.direction import SharpnessError
-from ltzoo.gkpgsa.sharpness import GroupedSharpness, SharpnessSettings, StepReport, _Layout
+from ltzoo.gkpgsa.flat import FlatParameters
+from ltzoo.gkpgsa.sharpness import GroupedSharpness, SharpnessSettings, StepReport
 from ltzoo.losses import create_objective
 from ltzoo.training.learner import Learner
 
@@ -384,7 +385,7 @@ def test_settings_that_do_not_exist(settings: dict[str, Any], message: str) -> N
 
 def test_the_flat_vector_is_the_parameters_as_they_lie_in_memory() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1), nn.Linear(5, 2)).to(memory_format=torch.channels_last)
-    layout = _Layout(list(net.parameters()))
+    layout = FlatParameters(list(net.parameters()))
     vector = layout.flatten([p.detach() for p in net.parameters()])
     tensors = layout.unflatten(vector)
     for tensor, p in zip(tensors, net.parameters(), strict=True):

@@ -1,0 +1,182 @@
+"""Forward and backward passes that give every group its own gradient, at the same weights or each at its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltzoo.gkpgsa.flat import FlatParameters
+from ltzoo.gkpgsa.grouped_weights import GroupedWeights
+from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, SampleRows
+
+__all__ = ['Losses', 'Passes', 'Reduce', 'Views', 'buffers_kept']
+
+Views = tuple[Tensor, ...]
+# Takes views and labels of samples; returns their losses, shape (B,).
+Losses = Callable[[Views, Tensor], Tensor]
+# Sums a tensor over all processes, in place.
+Reduce = Callable[[Tensor], None]
+
+
+@dataclass
+class Passes:
+    """The passes of one step; every one returns the mean loss and its gradient, summed over processes.
+
+    Args:
+        layout: the parameters that gradients are taken of, d numbers in all.
+        class_groups: group of every class, int64, shape (C,).
+        groups: G.
+        static: whether every tensor's shape is to be independent of the groups' samples in the batch.
+        autocast: makes the context of the forward passes.
+        loss_scale: what the loss is multiplied by for fp16; the gradients keep it.
+        total: samples of this process.
+        reduce: sums a tensor over all processes, in place; None with one process.
+        processes: how many there are.
+    """
+
+    layout: FlatParameters
+    class_groups: Tensor
+    groups: int
+    static: bool
+    autocast: Callable[[], Any] | None
+    loss_scale: Tensor | float
+    total: int
+    reduce: Reduce | None
+    processes: int
+    # Places of the parameters that a loss used, and which groups are in the batch, over all pieces and processes.
+    used: set[int] = field(default_factory=set)
+    present: Tensor | None = None
+
+    def shares(self, labels: list[Tensor]) -> Tensor:
+        """Return each group's share of the batch over all processes, shape (G,)."""
+        groups = torch.cat([self.class_groups[part] for part in labels])
+        counts = torch.zeros(self.groups, device=groups.device, dtype=self.layout.dtype)
+        counts.index_add_(0, groups, torch.ones(len(groups), device=groups.device, dtype=counts.dtype))
+        shares = self.reduced(counts / self.total)
+        self.present = shares > 0
+        return shares
+
+    def shared(
+        self, losses: Losses, pieces: Sequence[tuple[Views, Tensor]], theta: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Same weights for all (those of the module if `theta` is None): gradient by group (G, d), and the rest."""
+        layout = self.layout
+        if self.groups == 1:
+            mean, (gradient,) = self.whole(losses, pieces, theta)
+            return mean, gradient[None], torch.zeros_like(gradient)
+        values = [p.detach() for p in layout.parameters] if theta is None else layout.unflatten(theta)
+        slots = self.groups + 1
+        weights = [[v.detach().requires_grad_() for _ in range(slots)] for v in values]
+        return self._grouped(losses, pieces, weights, shared=True)
+
+    def per_group(
+        self, losses: Losses, pieces: Sequence[tuple[Views, Tensor]], theta: Tensor, perturbation: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Every group at its own weights: gradient by group (G, d), and the rest."""
+        layout = self.layout
+        if self.groups == 1:
+            return self.shared(losses, pieces, theta + perturbation[0])
+        own = [layout.unflatten(theta + epsilon) for epsilon in perturbation]
+        rest = [p.detach() for p in layout.parameters]
+        weights = [
+            [by_group[i].detach().requires_grad_() for by_group in own] + [rest[i].detach().requires_grad_()]
+            for i in range(len(rest))
+        ]
+        return self._grouped(losses, pieces, weights, shared=False)
+
+    def whole(
+        self,
+        losses: Losses,
+        pieces: Sequence[tuple[Views, Tensor]],
+        theta: Tensor | None,
+        weightings: Sequence[Tensor | None] = (None,),
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Everything at the weights `theta` (those of the module if None).
+
+        Args:
+            weightings: what each group's losses count, shape (G,), None for 1.
+
+        Returns:
+            The mean loss, unweighted, and the gradient (d,) of each weighting's.
+        """
+        layout = self.layout
+        device = layout.parameters[0].device
+        mean = torch.zeros((), device=device)
+        gradients = [torch.zeros(sum(layout.sizes), device=device, dtype=layout.dtype) for _ in weightings]
+        with nullcontext() if theta is None else layout.holding(theta):
+            for views, labels in pieces:
+                with self.context():
+                    values = losses(views, labels)
+                groups = self.class_groups[labels]
+                for i, (gradient, weights) in enumerate(zip(gradients, weightings, strict=True)):
+                    weighted = values if weights is None else values * weights[groups]
+                    loss = weighted.sum() / self.total * self.loss_scale
+                    last = i + 1 == len(weightings)
+                    grads = torch.autograd.grad(loss, layout.parameters, allow_unused=True, retain_graph=not last)
+                    self.used.update(i for i, g in enumerate(grads) if g is not None)
+                    gradient += layout.flatten(grads)
+                mean += values.detach().sum() / self.total
+        return mean, [self.reduced(gradient) for gradient in gradients]
+
+    def _grouped(
+        self,
+        losses: Losses,
+        pieces: Sequence[tuple[Views, Tensor]],
+        weights: list[list[Tensor]],
+        shared: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        layout, slots = self.layout, self.groups + 1
+        mean = torch.zeros((), device=self.class_groups.device)
+        gradient: Tensor | None = None
+        for views, labels in pieces:
+            by_parameter: dict[Tensor, Sequence[Tensor]] = dict(zip(layout.parameters, weights, strict=True))
+            with self.context(), GroupedWeights(by_parameter, *self.rows(labels), shared=shared) as mode:
+                values = losses(tuple(mode.mark(view) for view in views), labels)
+                loss = values.sum() / self.total
+            leaves = [leaf for leaf_list in weights for leaf in leaf_list]
+            grads = torch.autograd.grad(loss * self.loss_scale, leaves, allow_unused=True)
+            self.used.update(i // slots for i, g in enumerate(grads) if g is not None)
+            rows = torch.stack([layout.flatten(grads[slot::slots]) for slot in range(slots)])
+            gradient = rows if gradient is None else gradient + rows
+            mean += loss.detach()
+        assert gradient is not None
+        gradient = self.reduced(gradient)
+        return mean, gradient[:-1], gradient[-1]
+
+    def rows(self, labels: Tensor) -> tuple[SampleRows, ClassRows] | tuple[OneHotRows, OneHotRows]:
+        """Return which group samples and classes belong to; a class whose group is not in the batch is in none."""
+        assert self.present is not None
+        groups, slots = self.class_groups[labels], self.groups + 1
+        class_slots = torch.where(self.present[self.class_groups], self.class_groups, self.groups)
+        if self.static:
+            return OneHotRows(groups, self.groups), OneHotRows(class_slots, slots)
+        samples = torch.bincount(groups, minlength=self.groups)
+        return SampleRows((*samples.tolist(), 0)), ClassRows(class_slots, slots)
+
+    def reduced(self, x: Tensor) -> Tensor:
+        """Return the mean over processes, as DistributedDataParallel gives it."""
+        if self.reduce is not None:
+            self.reduce(x)
+            x /= self.processes
+        return x
+
+    def context(self) -> Any:
+        return nullcontext() if self.autocast is None else self.autocast()
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Run a pass that leaves running statistics as they are."""
+    buffers = list(module.buffers())
+    copies = [b.clone() for b in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, copy in zip(buffers, copies, strict=True):
+                buffer.copy_(copy)
