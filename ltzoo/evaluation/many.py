@@ -149,9 +149,10 @@ def evaluate_many(
     done = _read_rows(rows_folder)
     others = [_listed(row) for pair, row in done.items() if pair not in pairs]
     try:
+        weights = {model: _weights_of(model) for model in models}
         for number, (model, name) in enumerate(pairs, start=1):
             file = rows_folder / f'{_slug(model, name)}.json'
-            asked = {'data_dir': data_dir and os.path.abspath(data_dir), 'weights': _weights_of(model)}
+            asked = {'data_dir': data_dir and os.path.abspath(data_dir), 'weights': weights[model]}
             row = None if rerun else done.get((model, name))
             if row is None or row['status'] == 'failed' or row.get('asked') != asked:
                 entry = entry_of(model)
