@@ -31,7 +31,7 @@ from ltzoo.training.recipe import Recipe
 
 __all__ = ['COMMIT_FILE', 'RunFolder', 'commit_of', 'describe_environment']
 
-# Beside the package in what `ltzoo.training.pack` made, where there is no git to ask.
+# Beside the package in what `ltzoo.plans.pack` made, where there is no git to ask.
 COMMIT_FILE = 'COMMIT'
 
 _LOCK = '.lock'

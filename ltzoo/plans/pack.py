@@ -17,16 +17,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from ltzoo.data import load_data
 from ltzoo.data.sources.packed_cifar import pack_file, write_packed
 from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder, writing
+from ltzoo.plans.plan import Job, Plan
 from ltzoo.training.prepare import prepare_data
 from ltzoo.training.recipe import Recipe
 from ltzoo.training.run import COMMIT_FILE, commit_of
 
-__all__ = ['PackError', 'check_recipe_files', 'pack', 'untracked']
+__all__ = ['PackError', 'pack', 'untracked']
 
 _CODE = ('ltzoo', 'recipes', 'tools/reproduce.py')
 _LEFT_OUT = ('ltzoo/models/weights/', 'recipes/plans/')
@@ -51,22 +53,6 @@ class PackError(LtzooError, ValueError):
     """What cannot be packed; the message says why and what would be right."""
 
 
-def check_recipe_files(root: Path, files: Sequence[Path]) -> list[Path]:
-    """Return recipe files relative to the checkout.
-
-    Raises:
-        PackError: if one is not a file that git tracks there: the commit would not say what was trained.
-    """
-    tracked = set(_tracked(root))
-    relative = []
-    for file in files:
-        inside = file.resolve().is_relative_to(root)
-        if not inside or str(file.resolve().relative_to(root)) not in tracked:
-            raise PackError(f'the recipe {file} cannot be packed: only those that git tracks under {root}/recipes can')
-        relative.append(file.resolve().relative_to(root))
-    return relative
-
-
 def untracked(root: Path) -> list[str]:
     """Return the Python files that a pack leaves out because git does not track them."""
     return [name for name in _git(root, '--others', '--exclude-standard') if name.endswith('.py')]
@@ -75,10 +61,10 @@ def untracked(root: Path) -> list[str]:
 def pack(
     folder: Path,
     root: Path,
-    plan: str,
-    recipes: Sequence[Recipe],
+    plan: Plan,
+    file: Path,
+    jobs: Sequence[Job],
     *,
-    title: str,
     packages: Sequence[str] = (),
     python: str | None = None,
 ) -> dict[str, int]:
@@ -87,9 +73,9 @@ def pack(
     Args:
         folder: where to; a new or an empty one.
         root: the checkout.
-        plan: the content of plan.yaml, with recipes relative to the checkout.
-        recipes: what the plan trains; with `data.data_dir` of this machine.
-        title: the first line of the README.
+        plan: what is packed of.
+        file: where the plan was read.
+        jobs: those of its trainings to pack; their `data.data_dir` is this machine's.
         packages: names of packages (as pip takes them) whose wheels, and those of what they need, are brought.
         python: the other machine's version of Python, such as 3.12; by default this one's.
 
@@ -97,12 +83,15 @@ def pack(
         Bytes of each part: code, data, wheels.
 
     Raises:
-        PackError: if the folder is not empty, data of a recipe cannot be packed, or a wheel cannot be had.
+        PackError: if the folder is not empty, a recipe is not a file that git tracks in the checkout (the commit would
+            not say what was trained), its data cannot be packed, or a wheel cannot be had.
         DataError: if images are missing here.
         LtzooError: if the folder cannot be written.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise PackError(f'{folder} cannot be packed into: it is not an empty folder; give a new one')
+    recipes = [job.recipe for job in jobs]
+    text = _plan_there(root, plan, file, jobs)
     for recipe in recipes:
         if _source(recipe) not in (*_PACKED, 'digits'):
             raise PackError(
@@ -117,13 +106,13 @@ def pack(
             (made / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, made / name)
         (made / COMMIT_FILE).write_text(f'{commit}\n')
-        (made / 'plan.yaml').write_text(plan)
+        (made / 'plan.yaml').write_text(text)
         if packages:
             _fetch_wheels(made / 'wheels', root / 'constraints.txt', packages, python)
         for source in _PACKED:
             _pack_images(source, [recipe for recipe in recipes if _source(recipe) == source], made / 'data')
         command = _command((made / 'data').is_dir(), bool(packages))
-        (made / 'README.md').write_text(_README.format(title=title, commit=commit, command=command))
+        (made / 'README.md').write_text(_README.format(title=f'Packed: {file.stem}', commit=commit, command=command))
         sizes = {part: _bytes(made / part) for part in ('data', 'wheels')}
         return {'code': _bytes(made) - sum(sizes.values()), **sizes}
 
@@ -141,6 +130,24 @@ def _git(root: Path, *options: str) -> list[str]:
 
 def _tracked(root: Path) -> list[str]:
     return [name for name in _git(root) if (root / name).is_file()]
+
+
+def _plan_there(root: Path, plan: Plan, file: Path, jobs: Sequence[Job]) -> str:
+    """Return the plan of these trainings, with recipes relative to the checkout, as YAML."""
+    tracked = set(_tracked(root))
+    runs = {}
+    for name in dict.fromkeys(job.name for job in jobs):
+        planned = plan.runs[name]
+        recipe = (file.parent / planned.recipe).resolve()
+        if not recipe.is_relative_to(root) or str(recipe.relative_to(root)) not in tracked:
+            raise PackError(
+                f'the recipe {file.parent / planned.recipe} cannot be packed: only those that git tracks under '
+                f'{root}/recipes can'
+            )
+        runs[name] = {'recipe': str(recipe.relative_to(root)), 'overrides': list(planned.overrides)}
+    seeds = list(dict.fromkeys(job.seed for job in jobs))
+    output = str(Path('runs', plan.output.name))
+    return yaml.safe_dump({'output': output, 'seeds': seeds, 'runs': runs}, sort_keys=False, width=120)
 
 
 def _source(recipe: Recipe) -> str:

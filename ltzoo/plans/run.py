@@ -1,0 +1,92 @@
+"""Run a plan's trainings, several at once, each in a process of its own that goes on where it was stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from ltzoo.plans.plan import Job, Plan, PlanError
+from ltzoo.plans.table import write_table
+
+__all__ = ['train']
+
+# Seconds that a training has between being asked to stop and being killed.
+_GRACE = 15
+
+
+def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None = None) -> list[tuple[Job, int | None]]:
+    """Run every training that is not finished; each one's output goes to its log.
+
+    Args:
+        jobs: the trainings.
+        at_once: how many run at a time.
+        plan: that they are of.
+        deadline: on the clock of `time.monotonic`: all trainings have ended by then.
+
+    Returns:
+        The exit code of each, None for those that the deadline stopped or kept from starting.
+    """
+    try:
+        plan.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlanError(f'output: {plan.output} cannot be made: {error.strerror}') from error
+    threads = os.environ.get('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // at_once)))
+    environment = {**os.environ, 'OMP_NUM_THREADS': threads}
+    stopped = threading.Event()
+    lock = threading.Lock()
+    waiting = [job for job in jobs if not job.finished]
+    print(f'{len(jobs) - len(waiting)} of {len(jobs)} trainings are finished', flush=True)
+    last_call = None if deadline is None else deadline - min(_GRACE, (deadline - time.monotonic()) / 4)
+    if deadline is not None and threading.current_thread() is threading.main_thread():
+        # What runs in the background may ignore Ctrl-C, and what it starts then does too; it is how they are stopped.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def run(job: Job) -> int | None:
+        if stopped.is_set():
+            return 130
+        if last_call is not None and time.monotonic() >= last_call:
+            return None
+        with open(job.log, 'w') as log:
+            process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            code = _wait(process, last_call, deadline)
+        # Ctrl-C reaches the trainings too, and one may have ended before this process hears of it.
+        if code in (130, -signal.SIGINT):
+            stopped.set()
+        with lock:
+            if not stopped.is_set():
+                write_table(plan)
+                ending = 'out of time' if code is None else f'exit code {code}' if code else 'finished'
+                print(f'{job.name}, seed {job.seed}: {ending}', flush=True)
+        return code
+
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            codes = list(pool.map(run, waiting))
+        except KeyboardInterrupt:
+            stopped.set()
+            raise
+    if stopped.is_set():
+        raise KeyboardInterrupt
+    return list(zip(waiting, codes, strict=True))
+
+
+def _wait(process: subprocess.Popen[bytes], last_call: float | None, deadline: float | None) -> int | None:
+    """Return the exit code, or None if the process had to be stopped: by Ctrl-C, by force where that does not help."""
+    if last_call is None or deadline is None:
+        return process.wait()
+    try:
+        return process.wait(max(0.0, last_call - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    try:
+        # It may just have finished.
+        return None if process.wait(max(0.0, deadline - time.monotonic())) else 0
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return None

@@ -1,0 +1,148 @@
+"""The table of a plan's finished trainings: mean and standard deviation over seeds, and what the method did."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ltzoo.files import write_atomically, writing
+from ltzoo.plans.plan import Plan, PlanError
+from ltzoo.training.run import RunFolder
+
+__all__ = ['format_table', 'summarise', 'write_table']
+
+_SCORES = {'top1': 'top-1', 'many': 'Many', 'medium': 'Medium', 'few': 'Few', 'train_top1': 'training images'}
+
+
+def summarise(
+    plan: Plan, only: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """Return, for every run of a plan that has a finished training, its scores over seeds and what its log says.
+
+    Args:
+        plan: of which trainings.
+        only: names of runs, in order; None for all.
+        seeds: those to look at; None for all of the plan.
+
+    Returns:
+        For each: `name`, `seeds`, `alike` (whether the seed is all that they differ in: they may have been trained with
+        other `--set`), [mean, sample standard deviation] of every score and of the minutes, and `method`.
+
+    Raises:
+        PlanError: if results are damaged.
+    """
+    summaries = []
+    for name in dict.fromkeys(only or plan.runs):
+        runs = {seed: RunFolder(plan.folder(name, seed)) for seed in seeds or plan.seeds}
+        finished = {seed: run for seed, run in runs.items() if run.results.exists()}
+        if finished:
+            summaries.append(_summarise(name, finished))
+    return summaries
+
+
+def write_table(plan: Plan) -> None:
+    """Write the table of all that is finished of a plan.
+
+    Raises:
+        LtzooError: if it cannot be written, or results are damaged.
+    """
+    summaries = summarise(plan)
+    if summaries:
+        with writing(plan.output / 'table.md'):
+            write_atomically(plan.output / 'table.md', format_table(summaries) + '\n')
+            write_atomically(plan.output / 'table.json', json.dumps(summaries, indent=2) + '\n')
+
+
+def format_table(summaries: list[dict[str, Any]]) -> str:
+    """Return a table in Markdown: mean and standard deviation over seeds."""
+    if not summaries:
+        return 'no training is finished yet'
+    columns = [key for key in _SCORES if any(summary[key] is not None for summary in summaries)]
+    lines = ['| | seeds | ' + ' | '.join(_SCORES[key] for key in columns) + ' | minutes |']
+    lines.append('|---' * (len(columns) + 3) + '|')
+    for summary in summaries:
+        seeds = f'{len(summary["seeds"])}{"" if summary["alike"] else ", recipes differ"}'
+        cells = [summary['name'], seeds, *(_format_mean(summary[key]) for key in columns)]
+        lines.append(f'| {" | ".join(cells)} | {_format_mean(summary["minutes"], deviation=False)} |')
+    of_method = [summary for summary in summaries if summary['method']]
+    if of_method:
+        lines += ['', '| | length of the perturbation | penalty to loss gradient | sizes of groups | classes moved |']
+        lines.append('|---|---|---|---|---|')
+        for summary in of_method:
+            said = summary['method']
+            lines.append(
+                f'| {summary["name"]} | {_format_number(said["perturbation"])} | '
+                f'{_format_number(said["penalty_to_loss_gradient"])} | {said["group_sizes"] or "-"} | '
+                f'{_format_number(said["classes_moved"])} |'
+            )
+    return '\n'.join(lines)
+
+
+def _summarise(name: str, folders: dict[int, RunFolder]) -> dict[str, Any]:
+    runs = list(folders.values())
+    results = [_read_results(run.results) for run in runs]
+    recipes = [{**result.get('recipe', {}), 'seed': None} for result in results]
+    summary: dict[str, Any] = {
+        'name': name,
+        'seeds': list(folders),
+        'alike': all(recipe == recipes[0] for recipe in recipes),
+    }
+    for key in _SCORES:
+        summary[key] = _mean_and_deviation([result.get(key) for result in results])
+    summary['minutes'] = _mean_and_deviation([result['training_seconds'] / 60 for result in results])
+    logs = [[line['method'] for line in run.read_log() if 'method' in line] for run in runs]
+    summary['method'] = _summarise_method(logs)
+    return summary
+
+
+def _read_results(file: Path) -> dict[str, Any]:
+    """Return a run's results.
+
+    Raises:
+        PlanError: if they are damaged.
+    """
+    try:
+        results = json.loads(file.read_text())
+        float(results['training_seconds'])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise PlanError(f'{file} is damaged: remove its folder, to train the run again') from error
+    return results
+
+
+def _summarise_method(logs: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return medians over the epochs of all seeds, so that an inert or a dominating term is seen."""
+    lines = [line for log in logs for line in log]
+    if not lines:
+        return {}
+    lengths = [statistics.mean(line['perturbation']) for line in lines if any(line.get('perturbation', ()))]
+    pulls = [line['penalty_to_loss_gradient'] for line in lines if 'penalty_to_loss_gradient' in line]
+    # The first grouping moves every class: it says nothing of how stable groups are.
+    moved = [m for log in logs for m in [line['classes_moved'] for line in log if 'classes_moved' in line][1:]]
+    sizes = [line['group_sizes'] for line in logs[0] if 'group_sizes' in line]
+    return {
+        'perturbation': statistics.median(lengths) if lengths else None,
+        'penalty_to_loss_gradient': statistics.median(pulls) if pulls else None,
+        'classes_moved': statistics.mean(moved) if moved else None,
+        'group_sizes': sizes[-1] if sizes else None,
+    }
+
+
+def _mean_and_deviation(values: list[float | None]) -> list[float] | None:
+    """Return [mean, sample standard deviation], only the mean of a single value, None if a value is missing."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    return [statistics.mean(known), *([statistics.stdev(known)] if len(known) > 1 else [])]
+
+
+def _format_mean(value: list[float] | None, *, deviation: bool = True) -> str:
+    if value is None:
+        return '-'
+    return f'{value[0]:.1f}' + (f' ± {value[1]:.1f}' if deviation and len(value) > 1 else '')
+
+
+def _format_number(value: float | None) -> str:
+    return '-' if value is None else f'{value:.2g}'
