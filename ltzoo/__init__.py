@@ -36,7 +36,7 @@ except PackageNotFoundError:
     # A checkout that is on the path without being installed.
     __version__ = '0+unknown'
 
-_SUBPACKAGES = ('data', 'evaluation', 'hub', 'losses', 'plans', 'training')
+_SUBPACKAGES = ('data', 'evaluation', 'gkpgsa', 'hub', 'losses', 'plans', 'training')
 
 
 def __getattr__(name: str) -> Any:

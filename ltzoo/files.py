@@ -13,7 +13,14 @@ from typing import Any
 
 from ltzoo.errors import LtzooError
 
-__all__ = ['check_target', 'new_folder', 'save_figure', 'write_atomically', 'writing']
+__all__ = ['LOCK', 'BusyError', 'alone', 'check_target', 'new_folder', 'save_figure', 'write_atomically', 'writing']
+
+# The file that says that a process is at a folder.
+LOCK = '.lock'
+
+
+class BusyError(LtzooError, RuntimeError):
+    """A folder that another process is writing into."""
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -78,6 +85,31 @@ def writing(path: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError, ImportError) as error:
         raise LtzooError(f'{path} cannot be written: {error}') from error
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of a folder.
+
+    The operating system gives the lock back when the process ends, however it ends.
+
+    Raises:
+        BusyError: if another process is at it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BusyError(f'{folder} is being written by another process: wait for it, or give another folder') from error
+    try:
+        yield
+    finally:
+        # While it is still held: afterwards the file may be another process's.
+        with suppress(OSError):
+            (folder / LOCK).unlink()
+        lock.release()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ python tools/benchmark.py views [--data cifar100_lt_r100] [--data-dir DIR] [--js
 python tools/benchmark.py step  [--recipe recipes/cifar100_lt_r100/bcl.yaml] [--json FILE]
 python tools/benchmark.py epoch [--recipe recipes/cifar100_lt_r100/bcl.yaml] [--json FILE]
 python tools/benchmark.py recipe recipes/imagenet_lt/gkpgsa_resnet50.yaml [--steps 200] [--gpus 1 4 8] [--json FILE]
-python tools/benchmark.py bank  [--model resnet50] [--classes 8142] [--epochs 100] [--json FILE]
+python tools/benchmark.py bank  [--model timm/resnet50] [--classes 8142] [--epochs 100] [--json FILE]
 python tools/benchmark.py load  [--model timm/resnet50] [--json FILE]
 python tools/benchmark.py zoo   --models 'resnet32*' local-dir:DIR ... --data cifar100_lt_r100 ... --output DIR
 

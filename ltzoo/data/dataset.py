@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -15,7 +14,7 @@ import numpy as np
 
 from ltzoo.data.images import ArrayImages, Images, UnreadableImageError, examine
 from ltzoo.data.longtail import ProfileKind, longtail_indices
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, did_you_mean
 
 __all__ = [
     'DataError',
@@ -278,8 +277,7 @@ def _resolve(base: str) -> tuple[_Entry, _Profile | None]:
     known = list_data()
     endings = {*_USUAL_ENDINGS, base.removeprefix(match['source'])} if match else _USUAL_ENDINGS
     forms = [source + ending for source in known if not source.endswith('_lt') for ending in sorted(endings)]
-    near = difflib.get_close_matches(base, [*known, *forms], n=1, cutoff=0.5)
-    hint = f'; did you mean {near[0]}?' if near else '.'
+    hint = did_you_mean(base, [*known, *forms], cutoff=0.5)
     raise DataError(
         f'no data set is called {base!r}{hint} Known: {", ".join(known)}; add _lt_r100 for a long-tailed form'
     )

@@ -92,7 +92,7 @@ def train_loader(
 
 
 def _mix(*numbers: int) -> int:
-    """Return a 63-bit seed that differs in every argument."""
+    """Return a 63-bit seed of these numbers; a 0 at the end makes no difference."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -171,8 +171,6 @@ class FileLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == 'cuda',
-            # Every pass draws a seed for the workers; without a generator of its own it takes it from the global one.
-            generator=torch.Generator(),
         )
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
@@ -189,7 +187,13 @@ class ImageLoader(DataLoader[Any]):
     """A DataLoader that raises an UnreadableImageError of its samples as it is, not as a worker's whole traceback."""
 
     def __init__(self, samples: TorchDataset[Any], **options: Any) -> None:
-        super().__init__(_SamplesOrErrors(samples), collate_fn=_batch_or_error, **options)
+        super().__init__(
+            _SamplesOrErrors(samples),
+            collate_fn=_batch_or_error,
+            # Every pass draws a seed for the workers; without a generator of its own it takes it from the global one.
+            generator=torch.Generator(),
+            **options,
+        )
 
     def __iter__(self) -> Any:
         for batch in super().__iter__():

@@ -8,7 +8,6 @@ A recipe gives one list for each view, or the name of a preset:
 
 from __future__ import annotations
 
-import difflib
 import functools
 import itertools
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from ltzoo.data.augment import Op, Params, ViewError, create_op, join_rows, take_rows
+from ltzoo.errors import did_you_mean
 
 __all__ = ['PRESETS', 'FileViews', 'TensorViews', 'View', 'normalise', 'parse_views']
 
@@ -62,7 +62,7 @@ PRESETS: dict[str, Spec] = {
     ],
     'imagenet_plain': [_IMAGENET_PLAIN],
     'imagenet_bcl': [
-        [*_IMAGENET_PLAIN, {'rand_augment': {'n': 2, 'm': 10}}],
+        [*_IMAGENET_PLAIN, {'rand_augment': {'n': 2, 'm': 10, 'mstd': 0.5}}],
         _IMAGENET_CONTRASTIVE,
         _IMAGENET_CONTRASTIVE,
     ],
@@ -93,9 +93,7 @@ def parse_views(spec: str | Spec) -> list[View]:
     """
     if isinstance(spec, str):
         if spec not in PRESETS:
-            near = difflib.get_close_matches(spec, PRESETS, n=1)
-            hint = f'; did you mean {near[0]}?' if near else ''
-            raise ViewError(f'no views are called {spec!r}{hint} Known: {", ".join(PRESETS)}')
+            raise ViewError(f'no views are called {spec!r}{did_you_mean(spec, PRESETS)} Known: {", ".join(PRESETS)}')
         spec = PRESETS[spec]
     if not spec:
         raise ViewError('views is an empty list: give at least one view')
@@ -155,7 +153,7 @@ class FileViews:
 
     def __init__(self, views: Sequence[View], mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean, self.std = tuple(mean), tuple(std)
-        self.transforms = [v2.Compose([*(op.torchvision() for op in view.ops), v2.ToImage()]) for view in views]
+        self.transforms = [v2.Compose([*(op.on_picture() for op in view.ops), v2.ToImage()]) for view in views]
         self.tail = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
 
     def pixels(self, image: Image.Image) -> tuple[Tensor, ...]:

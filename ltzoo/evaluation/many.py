@@ -20,14 +20,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ltzoo.data import load_data
 from ltzoo.errors import LtzooError
 from ltzoo.evaluation.evaluate import resolve_model, training_of, usable_device
 from ltzoo.evaluation.leaderboard import leaderboard
 from ltzoo.evaluation.measure import FAILED, OUT_OF_MEMORY, UNFIT
-from ltzoo.files import write_atomically, writing
+from ltzoo.files import LOCK, alone, write_atomically, writing
 from ltzoo.models import get_pretrained_cfg, list_pretrained
 from ltzoo.models.download import file_hash
 from ltzoo.models.entries import entry_of, method_of
@@ -106,8 +104,9 @@ def evaluate_many(
     """Measure every model on every data set, and write the tables anew after each.
 
     The tables also have the pairs that earlier calls measured into the same folder; with other weights in a model's
-    folder, or another `data_dir`, a pair is measured anew. A pair that runs out of memory is tried again with half the
-    batch; one that fails is recorded with the reason and tried again by the next call.
+    folder, another `data_dir`, `batch_size`, `device` or `threads`, a pair is measured anew. A pair that runs out of
+    memory is tried again with half the batch; one that fails is recorded with the reason and tried again by the next
+    call.
 
     Args:
         output: a folder, new or of an earlier call.
@@ -119,7 +118,8 @@ def evaluate_many(
         data) or `failed`.
 
     Raises:
-        ManyError: if the folder holds something else, cannot be made, or another process is at it.
+        ManyError: if the folder holds something else or cannot be made.
+        BusyError: if another process is at it.
         LtzooError: if a data set cannot be loaded, or the device cannot be used.
     """
     if device:
@@ -130,29 +130,30 @@ def evaluate_many(
     rows_folder = output / 'rows'
     if output.exists() and not output.is_dir():
         raise ManyError(f'{output} is a file; give a folder')
-    if output.is_dir() and not rows_folder.is_dir() and any(path.name != '.lock' for path in output.iterdir()):
+    if output.is_dir() and not rows_folder.is_dir() and any(path.name != LOCK for path in output.iterdir()):
         raise ManyError(f'{output} is not empty and holds no benchmark; give another folder')
     try:
         rows_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ManyError(f'{output} cannot be made: {error.strerror}') from error
-    lock = FileLock(output / '.lock', timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ManyError(f'{output} is being written by another process: wait for it, or give another folder') from error
     options = ['--data-dir', data_dir] if data_dir else []
     options += ['--device', device] if device else []
     options += ['--threads', str(threads)] if threads else []
+    asked_of_all = {
+        'data_dir': data_dir and os.path.abspath(data_dir),
+        'batch_size': batch_size,
+        'device': device,
+        'threads': threads,
+    }
     rows: list[dict[str, Any]] = []
     pairs = [(model, name) for name in data for model in models]
     done = _read_rows(rows_folder)
     others = [_listed(row) for pair, row in done.items() if pair not in pairs]
-    try:
+    with alone(output):
         weights = {model: _weights_of(model) for model in models}
         for number, (model, name) in enumerate(pairs, start=1):
             file = rows_folder / f'{_slug(model, name)}.json'
-            asked = {'data_dir': data_dir and os.path.abspath(data_dir), 'weights': weights[model]}
+            asked = {**asked_of_all, 'weights': weights[model]}
             row = None if rerun else done.get((model, name))
             if row is None or row['status'] == 'failed' or row.get('asked') != asked:
                 entry = entry_of(model)
@@ -165,9 +166,6 @@ def evaluate_many(
             say(f'[{number}/{len(pairs)}] {model} on {name}: {result}')
             with writing(output):
                 _write_tables([*rows, *others], output)
-    finally:
-        lock.release()
-        (output / '.lock').unlink(missing_ok=True)
     return rows
 
 

@@ -63,9 +63,9 @@ def measure(
         'parameters': sum(p.numel() for p in model.parameters()),
         'gmacs': gmacs,
         'images_per_second': rate,
-        'memory_mb': torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_memory() / 2**20,
+        'memory_mb': torch.cuda.max_memory_allocated(where) / 2**20 if cuda else _peak_memory() / 2**20,
         'batch_size': batch_size,
-        'device': torch.cuda.get_device_name() if cuda else where,
+        'device': torch.cuda.get_device_name(where) if cuda else where,
         'threads': torch.get_num_threads(),
         'torch': torch.__version__,
     }
@@ -85,9 +85,8 @@ def _images_per_second(model: nn.Module, input_size: tuple[int, int, int], batch
     seconds = []
     for _ in range(_TIMED_BATCHES + 1):
         start = time.perf_counter()
-        model(images)
-        if device.startswith('cuda'):
-            torch.cuda.synchronize()
+        # Reading a value back waits for the device, whatever it is.
+        float(model(images).flatten()[0])
         seconds.append(time.perf_counter() - start)
     # The first one warms up.
     return batch_size / statistics.median(seconds[1:])

@@ -16,11 +16,12 @@ from ltzoo.gkpgsa.grouping import (
     normalized_cut,
     normalized_cut_value,
 )
-from ltzoo.gkpgsa.method import GkpGsa, GkpGsaError, GkpGsaSettings, PreservationSettings
+from ltzoo.gkpgsa.method import GkpGsa
 from ltzoo.gkpgsa.preservation import KnowledgePreservation, PreservationError
 from ltzoo.gkpgsa.quality import FeatureQuality, feature_quality
 from ltzoo.gkpgsa.schedule import ScheduleError, alpha_schedule
-from ltzoo.gkpgsa.sharpness import GroupedSharpness, SharpnessSettings, StepReport
+from ltzoo.gkpgsa.settings import GkpGsaError, GkpGsaSettings, PreservationSettings, SharpnessSettings
+from ltzoo.gkpgsa.sharpness import GroupedSharpness, StepReport
 
 __all__ = [
     'AffinityError',

@@ -6,122 +6,30 @@ groups' anchors (GKP). Per epoch: feature quality, memory bank and, when it is d
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ltzoo.errors import LtzooError
 from ltzoo.gkpgsa.affinity import GramMatrix, parameter_affinity
 from ltzoo.gkpgsa.bank import DiskStore, HostStore, MemoryBank, SnapshotStore
-from ltzoo.gkpgsa.fisher import FisherKind, diagonal_fisher, group_sample_indices
+from ltzoo.gkpgsa.fisher import diagonal_fisher, group_sample_indices
 from ltzoo.gkpgsa.grouping import classes_moved, group_anchors, group_classes
 from ltzoo.gkpgsa.passes import Losses, Reduce, Views
-from ltzoo.gkpgsa.preservation import KnowledgePreservation, Normalisation
+from ltzoo.gkpgsa.preservation import KnowledgePreservation
 from ltzoo.gkpgsa.quality import FeatureQuality
 from ltzoo.gkpgsa.schedule import alpha_schedule
-from ltzoo.gkpgsa.sharpness import GroupedSharpness, SharpnessSettings, StepReport
+from ltzoo.gkpgsa.settings import GkpGsaError, GkpGsaSettings, PreservationSettings
+from ltzoo.gkpgsa.sharpness import GroupedSharpness, StepReport
 
-__all__ = ['GkpGsa', 'GkpGsaError', 'GkpGsaSettings', 'PreservationSettings']
+__all__ = ['GkpGsa']
 
 # Takes indices of training samples; gives their images, as for evaluation, and labels, in batches.
 Samples = Callable[[np.ndarray], Iterable[tuple[Tensor, Tensor]]]
-
-
-class GkpGsaError(LtzooError, ValueError):
-    """Settings of the method that do not exist, are out of range or contradict each other."""
-
-
-@dataclass(frozen=True)
-class PreservationSettings:
-    """Knowledge preservation, GKP.
-
-    Args:
-        strength: lambda.
-        form: `proximal`, an exact step on the penalty after the optimiser's; `gradient`, the penalty's gradient added
-            to the loss's (Eq. 16 as written), which diverges where learning rate x (1 - alpha) lambda (G - 1) x Fisher
-            exceeds 2 (1 + momentum), and earlier with Nesterov momentum.
-        fisher: see `diagonal_fisher`.
-        statistics: batch-norm's running statistics that the Fisher is taken with: those of `now`, or the `anchor`'s,
-            which are the means of its classes' as its weights are.
-        size: what the mean Fisher is divided by once more: nothing, or the group's samples or classes.
-        normalisation: see `KnowledgePreservation`.
-        samples_per_group: on which a group's Fisher is taken.
-        chunk_size: samples whose gradients are in memory at once; None as `diagonal_fisher`.
-        grouped: False holds all classes to the mean of their anchors, as elastic weight consolidation would (Eq. 4).
-
-    Raises:
-        GkpGsaError: if a setting does not exist or is out of range.
-    """
-
-    strength: float = 1.0
-    form: Literal['proximal', 'gradient'] = 'proximal'
-    fisher: FisherKind = 'empirical'
-    statistics: Literal['now', 'anchor'] = 'now'
-    size: Literal['none', 'samples', 'classes'] = 'none'
-    normalisation: Normalisation = 'none'
-    samples_per_group: int = 256
-    chunk_size: int | None = None
-    grouped: bool = True
-
-    def __post_init__(self) -> None:
-        _check_names(self)
-        _check_range(self, 0, 'strength')
-        _check_range(self, 1, 'samples_per_group', *([] if self.chunk_size is None else ['chunk_size']))
-
-
-@dataclass(frozen=True)
-class GkpGsaSettings:
-    """The whole method.
-
-    Args:
-        groups: G.
-        group_by: `bank` (Eq. 2); `frequency`, as many classes in each, by training samples; `class`, one for each
-            (CC-SAM); `none`, one for all (SAM).
-        affinity: `gaussian` or `cosine`, see `parameter_affinity`.
-        beta: of feature quality, Eq. 19.
-        first_grouping: epochs before the first groups of the bank; until then training is the base method's.
-        regroup_every: epochs between groupings.
-        snapshots: where the bank keeps them: `memory` (and every checkpoint), or `disk` for large networks.
-        snapshot_dtype: `fp32`, or `bf16` for half the space.
-        sharpness: None leaves GSA out.
-        preservation: None leaves GKP out.
-        alpha_start, alpha_end: Eq. 20; `None` for both leaves the loss's gradient and the penalty unweighted.
-
-    Raises:
-        GkpGsaError: if a setting does not exist, is out of range or contradicts another.
-    """
-
-    groups: int = 4
-    group_by: Literal['bank', 'frequency', 'class', 'none'] = 'bank'
-    affinity: Literal['gaussian', 'cosine'] = 'gaussian'
-    beta: float = 0.5
-    first_grouping: int = 5
-    regroup_every: int = 5
-    snapshots: Literal['memory', 'disk'] = 'memory'
-    snapshot_dtype: Literal['fp32', 'bf16'] = 'fp32'
-    sharpness: SharpnessSettings | None = field(default_factory=SharpnessSettings)
-    preservation: PreservationSettings | None = field(default_factory=PreservationSettings)
-    alpha_start: float | None = 0.95
-    alpha_end: float | None = 0.6
-
-    def __post_init__(self) -> None:
-        _check_names(self)
-        _check_range(self, 0, 'beta')
-        _check_range(self, 1, 'groups', 'first_grouping', 'regroup_every')
-        if self.group_by == 'bank' and self.sharpness is not None and self.sharpness.radius_by_group is not None:
-            raise GkpGsaError('radius_by_group needs groups that stay as they are: group_by frequency or class')
-        if (self.alpha_start is None) != (self.alpha_end is None):
-            raise GkpGsaError('alpha_start and alpha_end are given both or not at all')
-        for name in ('alpha_start', 'alpha_end'):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
-                raise GkpGsaError(f'{name} must lie between 0 and 1, not {getattr(self, name)}')
 
 
 class GkpGsa:
@@ -171,7 +79,7 @@ class GkpGsa:
         self.gram = GramMatrix()
         self.preservation: KnowledgePreservation | None = None
         self.class_groups = self._first_groups()
-        self.grouped = settings.group_by != 'bank'
+        self.has_groups = settings.group_by != 'bank'
         self.sharpness = GroupedSharpness(
             module,
             self.class_groups,
@@ -181,6 +89,7 @@ class GkpGsa:
             processes=processes,
         )
         self.quality: FeatureQuality | None = None
+        self.epoch = 0
         self.alpha = 1.0
         self._lengths = torch.zeros(0)
         self._restart_log()
@@ -188,7 +97,8 @@ class GkpGsa:
     @property
     def sharp(self) -> bool:
         """Whether steps are taken at perturbed weights by now."""
-        return self.settings.sharpness is not None and self.grouped
+        part = self.settings.sharpness
+        return part is not None and self.has_groups and self.epoch >= part.start_epoch
 
     @property
     def static(self) -> bool:
@@ -207,6 +117,7 @@ class GkpGsa:
 
     def start_epoch(self, epoch: int) -> None:
         """Call before the first step of an epoch, counted from 0."""
+        self.epoch = epoch
         if self.settings.alpha_start is not None and self.settings.alpha_end is not None:
             self.alpha = alpha_schedule(epoch, self.epochs, self.settings.alpha_start, self.settings.alpha_end)
         self._restart_log()
@@ -249,7 +160,9 @@ class GkpGsa:
         report = take(observed, pieces, loss_scale=loss_scale, autocast=autocast)
         self._lengths += report.length
         self._perturbed += report.length > 0
-        self._grad_norm.copy_(report.grad_norm)
+        self._grad_norm += report.grad_norm
+        self._perturbed_loss += report.perturbed_loss
+        self._regulariser += report.regulariser
         self._steps += 1
         return report
 
@@ -259,15 +172,15 @@ class GkpGsa:
         if self._loss_weight != 1.0:
             grads = [p.grad for p in self.sharpness.layout.parameters if p.grad is not None]
             torch._foreach_mul_(grads, self._loss_weight)
-        if self.preservation is not None and self._form == 'gradient':
-            for name, gradient in self.preservation.gradient(self.encoder, 1 - self._penalty_weight).items():
+        if self.preservation is not None and self._penalty_form == 'gradient':
+            for name, gradient in self.preservation.gradient(self.encoder, self._penalty_weight).items():
                 scaled = gradient * (loss_scale if isinstance(loss_scale, float) else loss_scale.to(gradient.dtype))
                 grad = self.encoder[name].grad
                 self.encoder[name].grad = scaled if grad is None else grad + scaled
 
     def after_step(self, learning_rate: float) -> None:
         """Call after every step of the optimiser, with its learning rate."""
-        if self.preservation is not None and self._form == 'proximal':
+        if self.preservation is not None and self._penalty_form == 'proximal':
             self.preservation.proximal_step(self.encoder, learning_rate * self._penalty_weight)
 
     def end_epoch(self, epoch: int, samples: Samples) -> dict[str, Any]:
@@ -277,15 +190,18 @@ class GkpGsa:
             epoch: counted from 0.
             samples: see `Samples`.
         """
-        log: dict[str, Any] = {'alpha': self.alpha}
+        log: dict[str, Any] = {'alpha': self._loss_weight}
         if self._steps > 0:
             # Over the steps in which a group was perturbed: a rare one is in few batches.
             log['perturbation'] = (self._lengths / self._perturbed.clamp(min=1)).tolist()
+            if self.sharp:
+                log['perturbed_loss'] = float(self._perturbed_loss / self._steps)
+                log['regulariser'] = float(self._regulariser / self._steps)
         if self.preservation is not None and self._steps > 0:
-            pull = self.preservation.gradient(self.encoder, 1 - self._penalty_weight)
+            pull = self.preservation.gradient(self.encoder, self._penalty_weight)
             norm = torch.stack([g.double().norm() for g in pull.values()]).norm()
-            log['penalty'] = self.preservation.penalty(self.encoder, 1 - self._penalty_weight).item()
-            log['penalty_to_loss_gradient'] = float(norm / (self._grad_norm * self._loss_weight))
+            log['penalty'] = self.preservation.penalty(self.encoder, self._penalty_weight).item()
+            log['penalty_to_loss_gradient'] = float(norm * self._steps / (self._grad_norm * self._loss_weight))
         if not self.needs_bank or self.quality is None:
             return log
         self.quality.all_reduce()
@@ -304,7 +220,7 @@ class GkpGsa:
             'bank': self.bank.state_dict(),
             'gram': self.gram.state_dict(),
             'class_groups': self.class_groups,
-            'grouped': self.grouped,
+            'has_groups': self.has_groups,
             'sharpness': self.sharpness.state_dict(),
             'preservation': None if self.preservation is None else self.preservation.state_dict(),
         }
@@ -318,7 +234,7 @@ class GkpGsa:
         """
         self.bank.load_state_dict(state['bank'])
         self.gram.load_state_dict(state['gram'])
-        self.class_groups, self.grouped = state['class_groups'], state['grouped']
+        self.class_groups, self.has_groups = state['class_groups'], state['has_groups']
         self.sharpness.load_state_dict(state['sharpness'])
         if state['preservation'] is not None and self.settings.preservation is not None:
             self.preservation = self._empty_preservation(self.settings.preservation)
@@ -338,7 +254,7 @@ class GkpGsa:
         return self.alpha if self._weighted else 1.0
 
     @property
-    def _form(self) -> str:
+    def _penalty_form(self) -> str:
         assert self.settings.preservation is not None
         return self.settings.preservation.form
 
@@ -348,8 +264,12 @@ class GkpGsa:
         if len(self._lengths) != self.sharpness.groups:
             self._lengths = torch.zeros(self.sharpness.groups, device=parameter.device, dtype=parameter.dtype)
             self._perturbed = torch.zeros_like(self._lengths)
-            self._steps, self._grad_norm = (torch.zeros((), device=parameter.device) for _ in range(2))
-        for seen in (self._lengths, self._perturbed, self._steps, self._grad_norm):
+            # Sums over the steps.
+            self._steps, self._grad_norm, self._perturbed_loss, self._regulariser = (
+                torch.zeros((), device=parameter.device) for _ in range(4)
+            )
+        sums = (self._lengths, self._perturbed, self._steps, self._grad_norm, self._perturbed_loss, self._regulariser)
+        for seen in sums:
             seen.zero_()
 
     def _observe(self, features: Tensor, labels: Tensor) -> None:
@@ -379,9 +299,9 @@ class GkpGsa:
         if self.settings.group_by == 'bank':
             affinity = parameter_affinity(self.gram, self.settings.affinity)
             self.class_groups = group_classes(self.bank, affinity, self.settings.groups, self.seed)
-            if not self.grouped or not torch.equal(before, self.class_groups):
+            if not self.has_groups or not torch.equal(before, self.class_groups):
                 self.sharpness.set_groups(self.class_groups, self._samples_by_group(self.class_groups))
-            self.grouped = True
+            self.has_groups = True
         if self.settings.preservation is not None:
             self.preservation = self._new_preservation(self.settings.preservation, samples)
         sizes = torch.bincount(self.class_groups).tolist()
@@ -392,9 +312,7 @@ class GkpGsa:
         return {name: snapshot[name] for name in self.encoder}
 
     def _empty_preservation(self, part: PreservationSettings) -> KnowledgePreservation:
-        empty = KnowledgePreservation(strength=part.strength, normalisation=part.normalisation)
-        empty.counts_others = part.grouped
-        return empty
+        return KnowledgePreservation(part.strength, part.normalisation, counts_others=part.grouped)
 
     def _new_preservation(self, part: PreservationSettings, samples: Samples) -> KnowledgePreservation:
         groups = self.class_groups if part.grouped else torch.zeros_like(self.class_groups)
@@ -429,20 +347,6 @@ def _running_statistics(model: nn.Module) -> dict[str, Tensor]:
         for name, buffer in module.named_buffers()
         if buffer.is_floating_point()
     }
-
-
-def _check_names(settings: GkpGsaSettings | PreservationSettings) -> None:
-    for name, kind in get_type_hints(type(settings)).items():
-        known, value = get_args(kind), getattr(settings, name)
-        if all(isinstance(option, str) for option in known) and known and value not in known:
-            raise GkpGsaError(f'{name}: {value!r} does not exist; known: {", ".join(known)}')
-
-
-def _check_range(settings: GkpGsaSettings | PreservationSettings, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if not least <= value < math.inf:
-            raise GkpGsaError(f'{name} must be {least} or more, not {value}')
 
 
 def _store(settings: GkpGsaSettings, folder: Path | None) -> SnapshotStore:

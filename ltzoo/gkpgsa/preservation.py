@@ -7,7 +7,7 @@ consolidation), 5 and 6 (its grouped form), and their sum over groups in Eq. 16.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -36,30 +36,20 @@ class KnowledgePreservation:
     Centre and constant are updated as a weighted mean and variance are, without a difference of large numbers.
 
     Args:
-        anchors: theta*_j of every group, one mapping of names to encoder parameters each. None at all to `add` them.
-        fishers: F_j of every group: the mean over its samples of squared gradients, which is the F_j / |G_j| of Eq. 6
-            if F_j is their sum. Same names and shapes as the anchors.
         strength: lambda.
-        sizes: |G_j| of every group, a literal further division of F_j: the reading of the authors' code. By default
-            none, as the mean is already divided.
         normalisation: 'mean' or 'max' scales the sum of Fisher diagonals so that its mean or maximum over all
             parameters is 1, which makes `strength` comparable between networks and estimators. Ours, not the paper's.
+        counts_others: whether an anchor counts G - 1 times; if not, once, as in Eq. 4.
 
     Attributes:
         groups: how many were added, G.
-        counts_others: whether an anchor counts G - 1 times; if not, once, as in Eq. 4.
 
     Raises:
-        PreservationError: if a setting is out of range, or as `add`.
+        PreservationError: if a setting is out of range.
     """
 
     def __init__(
-        self,
-        anchors: Sequence[Mapping[str, Tensor]] = (),
-        fishers: Sequence[Mapping[str, Tensor]] = (),
-        strength: float = 100.0,
-        sizes: Sequence[float] | None = None,
-        normalisation: Normalisation = 'none',
+        self, strength: float = 1.0, normalisation: Normalisation = 'none', *, counts_others: bool = True
     ) -> None:
         if not 0 <= strength < math.inf:
             raise PreservationError(f'strength must be finite and at least 0, not {strength}')
@@ -70,32 +60,11 @@ class KnowledgePreservation:
         self.strength = strength
         self.normalisation = normalisation
         self.groups = 0
-        self.counts_others = True
+        self.counts_others = counts_others
         self._importance: dict[str, Tensor] = {}
         self._centre: dict[str, Tensor] = {}
         self._spread = 0.0
         self._scale = 1.0
-        of_groups = [None] * len(anchors) if sizes is None else sizes
-        if not len(anchors) == len(fishers) == len(of_groups):
-            raise PreservationError(
-                f'anchors, fishers and sizes must be as many, not {len(anchors)}, {len(fishers)} and {len(of_groups)}'
-            )
-        for anchor, fisher, size in zip(anchors, fishers, of_groups, strict=True):
-            self.add(anchor, fisher, size)
-
-    @classmethod
-    def ewc(
-        cls, anchor: Mapping[str, Tensor], fisher: Mapping[str, Tensor], strength: float = 100.0
-    ) -> KnowledgePreservation:
-        """Return the penalty without groups, Eq. 4: the one anchor counts once.
-
-        Raises:
-            PreservationError: as the constructor.
-        """
-        preservation = cls(strength=strength)
-        preservation.counts_others = False
-        preservation.add(anchor, fisher)
-        return preservation
 
     @torch.no_grad()
     def add(self, anchor: Mapping[str, Tensor], fisher: Mapping[str, Tensor], size: float | None = None) -> None:
@@ -103,8 +72,9 @@ class KnowledgePreservation:
 
         Args:
             anchor: theta*_j, in any precision and on any device.
-            fisher: F_j, the mean over the group's samples; not negative.
-            size: |G_j|, by which F_j is divided once more; see the class.
+            fisher: F_j: the mean over the group's samples of squared gradients, which is the F_j / |G_j| of Eq. 6 if
+                F_j is their sum; not negative, with the anchor's names and shapes.
+            size: |G_j|, by which F_j is divided once more: the reading of the authors' code. None for not at all.
 
         Raises:
             PreservationError: if names or shapes differ, from each other or from those of the groups so far, a value
@@ -132,19 +102,19 @@ class KnowledgePreservation:
         self.groups += 1
         self._rescale()
 
-    def penalty(self, params: Mapping[str, Tensor], alpha: float = 0.0) -> Tensor:
-        """Return (1 - alpha) sum_g L_gkp^g, Eq. 16: 0-d, float64, differentiable in the parameters.
+    def penalty(self, params: Mapping[str, Tensor], weight: float = 1.0) -> Tensor:
+        """Return weight x sum_g L_gkp^g, Eq. 16: 0-d, float64, differentiable in the parameters.
 
         Args:
             params: the present parameters by name; others than those preserved are ignored.
-            alpha: of Eq. 20.
+            weight: 1 - alpha of Eq. 20.
 
         Raises:
-            PreservationError: if a preserved parameter is missing or of another shape, type or device, or alpha is
-                not within 0 and 1.
+            PreservationError: if a preserved parameter is missing or of another shape, type or device, or the weight
+                is not within 0 and 1.
         """
         values, importance, centre = self._matched(params)
-        factor = self._factor(alpha)
+        factor = self._factor(weight)
         if factor == 0:
             return torch.zeros((), dtype=torch.float64, device=values[0].device if values else None)
         # Importance is multiplied in between: where it is 0, a difference whose square overflows still counts 0.
@@ -155,8 +125,8 @@ class KnowledgePreservation:
         return factor / 2 * (torch.stack(sums).sum() + self._spread)
 
     @torch.no_grad()
-    def gradient(self, params: Mapping[str, Tensor], alpha: float = 0.0) -> dict[str, Tensor]:
-        """Return the gradient of `penalty`, (1 - alpha) lambda (G - 1) (A theta - B), without an autograd graph.
+    def gradient(self, params: Mapping[str, Tensor], weight: float = 1.0) -> dict[str, Tensor]:
+        """Return the gradient of `penalty`, weight x lambda (G - 1) (A theta - B), without an autograd graph.
 
         Plain gradient descent on it diverges where learning rate x lambda (G - 1) x A exceeds 2: for training take
         `proximal_step`.
@@ -165,7 +135,7 @@ class KnowledgePreservation:
             PreservationError: as `penalty`.
         """
         values, importance, centre = self._matched(params)
-        factor = self._factor(alpha)
+        factor = self._factor(weight)
         if factor == 0:
             return {name: torch.zeros_like(value) for name, value in zip(self._importance, values, strict=True)}
         gradients = torch._foreach_sub(values, centre)
@@ -190,7 +160,7 @@ class KnowledgePreservation:
         if not 0 <= step < math.inf:
             raise PreservationError(f'step must be finite and at least 0, not {step}')
         values, importance, centre = self._matched(params)
-        factor = step * self._factor(0.0)
+        factor = step * self._factor(1.0)
         if factor == 0:
             return
         # The share as 1 / (1 + 1 / sA) is right where sA is 0 and where it overflows: 0 and 1.
@@ -244,11 +214,11 @@ class KnowledgePreservation:
             size = max(value.max().item() for value in values)
         self._scale = 1 / size if size > 0 else 1.0
 
-    def _factor(self, alpha: float) -> float:
-        if not 0 <= alpha <= 1:
-            raise PreservationError(f'alpha must lie between 0 and 1, not {alpha}')
+    def _factor(self, weight: float) -> float:
+        if not 0 <= weight <= 1:
+            raise PreservationError(f'weight must lie between 0 and 1, not {weight}')
         times = max(self.groups - 1, 0) if self.counts_others else min(self.groups, 1)
-        return _within((1 - alpha) * self.strength * self._scale * times, torch.float64)
+        return _within(weight * self.strength * self._scale * times, torch.float64)
 
     def _matched(self, params: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         values = []

@@ -9,95 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ltzoo.gkpgsa.direction import Direction, SharpnessError, group_direction, group_radius
+from ltzoo.gkpgsa.direction import SharpnessError, group_direction, group_radius
 from ltzoo.gkpgsa.flat import FlatParameters
 from ltzoo.gkpgsa.passes import Losses, Passes, Reduce, Views, buffers_kept
+from ltzoo.gkpgsa.settings import SharpnessSettings
 
-__all__ = ['GroupedSharpness', 'SharpnessSettings', 'StepReport']
+__all__ = ['GroupedSharpness', 'StepReport']
 
 # So many groups share a GPU's arithmetic at once before slices are cheaper there too.
 MOST_AT_ONCE = 8
-
-
-@dataclass(frozen=True)
-class SharpnessSettings:
-    """What decides a perturbation.
-
-    Args:
-        mode: `per_group`, every group's samples see their own perturbed weights (Eq. 14 to 16); `combined`, all see the
-            mean of the groups' perturbations, weighted by their share of the batch (the authors' code); `focal`,
-            Focal-SAM (Li et al., ICML 2025), where groups have shares of the sharpness and not directions: with
-            w_g = (1 - |G_g|/N)^focal_power, one perturbation along the gradient of sum_g w_g L_g, and what that sum
-            rises by is added to the loss, focal_weight times.
-        direction: see `group_direction`.
-        subtract_strength: of direction `subtract`.
-        global_gradient: what Eq. 12 projects on: the gradient of the batch, or an exponential moving average of it
-            (Friendly-SAM). With one group only the average leaves anything, and it is taken.
-        ema_decay: of the averages. They start at zero; those that a direction is taken from without a first pass
-            (`ascent: ema`) are divided by what that leaves out.
-        scale: Z, the radius as a share of Eq. 13.
-        radius: a fixed length of the perturbation in place of Eq. 13, as in SAM.
-        radius_by_group: what each group's length is multiplied by, shape (G,); ImbSAM has 0 for head classes.
-        clamp: least and greatest length of a perturbation.
-        adaptive: power of |theta| that every weight's share is scaled by: 0, or 1 for ASAM (Kwon et al., ICML 2021).
-        ascent_views: `first` takes the direction from the first view only, at a third of the cost for BCL.
-        ascent: `fresh`, a pass at the weights themselves in every step; a number k, only in every k-th, the
-            perturbation being kept in between; `ema`, never: the direction comes from an average of earlier steps.
-        regulariser: coefficient of the second term of Eq. 15.
-        focal_power, focal_weight: gamma and lambda of mode `focal`; the defaults are its authors' for CIFAR-100-LT.
-
-    Raises:
-        SharpnessError: if a setting does not exist or is out of range.
-    """
-
-    mode: Literal['per_group', 'combined', 'focal'] = 'per_group'
-    direction: Direction = 'residual'
-    subtract_strength: float = 1.0
-    global_gradient: Literal['batch', 'ema'] = 'batch'
-    ema_decay: float = 0.9
-    scale: float = 3e-3
-    radius: float | None = None
-    radius_by_group: tuple[float, ...] | None = None
-    clamp: tuple[float, float] | None = None
-    adaptive: float = 0.0
-    ascent_views: Literal['all', 'first'] = 'all'
-    ascent: Literal['fresh', 'ema'] | int = 'fresh'
-    regulariser: float = 0.0
-    focal_power: float = 3.2
-    focal_weight: float = 0.8
-
-    def __post_init__(self) -> None:
-        for name, valid in (
-            ('mode', ('per_group', 'combined', 'focal')),
-            ('direction', ('residual', 'projection', 'full', 'subtract')),
-            ('global_gradient', ('batch', 'ema')),
-            ('ascent_views', ('all', 'first')),
-        ):
-            if getattr(self, name) not in valid:
-                raise SharpnessError(f'{name}: {getattr(self, name)!r} does not exist; known: {", ".join(valid)}')
-        if self.ascent not in ('fresh', 'ema') and not (isinstance(self.ascent, int) and self.ascent >= 1):
-            raise SharpnessError(f"ascent: 'fresh', 'ema' or a number of steps, not {self.ascent!r}")
-        for name in ('scale', 'radius', 'regulariser', 'adaptive', 'focal_power', 'focal_weight'):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float('inf'):
-                raise SharpnessError(f'{name} must be 0 or more, not {value}')
-        if not 0 <= self.ema_decay < 1:
-            raise SharpnessError(f'ema_decay must be 0 or more and below 1, not {self.ema_decay}')
-        if self.mode == 'focal' and self.radius is None:
-            raise SharpnessError('mode focal needs radius, the length of its perturbation')
-        if self.mode == 'focal' and self.regulariser:
-            raise SharpnessError('mode focal has no radius of Eq. 13 to regularise: leave regulariser out')
-        if self.mode == 'focal' and (self.ascent != 'fresh' or self.ascent_views != 'all'):
-            raise SharpnessError(
-                'mode focal takes its direction afresh from all views: leave ascent and ascent_views out'
-            )
-        if self.clamp is not None and not 0 <= self.clamp[0] <= self.clamp[1]:
-            raise SharpnessError(f'clamp must be (least, greatest), not {self.clamp}')
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -105,8 +106,8 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
             results = summarise([record for _, record in records], digest, cfg.get('license') or LICENCE)
             (made / 'results.json').write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
             write_card(made)
-    except OSError as error:
-        raise ExportError(f'{folder} cannot be written: {error.strerror or error}') from error
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f'{folder} cannot be written: {getattr(error, "strerror", None) or error}') from error
     return results
 
 

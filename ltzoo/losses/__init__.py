@@ -2,12 +2,13 @@
 
 from ltzoo.losses.bcl import BCL, balanced_contrastive_loss
 from ltzoo.losses.cross_entropy import CrossEntropy, LogitAdjusted, log_prior
-from ltzoo.losses.objective import ObjectiveError, create_objective, list_objectives, register_objective
+from ltzoo.losses.objective import Objective, ObjectiveError, create_objective, list_objectives, register_objective
 
 __all__ = [
     'BCL',
     'CrossEntropy',
     'LogitAdjusted',
+    'Objective',
     'ObjectiveError',
     'balanced_contrastive_loss',
     'create_objective',

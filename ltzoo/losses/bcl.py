@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
 from ltzoo.losses.cross_entropy import log_prior, widen
-from ltzoo.losses.objective import ObjectiveError, register_objective
+from ltzoo.losses.objective import Objective, ObjectiveError, register_objective
 from ltzoo.models.heads import ProjectionMLP
 
 __all__ = ['BCL', 'balanced_contrastive_loss']
@@ -63,7 +63,7 @@ def balanced_contrastive_loss(features: Tensor, labels: Tensor, prototypes: Tens
 
 
 @register_objective('bcl')
-class BCL(nn.Module):
+class BCL(Objective):
     """Logit-adjusted cross-entropy of view 1 and balanced contrastive loss of views 2 and 3.
 
     The projection heads are trained with the model but do not belong to it: one maps features, the other the
@@ -93,7 +93,7 @@ class BCL(nn.Module):
         hidden_dim: int = 512,
         out_dim: int = 128,
     ) -> None:
-        super().__init__()
+        super().__init__(log_prior(class_counts))
         for name, width in (('hidden_dim', hidden_dim), ('out_dim', out_dim)):
             if not isinstance(width, int) or width < 1:
                 raise ObjectiveError(f'objective bcl: {name} must be a whole number of 1 or more, not {width}')
@@ -108,7 +108,6 @@ class BCL(nn.Module):
         self.temperature = temperature
         self.feature_head = ProjectionMLP(features, hidden_dim, out_dim)
         self.prototype_head = ProjectionMLP(features, hidden_dim, out_dim)
-        self.register_buffer('logit_adjustment', log_prior(class_counts), persistent=False)
 
     def forward(self, model: Any, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
         """Return the losses of three views; of a first view alone, its cross-entropy term."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltzoo.losses.objective import ObjectiveError, register_objective
+from ltzoo.losses.objective import Objective, ObjectiveError, register_objective
 
 __all__ = ['CrossEntropy', 'LogitAdjusted', 'log_prior', 'widen']
 
@@ -32,11 +32,8 @@ def log_prior(class_counts: Tensor) -> Tensor:
 
 
 @register_objective('ce')
-class CrossEntropy(nn.Module):
+class CrossEntropy(Objective):
     """Cross-entropy of the first and only view."""
-
-    num_views = 1
-    logit_adjustment = None
 
     def __init__(self, model: nn.Module, class_counts: Tensor) -> None:
         super().__init__()
@@ -46,7 +43,7 @@ class CrossEntropy(nn.Module):
 
 
 @register_objective('logit_adjusted')
-class LogitAdjusted(nn.Module):
+class LogitAdjusted(Objective):
     """Cross-entropy of logits + tau log prior, so that the plain logits serve a balanced test set.
 
     Sources: Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021, Eq. 10. With tau = 1 it is the balanced
@@ -58,12 +55,10 @@ class LogitAdjusted(nn.Module):
         tau: strength of the adjustment; 0 is plain cross-entropy.
     """
 
-    num_views = 1
     logit_adjustment: Tensor
 
     def __init__(self, model: nn.Module, class_counts: Tensor, tau: float = 1.0) -> None:
-        super().__init__()
-        self.register_buffer('logit_adjustment', tau * log_prior(class_counts), persistent=False)
+        super().__init__(tau * log_prior(class_counts))
 
     def forward(self, model: nn.Module, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
         return F.cross_entropy(widen(model(views[0])) + self.logit_adjustment, labels, reduction='none')

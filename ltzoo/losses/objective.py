@@ -5,36 +5,43 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, did_you_mean
 
-__all__ = ['ObjectiveError', 'create_objective', 'list_objectives', 'register_objective']
+__all__ = ['Objective', 'ObjectiveError', 'create_objective', 'list_objectives', 'register_objective']
 
 
 class ObjectiveError(LtzooError, ValueError):
     """An objective that does not exist, or options and a model that do not suit it."""
 
 
-class Objective(Protocol):
-    """What training minimises: an `nn.Module` made from (model, class_counts, **options).
+class Objective(nn.Module):
+    """What training minimises; a subclass is made from (model, class_counts, **options).
+
+    Args:
+        logit_adjustment: what it adds to the logits before cross-entropy, shape (C,); None for nothing.
 
     Attributes:
         num_views: how many views of every image it takes.
-        logit_adjustment: what it adds to the logits before cross-entropy, shape (C,); None for nothing.
     """
 
-    num_views: int
+    num_views: int = 1
     logit_adjustment: Tensor | None
 
-    def __call__(self, model: nn.Module, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    def __init__(self, logit_adjustment: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer('logit_adjustment', logit_adjustment, persistent=False)
+
+    def forward(self, model: nn.Module, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
         """Return the loss of every sample, shape (B,), of views (B, 3, H, W) and labels (B,)."""
+        raise NotImplementedError
 
 
-_OBJECTIVES: dict[str, Callable[..., nn.Module]] = {}
-_T = TypeVar('_T', bound=type[nn.Module])
+_OBJECTIVES: dict[str, Callable[..., Objective]] = {}
+_T = TypeVar('_T', bound=type[Objective])
 
 
 def register_objective(name: str) -> Callable[[_T], _T]:
@@ -52,7 +59,7 @@ def list_objectives() -> list[str]:
     return sorted(_OBJECTIVES)
 
 
-def create_objective(name: str, model: nn.Module, class_counts: Tensor, **options: Any) -> nn.Module:
+def create_objective(name: str, model: nn.Module, class_counts: Tensor, **options: Any) -> Objective:
     """Create an objective.
 
     Args:
@@ -65,8 +72,7 @@ def create_objective(name: str, model: nn.Module, class_counts: Tensor, **option
         ObjectiveError: if the name or an option is unknown, with the nearest valid one.
     """
     if name not in _OBJECTIVES:
-        near = difflib.get_close_matches(name, _OBJECTIVES, n=1)
-        hint = f'; did you mean {near[0]}?' if near else ''
+        hint = did_you_mean(name, _OBJECTIVES)
         raise ObjectiveError(f'no objective is called {name!r}{hint} Known: {", ".join(list_objectives())}')
     cls = _OBJECTIVES[name]
     known = [key for key in inspect.signature(cls).parameters if key not in ('model', 'class_counts')]

@@ -10,11 +10,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import yaml
-from pydantic import ValidationError
-
 from ltzoo.errors import LtzooError
 from ltzoo.files import check_target, new_folder, write_atomically, writing
+from ltzoo.training.checkpoint import CheckpointError
 from ltzoo.training.recipe import Recipe
 from ltzoo.training.run import RunFolder
 
@@ -80,17 +78,18 @@ def write_archive(
     stem = file.name.removesuffix(_ENDING)
     numbered = [file.with_name(f'{stem}-{number}{_ENDING}') for number in range(1, len(parts) + 1)]
     contents = [_tar(part) for part in parts]
+    pattern = rf'{re.escape(stem)}-\d+{re.escape(_ENDING)}'
     with writing(file):
-        for old in file.parent.iterdir():
-            if re.fullmatch(rf'{re.escape(stem)}-\d+{re.escape(_ENDING)}', old.name):
-                old.unlink()
+        before = {path for path in file.parent.iterdir() if re.fullmatch(pattern, path.name)}
         try:
             for path, content in zip(numbered, contents, strict=True):
                 write_atomically(path, content)
         except OSError:
-            for path in numbered:
+            for path in {*numbered} - before:
                 path.unlink(missing_ok=True)
             raise
+        for path in before - {*numbered}:
+            path.unlink()
     return numbered
 
 
@@ -139,7 +138,7 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
 
 def _files(folder: Path, to_continue: bool) -> Iterator[tuple[Path, str]]:
     """Yield a run's files that are to be kept, and their names in the archive."""
-    unfinished = not RunFolder(folder).results.exists()
+    unfinished = not RunFolder(folder).finished
     log = folder.with_name(f'{folder.name}.log')
     if log.is_file():
         yield log, log.name
@@ -159,18 +158,17 @@ def _tar(files: Sequence[tuple[Path, str]]) -> bytes:
 
 
 def _check_recipe(folder: Path, recipe: Recipe) -> None:
-    written = RunFolder(folder).recipe
     if not folder.exists():
         return
     try:
-        same = Recipe.model_validate(yaml.safe_load(written.read_text())).decides_result() == recipe.decides_result()
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+        written = RunFolder(folder).read_recipe()
+    except CheckpointError as error:
         raise ArchiveError(f'the archives hold a folder {folder.name} that is no run: {error}') from error
-    if not same:
+    if written.decides_result() != recipe.decides_result():
         raise ArchiveError(f'the archives hold a run {folder.name} of another recipe than the plan has')
 
 
 def _progress(folder: Path) -> tuple[bool, bool, int]:
     """Return how far a run is: finished, to be continued, epochs; the larger, the further."""
     run = RunFolder(folder)
-    return run.results.exists(), run.checkpoint.exists(), len(run.read_log()) if folder.exists() else -1
+    return run.finished, run.checkpoint.exists(), len(run.read_log()) if folder.exists() else -1

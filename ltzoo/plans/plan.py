@@ -67,7 +67,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / 'results.json').exists()
+        return RunFolder(self.folder).finished
 
     @property
     def log(self) -> Path:

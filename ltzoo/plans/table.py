@@ -37,7 +37,7 @@ def summarise(
     summaries = []
     for name in dict.fromkeys(only or plan.runs):
         runs = {seed: RunFolder(plan.folder(name, seed)) for seed in seeds or plan.seeds}
-        finished = {seed: run for seed, run in runs.items() if run.results.exists()}
+        finished = {seed: run for seed, run in runs.items() if run.finished}
         if finished:
             summaries.append(_summarise(name, finished))
     return summaries

@@ -1,18 +1,24 @@
-"""Checkpoints: written whole or not at all, read without unpickling code."""
+"""Checkpoints: all that a training consists of, written whole or not at all, read without unpickling code."""
 
 from __future__ import annotations
 
 import io
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
 
 from ltzoo.errors import LtzooError
 from ltzoo.files import write_atomically
+from ltzoo.gkpgsa import GkpGsa
+from ltzoo.training.learner import Learner
+from ltzoo.training.loop import restore_rng, rng_states
 
-__all__ = ['CheckpointError', 'load_checkpoint', 'save_checkpoint']
+__all__ = ['CheckpointError', 'Training', 'load_checkpoint', 'save_checkpoint']
 
 
 class CheckpointError(LtzooError, RuntimeError):
@@ -49,3 +55,57 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f'there is no checkpoint {path}') from error
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
         raise CheckpointError(f'{path} is not a readable checkpoint; remove it to start again') from error
+
+
+@dataclass
+class Training:
+    """All that changes in the course of a training.
+
+    Args:
+        accelerator: its loss scaler and the processes' random generators are part of it.
+        optimizer: prepared by Accelerate.
+        class_counts: training images of every class, which are not to change.
+        epoch: epochs that are done.
+        seconds: that they took.
+    """
+
+    accelerator: Accelerator
+    learner: Learner
+    optimizer: Any
+    ema: ModelEmaV3 | None
+    method: GkpGsa | None
+    class_counts: list[int]
+    epoch: int = 0
+    seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return, after an epoch, what `save_checkpoint` saves; to be called by all processes."""
+        scaler = self.accelerator.scaler
+        return {
+            'class_counts': self.class_counts,
+            'epoch': self.epoch,
+            'seconds': self.seconds,
+            'learner': self.learner.state_dict(),
+            'optimizer': self.optimizer.state_dict(),
+            'scaler': None if scaler is None else scaler.state_dict(),
+            'ema': None if self.ema is None else self.ema.state_dict(),
+            'method': None if self.method is None else self.method.state_dict(),
+            'rng': rng_states(self.accelerator.device),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of the same recipe.
+
+        Raises:
+            RuntimeError, KeyError, ValueError: if it is of another model, optimiser or method.
+        """
+        self.learner.load_state_dict(state['learner'])
+        self.optimizer.load_state_dict(state['optimizer'])
+        if self.ema is not None:
+            self.ema.load_state_dict(state['ema'])
+        if self.method is not None:
+            self.method.load_state_dict(state['method'])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state['scaler'])
+        restore_rng(state['rng'], self.accelerator)
+        self.epoch, self.seconds = state['epoch'], state['seconds']

@@ -20,11 +20,10 @@ from ltzoo.data import Dataset, require_readable, without_folders
 from ltzoo.data.loader import Batch
 from ltzoo.evaluation import Scores, plot_accuracy
 from ltzoo.files import write_atomically
-from ltzoo.gkpgsa import GkpGsa
 from ltzoo.hub import export_model
-from ltzoo.training.checkpoint import CheckpointError, save_checkpoint
+from ltzoo.training.checkpoint import CheckpointError, Training, save_checkpoint
 from ltzoo.training.learner import Learner, create_optimizer, learning_rate_factor
-from ltzoo.training.loop import restore_rng, rng_states, train_one_epoch
+from ltzoo.training.loop import train_one_epoch
 from ltzoo.training.measure import image_config, measure, training_samples, view_sizes
 from ltzoo.training.plots import plot_curves
 from ltzoo.training.prepare import (
@@ -62,7 +61,7 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
     accelerator = create_accelerator(recipe, output)
     folder = RunFolder(output)
     folder.check(recipe)
-    if recipe.resume == 'auto' and folder.results.exists() and folder.model.exists():
+    if recipe.resume == 'auto' and folder.finished and folder.model.exists():
         return folder.read_results()
     accelerator.wait_for_everyone()
     with ExitStack() as held:
@@ -99,8 +98,8 @@ def _train(
 
     if accelerator.is_main_process:
         held.enter_context(folder.alone())
-    counts = dataset.class_counts.tolist()
-    first_epoch, seconds = _restore(folder, recipe, accelerator, learner, optimizer, ema, method, counts)
+    training = Training(accelerator, learner, optimizer, ema, method, dataset.class_counts.tolist())
+    _restore(folder, recipe, training)
     if recipe.trackers:
         accelerator.init_trackers('ltzoo', config={'recipe': recipe.to_yaml()})
 
@@ -113,7 +112,7 @@ def _train(
         return loss
 
     measured = learner.model if ema is None else ema.module
-    for epoch in range(first_epoch, recipe.epochs):
+    for epoch in range(training.epoch, recipe.epochs):
         rate = recipe.optimizer.lr * learning_rate_factor(recipe.schedule, epoch, recipe.epochs)
         for group in optimizer.param_groups:
             group['lr'] = rate
@@ -130,7 +129,7 @@ def _train(
             learning_rate=rate,
             progress=progress,
         )
-        seconds += log.seconds
+        training.epoch, training.seconds = epoch + 1, training.seconds + log.seconds
         line = {'epoch': epoch, 'lr': rate, **asdict(log)}
         _equalise(accelerator, learner, ema)
         if method is not None:
@@ -146,10 +145,10 @@ def _train(
         if accelerator.is_main_process:
             folder.append_log(line)
         if (epoch + 1) % recipe.checkpoint_every == 0 or epoch + 1 == recipe.epochs:
-            _save(folder, accelerator, learner, optimizer, ema, method, counts, epoch + 1, seconds)
+            _save(folder, training)
 
     scores = measure(measured, dataset.test, dataset, recipe, accelerator)
-    results = _results(recipe, dataset, scores, learner, folder, seconds)
+    results = _results(recipe, dataset, scores, learner, folder, training.seconds)
     if recipe.evaluation.train:
         results['train_top1'] = measure(measured, dataset.train, dataset, recipe, accelerator).top1
     if accelerator.is_main_process:
@@ -170,72 +169,35 @@ def _equalise(accelerator: Accelerator, *modules: nn.Module | None) -> None:
                 torch.distributed.broadcast(tensor, 0)
 
 
-def _save(
-    folder: RunFolder,
-    accelerator: Accelerator,
-    learner: Learner,
-    optimizer: Any,
-    ema: ModelEmaV3 | None,
-    method: GkpGsa | None,
-    class_counts: list[int],
-    epoch: int,
-    seconds: float,
-) -> None:
-    state = {
-        'class_counts': class_counts,
-        'epoch': epoch,
-        'seconds': seconds,
-        'learner': learner.state_dict(),
-        'optimizer': optimizer.state_dict(),
-        'scaler': None if accelerator.scaler is None else accelerator.scaler.state_dict(),
-        'ema': None if ema is None else ema.state_dict(),
-        'method': None if method is None else method.state_dict(),
-        'rng': rng_states(accelerator.device),
-    }
-    if accelerator.is_main_process:
+def _save(folder: RunFolder, training: Training) -> None:
+    state = training.state_dict()
+    if training.accelerator.is_main_process:
         save_checkpoint(folder.checkpoint, state)
-    accelerator.wait_for_everyone()
+    training.accelerator.wait_for_everyone()
 
 
-def _restore(
-    folder: RunFolder,
-    recipe: Recipe,
-    accelerator: Accelerator,
-    learner: Learner,
-    optimizer: Any,
-    ema: ModelEmaV3 | None,
-    method: GkpGsa | None,
-    class_counts: list[int],
-) -> tuple[int, float]:
-    """Start the run folder or continue from it; return the first epoch to train and the seconds spent so far."""
+def _restore(folder: RunFolder, recipe: Recipe, training: Training) -> None:
+    """Start the run folder or continue from it."""
+    accelerator, counts = training.accelerator, training.class_counts
     with accelerator.main_process_first():
         state = folder.checkpoint_state()
-        before = class_counts if state is None else state.get('class_counts', class_counts)
+        before = counts if state is None else state.get('class_counts', counts)
         # A run that an unreadable image stopped goes on with fewer.
-        if before != class_counts and recipe.data.unreadable == 'stop':
+        if before != counts and recipe.data.unreadable == 'stop':
             raise CheckpointError(
                 f'output={folder.path} was trained on {sum(before):,} images in {len(before)} classes, '
-                f'{recipe.data.name} now has {sum(class_counts):,} in {len(class_counts)}, or others in one of them: '
+                f'{recipe.data.name} now has {sum(counts):,} in {len(counts)}, or others in one of them: '
                 'put them back, or give another output'
             )
         if accelerator.is_main_process:
             folder.start(recipe, describe_environment(str(accelerator.device), accelerator.num_processes), state)
     if state is None:
-        return 0, 0.0
+        return
     try:
-        learner.load_state_dict(state['learner'])
-        optimizer.load_state_dict(state['optimizer'])
-        if ema is not None:
-            ema.load_state_dict(state['ema'])
-        if method is not None:
-            method.load_state_dict(state['method'])
+        training.load_state_dict(state)
     except (RuntimeError, KeyError, ValueError) as error:
         reason = ' '.join(str(error).split())[:300]
         raise CheckpointError(f'{folder.checkpoint} is not of this model and optimiser: {reason}') from error
-    if accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(state['scaler'])
-    restore_rng(state['rng'], accelerator)
-    return state['epoch'], state['seconds']
 
 
 def _results(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import Tensor, nn
 
+from ltzoo.errors import did_you_mean
+from ltzoo.losses import Objective
 from ltzoo.training.recipe import OptimizerPart, RecipeError, SchedulePart
 
 __all__ = ['Learner', 'create_optimizer', 'learning_rate_factor']
@@ -17,16 +18,20 @@ __all__ = ['Learner', 'create_optimizer', 'learning_rate_factor']
 class Learner(nn.Module):
     """A model with the objective that trains it; only `model` is exported.
 
-    The objective is called as `objective(model, views, labels)` and returns per-sample losses, shape (B,).
+    Called with views, (B, 3, H, W) each, and labels, (B,), it returns the objective's per-sample losses, shape (B,).
     """
 
-    def __init__(self, model: nn.Module, objective: nn.Module) -> None:
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
 
     def forward(self, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
         return self.objective(self.model, views, labels)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return what timm leaves undecayed beside biases and norms: the list of the model, such as its tokens."""
+        return {f'model.{name}' for name in getattr(self.model, 'no_weight_decay', set)()}
 
 
 def create_optimizer(learner: Learner, part: OptimizerPart) -> torch.optim.Optimizer:
@@ -36,8 +41,9 @@ def create_optimizer(learner: Learner, part: OptimizerPart) -> torch.optim.Optim
         RecipeError: if timm has no such optimiser, or it needs more than gradients.
     """
     if part.name not in list_optimizers():
-        near = difflib.get_close_matches(part.name, list_optimizers(), n=1)
-        raise RecipeError(f'optimizer.name: timm has no {part.name!r}{f"; did you mean {near[0]}?" if near else ""}')
+        raise RecipeError(
+            f'optimizer.name: timm has no {part.name!r}{did_you_mean(part.name, map(str, list_optimizers()))}'
+        )
     if get_optimizer_info(part.name).second_order:
         raise RecipeError(f'optimizer.name: {part.name} needs second derivatives, which training does not compute')
     return create_optimizer_v2(

@@ -148,6 +148,8 @@ def create_method(
         return None
     if recipe.sync_batchnorm and recipe.method.sharpness is not None:
         raise RecipeError('sync_batchnorm=true cannot be combined with method.sharpness: each process sees its own')
+    if recipe.compile:
+        raise RecipeError('compile=true cannot be combined with a method, whose passes are not compiled: leave it out')
     return GkpGsa(
         learner,
         learner.model,
@@ -155,7 +157,7 @@ def create_method(
         dataset.train.labels,
         recipe.epochs,
         recipe.method,
-        log_prior=getattr(learner.objective, 'logit_adjustment', None),
+        log_prior=learner.objective.logit_adjustment,
         reduce=_sum_over_processes if accelerator.num_processes > 1 else None,
         processes=accelerator.num_processes,
         folder=folder,
@@ -200,6 +202,7 @@ def describe_batch(recipe: Recipe) -> str:
     learner = create_learner(recipe, dataset).to(accelerator.device)
     loader = create_loader(recipe, dataset, learner, accelerator)
     try_step(learner, view_sizes(recipe, dataset), dataset.num_classes, recipe, accelerator)
+    create_method(recipe, dataset, learner, accelerator, Path('bank'))
     batch = next(loader.epoch(0))
     losses = learner(batch.views, batch.labels)
     parameters = sum(p.numel() for p in learner.model.parameters())

@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
-from ltzoo.files import write_atomically
+from ltzoo.files import LOCK, alone, write_atomically
 from ltzoo.training.checkpoint import CheckpointError, load_checkpoint
 from ltzoo.training.recipe import Recipe
 
@@ -33,8 +32,6 @@ __all__ = ['COMMIT_FILE', 'RunFolder', 'commit_of', 'describe_environment']
 
 # Beside the package in what `ltzoo.plans.pack` made, where there is no git to ask.
 COMMIT_FILE = 'COMMIT'
-
-_LOCK = '.lock'
 
 
 class RunFolder:
@@ -50,6 +47,11 @@ class RunFolder:
         self.model = path / 'model'
         self.bank = path / 'bank'
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end: the results are written last."""
+        return self.results.exists()
+
     def check(self, recipe: Recipe) -> None:
         """Refuse a folder that holds something else, another recipe, or a run that was not asked to be continued.
 
@@ -61,24 +63,17 @@ class RunFolder:
         if not self.path.is_dir():
             raise CheckpointError(f'output={self.path} is a file, not a folder')
         if not self.recipe.exists():
-            if any(path.name != _LOCK for path in self.path.iterdir()):
+            if any(path.name != LOCK for path in self.path.iterdir()):
                 raise CheckpointError(f'output={self.path} is not empty and holds no run; give an empty or new folder')
             return
         # Stopped in its first epoch, a run is begun anew; finished and brought home, it has no checkpoint.
-        if not (self.checkpoint.exists() or self.results.exists()):
+        if not (self.checkpoint.exists() or self.finished):
             return
         if recipe.resume == 'never':
             raise CheckpointError(
                 f'output={self.path} holds a run already: continue it with resume=auto, or give another output'
             )
-        try:
-            written = Recipe.model_validate(yaml.safe_load(self.recipe.read_text()))
-        except (ValueError, yaml.YAMLError) as error:
-            raise CheckpointError(
-                f'{self.recipe} is damaged, or of another version of ltzoo: {" ".join(str(error).split())[:200]}; '
-                f'give another output'
-            ) from error
-        before = _flat(written.decides_result())
+        before = _flat(self.read_recipe().decides_result())
         now = _flat(recipe.decides_result())
         # A run that an unreadable image stopped may go on without it.
         keys = sorted((before.keys() | now.keys()) - {'data.unreadable'})
@@ -94,10 +89,9 @@ class RunFolder:
     def alone(self) -> Iterator[None]:
         """Keep other processes from training into this folder, which is made; one that stays empty is taken away again.
 
-        The operating system gives the lock back when the process ends, however it ends.
-
         Raises:
-            CheckpointError: if another process is at it, or it cannot be made.
+            BusyError: if another process is at it.
+            CheckpointError: if it cannot be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -105,18 +99,10 @@ class RunFolder:
             raise CheckpointError(
                 f'output={self.path} cannot be made: {error.strerror}; give another folder'
             ) from error
-        lock = FileLock(self.path / _LOCK, timeout=0)
         try:
-            lock.acquire()
-        except Timeout as error:
-            raise CheckpointError(
-                f'output={self.path} is being trained by another process: wait for it, or give another output'
-            ) from error
-        try:
-            yield
+            with alone(self.path):
+                yield
         finally:
-            lock.release()
-            (self.path / _LOCK).unlink(missing_ok=True)
             with suppress(OSError):
                 self.path.rmdir()
 
@@ -143,6 +129,20 @@ class RunFolder:
             self.results.unlink(missing_ok=True)
             shutil.rmtree(self.model, ignore_errors=True)
             shutil.rmtree(self.bank, ignore_errors=True)
+
+    def read_recipe(self) -> Recipe:
+        """Return what `recipe.yaml` holds.
+
+        Raises:
+            CheckpointError: if it is missing, damaged, or of another version of ltzoo.
+        """
+        try:
+            return Recipe.model_validate(yaml.safe_load(self.recipe.read_text()))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise CheckpointError(
+                f'{self.recipe} is damaged, or of another version of ltzoo: {" ".join(str(error).split())[:200]}; '
+                f'give another output'
+            ) from error
 
     def read_log(self) -> list[dict[str, Any]]:
         """Return the log's whole lines; a last one cut off by a crash is left out."""

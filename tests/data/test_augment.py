@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from scipy.stats import ks_2samp
 from sklearn.datasets import load_sample_image
+from timm.data import auto_augment
 from torch import Tensor
 from torchvision.transforms import AutoAugmentPolicy, v2
 from torchvision.transforms.v2 import functional as F
@@ -32,6 +34,7 @@ from ltzoo.data.augment import (
     op,
     take_rows,
 )
+from ltzoo.data.augment._affine import Filling
 from ltzoo.data.augment._operations import NAMES, apply_operations
 
 N = 48
@@ -83,7 +86,7 @@ def test_random_crop_of_oblong_images_reaches_from_end_to_end() -> None:
     assert made.min() < 10 and made.max() > 240
     torch.manual_seed(0)
     picture = Image.fromarray(wide[0].permute(1, 2, 0).numpy())
-    files = torch.stack([v2.functional.pil_to_tensor(crop.torchvision()(picture)) for _ in range(200)])
+    files = torch.stack([v2.functional.pil_to_tensor(crop.on_picture()(picture)) for _ in range(200)])
     assert {tuple(x.flatten().tolist()) for x in files} == {tuple(x.flatten().tolist()) for x in made}
 
 
@@ -142,32 +145,36 @@ CHANGES: dict[str, Callable[[Tensor, float], Tensor]] = {
     'ShearY': lambda x, m: _affine(x, shear=[0.0, math.degrees(math.atan(m))], center=[0, 0]),
     'TranslateX': lambda x, m: _affine(x, translate=[int(m), 0]),
     'TranslateY': lambda x, m: _affine(x, translate=[0, int(m)]),
-    'Rotate': lambda x, m: F.rotate(x, m),
+    'Rotate': lambda x, m: F.rotate(x, m, fill=list(COLOUR)),
     'Brightness': lambda x, m: F.adjust_brightness(x, 1 + m),
     'Color': lambda x, m: F.adjust_saturation(x, 1 + m),
     'Contrast': lambda x, m: F.adjust_contrast(x, 1 + m),
     'Sharpness': lambda x, m: F.adjust_sharpness(x, 1 + m),
     'Posterize': lambda x, m: F.posterize(x, int(m)),
     'Solarize': lambda x, m: F.solarize(x, 255 * m),
+    'SolarizeAdd': lambda x, m: torch.where(x < 128, (x.int() + int(m)).clamp(0, 255), x.int()).to(torch.uint8),
     'AutoContrast': lambda x, m: F.autocontrast(x),
     'Equalize': lambda x, m: F.equalize(x),
     'Invert': lambda x, m: F.invert(x),
     'Identity': lambda x, m: x,
 }
-RANGES = {'Shear': 0.3, 'Translate': 14.0, 'Rotate': 30.0, 'Posterize': 8.0, 'Solarize': 1.0}
+RANGES = {'Shear': 0.3, 'Translate': 14.0, 'Rotate': 30.0, 'Posterize': 8.0, 'Solarize': 1.0, 'SolarizeAdd': 110.0}
+COLOUR = (128, 20, 250)
 
 
 def _affine(x: Tensor, **changes: Any) -> Tensor:
-    return F.affine(x, **{'angle': 0.0, 'translate': [0, 0], 'scale': 1.0, 'shear': [0.0, 0.0], **changes})
+    return F.affine(
+        x, **{'angle': 0.0, 'translate': [0, 0], 'scale': 1.0, 'shear': [0.0, 0.0], 'fill': list(COLOUR), **changes}
+    )
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_operations_are_torchvisions(images: Tensor, name: str) -> None:
     high = next((value for start, value in RANGES.items() if name.startswith(start)), 0.9)
     magnitudes = high * torch.rand(N, generator=torch.Generator().manual_seed(1))
-    if name not in ('Posterize', 'Solarize'):
+    if name not in ('Posterize', 'Solarize', 'SolarizeAdd'):
         magnitudes *= torch.where(torch.arange(N) % 2 == 0, 1.0, -1.0)
-    fast = apply_operations(images, torch.full((N,), NAMES.index(name)), magnitudes)
+    fast = apply_operations(images, torch.full((N,), NAMES.index(name)), magnitudes, Filling(COLOUR))
     gap = differences(fast, images, lambda x, i: CHANGES[name](x, magnitudes[i].item()))
     # A blend that lands on a whole level may be cut to either side; a rotation may hit exactly between two pixels.
     if name in ('Color', 'Contrast', 'Sharpness'):
@@ -218,15 +225,61 @@ def test_auto_augment_draws_the_policy() -> None:
     assert 0.45 < (moved > 0).float().mean() < 0.55
 
 
-def test_rand_augment_draws_every_operation_at_one_level() -> None:
-    p = RandAugment(n=2, m=10).sample(20_000, 32, 32, torch.Generator().manual_seed(0))
-    space = v2.RandAugment._AUGMENTATION_SPACE
-    assert p['operation'].shape == (20_000, 2)
-    share = torch.bincount(p['operation'].flatten(), minlength=len(NAMES)) / 40_000
-    for name in NAMES:
-        assert share[NAMES.index(name)] == pytest.approx(1 / len(space) if name in space else 0, abs=0.01)
-    rotations = p['magnitude'][p['operation'] == NAMES.index('Rotate')]
-    assert set(rotations.tolist()) == {10.0, -10.0}
+def test_rand_augment_is_timms_in_both_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arguments that timm's own operations get are those that the batched form draws."""
+    n, side = 6000, 40
+    augment = RandAugment(n=2, m=9, mstd=0.5)
+    called: dict[str, list[float]] = {}
+
+    def record(name: str) -> Callable[..., Any]:
+        def take(picture: Any, *arguments: float, fillcolor: Any, resample: Any) -> Any:
+            assert fillcolor == (124, 116, 104) and resample == auto_augment._RANDOM_INTERPOLATION
+            called.setdefault(name, []).append(arguments[0] if arguments else 0.0)
+            return picture
+
+        return take
+
+    monkeypatch.setattr(auto_augment, 'NAME_TO_OP', {name: record(name) for name in auto_augment.NAME_TO_OP})
+    torch.manual_seed(0)
+    transform = augment.on_picture()
+    for _ in range(n):
+        transform('picture')
+    p = augment.sample(n, side, side, torch.Generator().manual_seed(0))
+    assert p['operation'].shape == (n, 2)
+    assert len(called) == 15
+    for theirs, values in called.items():
+        name = theirs.removesuffix('Rel')
+        ours = p['magnitude'][p['operation'] == NAMES.index(name)].double().numpy()
+        assert len(ours) == pytest.approx(n / 15, rel=0.25) and len(values) == pytest.approx(n / 15, rel=0.25)
+        scale = {'Solarize': 255, 'TranslateX': 1 / side, 'TranslateY': 1 / side}.get(name, 1)
+        shift = 1 if name in ('Color', 'Contrast', 'Brightness', 'Sharpness') else 0
+        if name not in ('AutoContrast', 'Equalize', 'Invert'):
+            assert ks_2samp((scale * ours + shift).round(4), np.round(values, 4)).pvalue > 1e-3, name
+
+
+def test_rand_augment_on_a_picture_is_decided_by_pytorchs_generator(images: Tensor) -> None:
+    picture = Image.fromarray(images[5].permute(1, 2, 0).numpy())
+    transform = RandAugment().on_picture()
+    made = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        random.seed(len(made))
+        np.random.seed(len(made))
+        before = (random.getstate(), np.random.get_state()[1].tolist())
+        made.append([transform(picture).tobytes() for _ in range(8)])
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    assert made[0] == made[1] != made[2]
+
+
+def test_what_moves_out_of_the_picture_leaves_grey_or_the_mean() -> None:
+    white = torch.full((200, 3, 32, 32), 255, dtype=torch.uint8)
+    for operation, colour in ((AutoAugment(), (128, 128, 128)), (RandAugment(), (124, 116, 104))):
+        moved = {NAMES.index(name) for name in ('ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate')}
+        p = drawn(operation, n=200)
+        only = [i for i in range(200) if {*p['operation'][i].tolist()} <= {*moved, 0}]
+        seen = {tuple(pixel) for i in only for pixel in operation.apply(white, p)[i].flatten(1).T.tolist()}
+        assert {colour, (255, 255, 255)} <= seen
+        assert (0, 0, 0) not in seen
 
 
 ALL = [
@@ -260,7 +313,7 @@ def test_computing_all_and_choosing_equals_computing_the_chosen(
 def test_the_file_form_changes_a_picture_and_keeps_its_size(images: Tensor, operation: Op) -> None:
     picture = Image.fromarray(images[5].permute(1, 2, 0).numpy())
     torch.manual_seed(0)
-    made = [operation.torchvision()(picture) for _ in range(30)]
+    made = [operation.on_picture()(picture) for _ in range(30)]
     assert {image.size for image in made} == {(32, 32)}
     assert len({image.tobytes() for image in made}) > 1
 
@@ -268,7 +321,7 @@ def test_the_file_form_changes_a_picture_and_keeps_its_size(images: Tensor, oper
 def test_the_file_form_of_cutout_has_the_distribution_of_the_batched() -> None:
     white = Image.new('RGB', (32, 32), 'white')
     torch.manual_seed(0)
-    transform = Cutout(16).torchvision()
+    transform = Cutout(16).on_picture()
     files = [(np.asarray(transform(white)) == 0).mean() for _ in range(1500)]
     cutout = Cutout(16)
     batch = cutout.apply(torch.full((1500, 3, 32, 32), 255, dtype=torch.uint8), drawn(cutout, n=1500))
@@ -296,7 +349,8 @@ def test_the_file_form_of_cutout_has_the_distribution_of_the_batched() -> None:
         ('rand_augment', {'n': 2.5}, 'n must be a whole number'),
         ('cutout', {'size': 4.5}, 'size must be a whole number'),
         ('color_jitter', {'hue': float('nan')}, 'hue must be a number'),
-        ('rand_augment', {'m': 31}, 'm 0 to 30'),
+        ('rand_augment', {'m': 30}, 'm 0 to 10'),
+        ('rand_augment', {'mstd': -1}, 'mstd 0 or more'),
         ('color_jitter', {'hue': 0.7}, 'hue 0 to 0.5'),
         ('random_grayscale', {'p': -1}, 'p is a probability'),
     ],

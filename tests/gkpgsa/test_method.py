@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import ltzoo
 from ltzoo.gkpgsa import method as method_module
-from ltzoo.gkpgsa.method import GkpGsa, GkpGsaError, GkpGsaSettings, PreservationSettings
+from ltzoo.gkpgsa.method import GkpGsa
 from ltzoo.gkpgsa.quality import FeatureQuality, feature_quality
-from ltzoo.gkpgsa.sharpness import SharpnessSettings
+from ltzoo.gkpgsa.settings import GkpGsaError, GkpGsaSettings, PreservationSettings, SharpnessSettings
 from ltzoo.losses import create_objective
 from ltzoo.training.learner import Learner
 from ltzoo.training.recipe import load_recipe
@@ -210,7 +210,7 @@ def test_the_gradient_form_adds_the_gradient_of_the_penalty() -> None:
     names = dict(run.learner.model.named_parameters())
     loss = run.learner((run.images,), LABELS).mean()
     assert run.method.preservation is not None
-    whole = alpha * loss + run.method.preservation.penalty(names, alpha)
+    whole = alpha * loss + run.method.preservation.penalty(names, 1 - alpha)
     expected = torch.autograd.grad(whole, list(names.values()))
     run.take_gradient()
     for p, e in zip(names.values(), expected, strict=True):
@@ -243,6 +243,37 @@ def test_the_length_told_is_the_mean_over_the_steps_that_a_group_was_in() -> Non
         told.append(run.method.end_epoch(0, run.samples)['perturbation'])
     assert told[0][1] > 0
     assert told[1][1] == pytest.approx(told[0][1])
+
+
+def test_the_log_has_means_over_the_steps_and_the_weight_that_was_applied() -> None:
+    run = Run(first_grouping=2)
+    assert run.epoch(0)['alpha'] == 1, 'there are no anchors yet, so nothing is weighed'
+    assert 'perturbed_loss' not in run.epoch(1)
+    run.method.start_epoch(2)
+    reports = []
+    for rows in (slice(0, 10), slice(10, 30), slice(30, None)):
+        reports.append(run.method.gradient(run.learner.forward, [((run.images[rows],), LABELS[rows])]))
+    assert run.method.preservation is not None
+    pull = run.method.preservation.gradient(run.method.encoder, 1 - run.method.alpha)
+    norm = torch.cat([value.flatten() for value in pull.values()]).norm().item()
+    log = run.method.end_epoch(2, run.samples)
+    assert log['alpha'] == run.method.alpha < 0.95
+    mean = torch.stack([report.grad_norm for report in reports]).mean().item()
+    assert log['penalty_to_loss_gradient'] == pytest.approx(norm / (mean * log['alpha']), rel=1e-4)
+    for name in ('perturbed_loss', 'regulariser'):
+        values = [getattr(report, name).item() for report in reports]
+        assert log[name] == pytest.approx(sum(values) / 3, rel=1e-5)
+        assert len(set(values)) > 1
+
+
+def test_nothing_is_perturbed_before_the_start_epoch() -> None:
+    late = Run(group_by='frequency', preservation=None, sharpness=SharpnessSettings(start_epoch=2))
+    base = Run(sharpness=None, preservation=None)
+    for epoch in range(2):
+        log, _ = late.epoch(epoch), base.epoch(epoch)
+        assert not any(log['perturbation'])
+    torch.testing.assert_close(late.weights, base.weights, rtol=0, atol=0)
+    assert min(late.epoch(2)['perturbation']) > 0
 
 
 def test_quality_is_that_of_the_features_of_the_first_pass() -> None:

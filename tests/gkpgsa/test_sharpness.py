@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import ltzoo
 from ltzoo.gkpgsa.direction import SharpnessError
 from ltzoo.gkpgsa.flat import FlatParameters
-from ltzoo.gkpgsa.sharpness import GroupedSharpness, SharpnessSettings, StepReport
+from ltzoo.gkpgsa.settings import SharpnessSettings
+from ltzoo.gkpgsa.sharpness import GroupedSharpness, StepReport
 from ltzoo.losses import create_objective
 from ltzoo.training.learner import Learner
 

@@ -22,8 +22,9 @@ import ltzoo
 from ltzoo.data import UnreadableImageError
 from ltzoo.data.augment import ViewError
 from ltzoo.evaluation import evaluate_model
+from ltzoo.files import BusyError
 from ltzoo.training import fit as fit_module
-from ltzoo.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ltzoo.training.checkpoint import CheckpointError, Training, load_checkpoint, save_checkpoint
 from ltzoo.training.fit import fit
 from ltzoo.training.loop import DivergedError
 from ltzoo.training.prepare import describe_batch, prepare_data
@@ -56,9 +57,9 @@ def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the run end right after the checkpoint of that many epochs."""
     whole = fit_module._save
 
-    def save_and_stop(*args: object) -> None:
-        whole(*args)  # type: ignore[arg-type]
-        if epochs in args:
+    def save_and_stop(folder: RunFolder, training: Training) -> None:
+        whole(folder, training)
+        if training.epoch == epochs:
             raise Pulled
 
     monkeypatch.setattr(fit_module, '_save', save_and_stop)
@@ -174,13 +175,16 @@ def test_pieces_of_a_batch_give_the_step_of_the_whole(make_recipe: MakeRecipe, t
         torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-5)
 
 
-def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    fit(make_recipe('epochs=1'), tmp_path / 'good', progress=False)
-    with pytest.raises(DivergedError, match=r'not finite since step \d+ of epoch \d+ .* try a lower optimizer\.lr'):
-        fit(make_recipe('optimizer.lr=1e30', 'epochs=50', 'schedule.warmup_epochs=40'), tmp_path / 'bad')
-    state = tmp_path / 'bad' / 'checkpoint.pt'
-    if state.exists():
-        assert all(value.isfinite().all() for value in load_checkpoint(state)['learner'].values())
+def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_module, 'learning_rate_factor', lambda part, epoch, epochs: 1e30 if epoch else 1.0)
+    with pytest.raises(DivergedError, match=r'not finite since step \d+ of epoch 2 .* try a lower optimizer\.lr'):
+        fit(make_recipe('epochs=3', 'checkpoint_every=1'), tmp_path / 'bad', progress=False)
+    state = load_checkpoint(tmp_path / 'bad' / 'checkpoint.pt')
+    assert state['epoch'] == 1
+    assert all(value.isfinite().all() for value in state['learner'].values())
+    assert len((tmp_path / 'bad' / 'log.jsonl').read_text().splitlines()) == 1
     assert not (tmp_path / 'bad' / 'results.json').exists()
 
 
@@ -224,7 +228,7 @@ def test_the_hold_out_is_measured_during_training(make_recipe: MakeRecipe, tmp_p
 
 def test_two_processes_cannot_train_into_one_folder(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     run = tmp_path / 'run'
-    with RunFolder(run).alone(), pytest.raises(CheckpointError, match='is being trained by another process'):
+    with RunFolder(run).alone(), pytest.raises(BusyError, match='run is being written by another process'):
         fit(make_recipe('resume=auto', 'epochs=1'), run, progress=False)
     # A folder in which nothing came to be is gone, and free.
     assert not run.exists()

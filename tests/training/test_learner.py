@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -38,3 +39,13 @@ def test_weight_decay_reaches_what_the_recipe_says(everything: bool) -> None:
     expected = list(model.parameters()) if everything else [model[0].weight]
     assert decayed == {id(p) for p in expected}
     assert sum(len(group['params']) for group in optimizer.param_groups) == 4
+
+
+def test_what_a_transformer_keeps_from_weight_decay_is_kept_from_it() -> None:
+    model = timm.create_model('vit_tiny_patch16_224', img_size=32, depth=1)
+    part = OptimizerPart(lr=0.1, weight_decay=0.01, decay_norm_and_bias=False)
+    optimizer = create_optimizer(Learner(model, nn.Identity()), part)
+    decayed = {id(p) for group in optimizer.param_groups if group['weight_decay'] > 0 for p in group['params']}
+    kept = {name for name, p in model.named_parameters() if id(p) not in decayed}
+    assert {'pos_embed', 'cls_token'} <= kept
+    assert 'blocks.0.attn.qkv.weight' not in kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -41,44 +42,47 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     accelerator = create_accelerator(base)
     dataset = prepare_data(base)
     results: dict[str, Any] = {'bench': 'epoch', 'recipe': str(args.recipe), 'groups': {}}
-    for groups in args.groups:
-        wanted = [f'method.groups={groups}', 'method.sharpness=null', f'method.first_grouping={groups}']
-        recipe = load_recipe(args.recipe, [*where, *wanted])
-        assert recipe.method is not None
-        period = recipe.method.regroup_every
-        epochs = groups + period * args.rounds
-        recipe = recipe.model_copy(update={'epochs': max(epochs, recipe.epochs)})
-        learner = create_learner(recipe, dataset).to(accelerator.device)
-        loader = create_loader(recipe, dataset, learner, accelerator)
-        if recipe.channels_last:
-            learner.to(memory_format=torch.channels_last)
-        optimizer = accelerator.prepare_optimizer(create_optimizer(learner, recipe.optimizer))
-        method = create_method(recipe, dataset, learner, accelerator, Path('bank'))
-        assert method is not None
-        batch = next(loader.epoch(0))
-        step = Step(learner, optimizer, accelerator, method=method)
-        times: dict[str, list[float]] = {name: [] for name in ('step', 'pull', 'epoch end', 'epoch end, regrouping')}
+    with tempfile.TemporaryDirectory() as bank:
+        for groups in args.groups:
+            wanted = [f'method.groups={groups}', 'method.sharpness=null', f'method.first_grouping={groups}']
+            recipe = load_recipe(args.recipe, [*where, *wanted])
+            assert recipe.method is not None
+            period = recipe.method.regroup_every
+            epochs = groups + period * args.rounds
+            recipe = recipe.model_copy(update={'epochs': max(epochs, recipe.epochs)})
+            learner = create_learner(recipe, dataset).to(accelerator.device)
+            loader = create_loader(recipe, dataset, learner, accelerator)
+            if recipe.channels_last:
+                learner.to(memory_format=torch.channels_last)
+            optimizer = accelerator.prepare_optimizer(create_optimizer(learner, recipe.optimizer))
+            method = create_method(recipe, dataset, learner, accelerator, Path(bank))
+            assert method is not None
+            batch = next(loader.epoch(0))
+            step = Step(learner, optimizer, accelerator, method=method)
+            times: dict[str, list[float]] = {
+                name: [] for name in ('step', 'pull', 'epoch end', 'epoch end, regrouping')
+            }
 
-        samples = functools.partial(training_samples, dataset, recipe=recipe, accelerator=accelerator)
+            samples = functools.partial(training_samples, dataset, recipe=recipe, accelerator=accelerator)
 
-        for epoch in range(epochs):
-            # One step makes the epochs' weights differ, and gives every class features to be measured on.
-            method.start_epoch(epoch)
-            step(batch)
-            if epoch < args.rounds:
-                times['step'].append(seconds_of(Step(learner, optimizer, accelerator), batch))
-            if method.preservation is not None:
-                times['pull'].append(seconds_of(method.after_step, recipe.optimizer.lr))
-            since = epoch + 1 - groups
-            name = 'epoch end, regrouping' if since >= 0 and since % period == 0 else 'epoch end'
-            times[name].append(seconds_of(method.end_epoch, epoch, samples))
-        of_epoch = statistics.median(times['step']) * loader.steps_per_epoch
-        often, seldom = statistics.median(times['epoch end']), statistics.median(times['epoch end, regrouping'])
-        results['groups'][groups] = {
-            'seconds': times,
-            'pull_share': statistics.median(times['pull']) / statistics.median(times['step']),
-            'epoch_end_share': (often * (period - 1) + seldom) / period / of_epoch,
-        }
+            for epoch in range(epochs):
+                # One step makes the epochs' weights differ, and gives every class features to be measured on.
+                method.start_epoch(epoch)
+                step(batch)
+                if epoch < args.rounds:
+                    times['step'].append(seconds_of(Step(learner, optimizer, accelerator), batch))
+                if method.preservation is not None:
+                    times['pull'].append(seconds_of(method.after_step, recipe.optimizer.lr))
+                since = epoch + 1 - groups
+                name = 'epoch end, regrouping' if since >= 0 and since % period == 0 else 'epoch end'
+                times[name].append(seconds_of(method.end_epoch, epoch, samples))
+            of_epoch = statistics.median(times['step']) * loader.steps_per_epoch
+            often, seldom = statistics.median(times['epoch end']), statistics.median(times['epoch end, regrouping'])
+            results['groups'][groups] = {
+                'seconds': times,
+                'pull_share': statistics.median(times['pull']) / statistics.median(times['step']),
+                'epoch_end_share': (often * (period - 1) + seldom) / period / of_epoch,
+            }
     print(
         f'{args.recipe}: {loader.steps_per_epoch} steps of {recipe.batch_size} an epoch, groups every {period} epochs, '
         f'{accelerator.device}, {torch.get_num_threads()} threads, medians of {args.rounds} rounds'

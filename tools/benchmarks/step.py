@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,8 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     accelerator = create_accelerator(recipe)
     dataset = prepare_data(recipe)
     recorded = can_record(recipe, accelerator)
+    # With groups by frequency nothing is put there.
+    bank = Path(tempfile.gettempdir(), 'bank')
 
     def make(channels_last: bool, compiled: bool, method: str | None) -> Callable[[], None]:
         learner = create_learner(recipe, dataset).to(accelerator.device)
@@ -84,7 +87,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         state = None
         if method is not None:
             with_method = load_recipe(args.recipe, [*overrides, *method.split()])
-            state = create_method(with_method, dataset, learner, accelerator, Path('bank'))
+            state = create_method(with_method, dataset, learner, accelerator, bank)
         step = Step(learner, optimizer, accelerator, method=state, recorded=recorded)
 
         def run() -> None:

@@ -1,4 +1,4 @@
-"""Augmentations, one a file: each on batches of uint8 tensors, and as a torchvision transform of one PIL image."""
+"""Augmentations, one a file: each on batches of uint8 tensors, and as a transform of one PIL image."""
 
 from ltzoo.data.augment.auto_augment import AutoAugment
 from ltzoo.data.augment.color_jitter import ColorJitter

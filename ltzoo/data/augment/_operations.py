@@ -1,4 +1,4 @@
-"""The operations of AutoAugment and RandAugment by torchvision's names, and their magnitudes."""
+"""The operations of AutoAugment and RandAugment by torchvision's names, SolarizeAdd by timm's; their magnitudes."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ import torch
 from torch import Tensor
 
 from ltzoo.data.augment import _affine, _pixels
+from ltzoo.data.augment._affine import Filling
 from ltzoo.data.augment.op import Params, apply_where
 
-__all__ = ['OPERATIONS', 'apply_operations', 'magnitude_table']
+__all__ = ['IDENTITY', 'NAMES', 'apply_operations', 'magnitude_table']
 
-# Each takes images (n, 3, H, W) and magnitudes (n,) on torchvision's scale.
-OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    'Identity': lambda images, _: images,
+# Each takes images (n, 3, H, W) and magnitudes (n,) on torchvision's scale; the first ones also how to fill the edge.
+MOVING: dict[str, Callable[..., Tensor]] = {
     'ShearX': _affine.shear_x,
     'ShearY': _affine.shear_y,
     'TranslateX': _affine.translate_x,
     'TranslateY': _affine.translate_y,
     'Rotate': _affine.rotate,
+}
+COLOURING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     'Brightness': lambda images, magnitude: _pixels.adjust_brightness(images, 1 + magnitude),
     'Color': lambda images, magnitude: _pixels.adjust_saturation(images, 1 + magnitude),
     'Contrast': lambda images, magnitude: _pixels.adjust_contrast(images, 1 + magnitude),
     'Sharpness': lambda images, magnitude: _pixels.adjust_sharpness(images, 1 + magnitude),
     'Posterize': _pixels.posterize,
     'Solarize': lambda images, magnitude: _pixels.solarize(images, 255 * magnitude),
+    'SolarizeAdd': _pixels.solarize_add,
     'AutoContrast': lambda images, _: _pixels.autocontrast(images),
     'Equalize': lambda images, _: _pixels.equalize(images),
     'Invert': lambda images, _: _pixels.invert(images),
 }
-NAMES = tuple(OPERATIONS)
+NAMES = ('Identity', *MOVING, *COLOURING)
 IDENTITY = NAMES.index('Identity')
 
 
@@ -50,16 +53,13 @@ def magnitude_table(
     return magnitudes, signed
 
 
-def apply_operations(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
+def apply_operations(images: Tensor, operation: Tensor, magnitude: Tensor, filling: Filling) -> Tensor:
     """Apply to every image the operation (int64, (n,), an index into `NAMES`) at its magnitude (n,)."""
-    for index, change in enumerate(OPERATIONS.values()):
+    moving = {name: partial(move, filling=filling) for name, move in MOVING.items()}
+    changes: dict[str, Callable[[Tensor, Tensor], Tensor]] = {**moving, **COLOURING}
+    for index, name in enumerate(NAMES):
         if index != IDENTITY:
-            images = apply_where(
-                operation == index,
-                images,
-                partial(_change, change),
-                {'magnitude': magnitude},
-            )
+            images = apply_where(operation == index, images, partial(_change, changes[name]), {'magnitude': magnitude})
     return images
 
 

@@ -21,6 +21,7 @@ __all__ = [
     'invert',
     'posterize',
     'solarize',
+    'solarize_add',
 ]
 
 
@@ -109,6 +110,12 @@ def posterize(images: Tensor, bits: Tensor) -> Tensor:
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
     """Invert the values from the threshold (0..255) upwards."""
     return torch.where(images >= _per_image(threshold), images.bitwise_not(), images)
+
+
+def solarize_add(images: Tensor, amount: Tensor) -> Tensor:
+    """Add to the values below 128."""
+    added = (images.int() + _per_image(amount.to(torch.int32))).clamp_(0, 255).to(torch.uint8)
+    return torch.where(images < 128, added, images)
 
 
 def autocontrast(images: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """AutoAugment with the policy learnt on CIFAR-10.
 
 Source: Cubuk et al., AutoAugment: Learning Augmentation Strategies from Data, CVPR 2019; the policy is torchvision's.
+What is moved over the edge leaves grey, as in the code of BCL.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import AutoAugmentPolicy, v2
 
+from ltzoo.data.augment._affine import Filling
 from ltzoo.data.augment._operations import IDENTITY, NAMES, apply_operations, magnitude_table
 from ltzoo.data.augment.op import Op, Params, register_op
 
@@ -19,6 +21,7 @@ __all__ = ['AutoAugment']
 
 # torchvision's own number of magnitude levels.
 BINS = 10
+FILLING = Filling((128, 128, 128))
 
 
 @register_op('auto_augment')
@@ -39,11 +42,11 @@ class AutoAugment(Op):
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
         for slot in range(2):
-            images = apply_operations(images, params['operation'][:, slot], params['magnitude'][:, slot])
+            images = apply_operations(images, params['operation'][:, slot], params['magnitude'][:, slot], FILLING)
         return images
 
-    def torchvision(self) -> v2.Transform:
-        return v2.AutoAugment(AutoAugmentPolicy.CIFAR10)
+    def on_picture(self) -> v2.Transform:
+        return v2.AutoAugment(AutoAugmentPolicy.CIFAR10, fill=list(FILLING.colour))
 
 
 @functools.cache

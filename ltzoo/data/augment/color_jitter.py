@@ -64,7 +64,7 @@ class ColorJitter(Op):
                 )
         return images
 
-    def torchvision(self) -> v2.Transform:
+    def on_picture(self) -> v2.Transform:
         jitter = v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)
         return jitter if self.p == 1 else v2.RandomApply([jitter], self.p)
 

@@ -44,7 +44,7 @@ class Cutout(Op):
         offset = torch.arange(side, device=centre.device) - centre[:, None] + self.size // 2
         return (offset >= 0) & (offset < self.size)
 
-    def torchvision(self) -> v2.Transform:
+    def on_picture(self) -> v2.Transform:
         return _CutoutTransform(self.size)
 
 

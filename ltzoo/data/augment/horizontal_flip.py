@@ -30,5 +30,5 @@ class HorizontalFlip(Op):
     def apply(self, images: Tensor, params: Params) -> Tensor:
         return apply_where(params['flip'], images, lambda chosen, _: chosen.flip(3), {})
 
-    def torchvision(self) -> v2.Transform:
+    def on_picture(self) -> v2.Transform:
         return v2.RandomHorizontalFlip(self.p)

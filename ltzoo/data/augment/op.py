@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -12,9 +11,8 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, did_you_mean
 
 __all__ = ['Op', 'Params', 'ViewError', 'apply_where', 'create_op', 'join_rows', 'list_ops', 'register_op', 'take_rows']
 
@@ -30,7 +28,7 @@ class Op(ABC):
     """A random operation on images, as a frozen dataclass of its settings.
 
     It comes in two forms with the same distribution: `sample` and `apply` on a batch of uint8 tensors, each image
-    with its own random parameters, and `torchvision()` on one PIL image.
+    with its own random parameters, and `on_picture()` on one PIL image, which draws from PyTorch's global generator.
     """
 
     # Whether training sees parts of an image enlarged, so that tests should, too.
@@ -42,10 +40,10 @@ class Op(ABC):
 
     @abstractmethod
     def apply(self, images: Tensor, params: Params) -> Tensor:
-        """Return the changed images: uint8, (n, 3, H, W), as torchvision would make each of them."""
+        """Return the changed images: uint8, (n, 3, H, W)."""
 
     @abstractmethod
-    def torchvision(self) -> v2.Transform:
+    def on_picture(self) -> Callable[[Any], Any]:
         """Return the transform of one PIL image."""
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
@@ -79,9 +77,9 @@ def create_op(name: str, **settings: Any) -> Op:
         ViewError: if the name or a setting is unknown, or a setting of the wrong type or out of range.
     """
     if name not in _OPS:
-        near = difflib.get_close_matches(name, _OPS, n=1)
-        hint = f'; did you mean {near[0]}?' if near else ''
-        raise ViewError(f'no view operation is called {name!r}{hint} Known: {", ".join(list_ops())}')
+        raise ViewError(
+            f'no view operation is called {name!r}{did_you_mean(name, _OPS)} Known: {", ".join(list_ops())}'
+        )
     cls: Any = _OPS[name]
     known = [field.name for field in dataclasses.fields(cls)]
     types = get_type_hints(cls)

@@ -60,7 +60,7 @@ class RandomCrop(Op):
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         return self.size or height, self.size or width
 
-    def torchvision(self) -> v2.Transform:
+    def on_picture(self) -> v2.Transform:
         if self.size is None:
             raise ViewError('random_crop: images from files need a size')
         return v2.Compose([v2.Resize(self.size, antialias=True), v2.RandomCrop(self.size, self.padding)])

@@ -31,5 +31,5 @@ class RandomGrayscale(Op):
     def apply(self, images: Tensor, params: Params) -> Tensor:
         return apply_where(params['chosen'], images, lambda some, _: grey(some).to(some.dtype).expand_as(some), {})
 
-    def torchvision(self) -> v2.Transform:
+    def on_picture(self) -> v2.Transform:
         return v2.RandomGrayscale(self.p)

@@ -83,7 +83,7 @@ class RandomResizedCrop(Op):
         columns = torch.matmul(images.float(), across.mT[:, None]).round_()
         return torch.matmul(down[:, None], columns).round_().clamp_(0, 255).to(torch.uint8)
 
-    def torchvision(self) -> v2.Transform:
+    def on_picture(self) -> v2.Transform:
         if self.size is None:
             raise ViewError('random_resized_crop: images from files need a size')
         return v2.RandomResizedCrop(self.size, self.scale, self.ratio, antialias=True)
