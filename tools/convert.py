@@ -53,7 +53,7 @@ def convert(args: argparse.Namespace) -> None:
     # The data need not be here; where they are, the file is checked against them.
     place = (args.data or '').partition(':')[2]
     here = args.data_dir or (place and Path(place).exists())
-    class_counts = load_data(args.data, args.data_dir).class_counts if here else None
+    class_counts = load_data(args.data, args.data_dir).class_counts.tolist() if here else None
     converted = checkpoints.convert(
         args.file,
         args.family,

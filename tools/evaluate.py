@@ -31,8 +31,12 @@ def main() -> int:
     parser.add_argument('--csv', type=file, help='write the table of classes to this file')
     parser.add_argument('--plot', type=file, help='draw accuracy against class count to this file')
     parser.add_argument('--shifted', action='store_true', help='also score long-tailed test distributions')
-    parser.add_argument('--many-above', type=int, default=100, help='Many-shot: more training images than this')
-    parser.add_argument('--few-below', type=int, default=20, help='Few-shot: fewer training images than this')
+    parser.add_argument(
+        '--many-above', type=int, help="Many-shot: more training images than this (default: the model's own, else 100)"
+    )
+    parser.add_argument(
+        '--few-below', type=int, help="Few-shot: fewer training images than this (default: the model's own, else 20)"
+    )
     parser.add_argument('--batch-size', type=int, default=256)
     parser.add_argument('--workers', type=int, default=2, help='processes that read image files')
     parser.add_argument('--skip-unreadable', action='store_true', help='leave out images that cannot be decoded')
@@ -66,7 +70,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise LtzooError(f'--batch-size must be 1 or more, not {args.batch_size}')
     if args.workers < 0:
         raise LtzooError(f'--workers must be 0 or more, not {args.workers}')
-    check_thresholds(args.many_above, args.few_below, ('--many-above', '--few-below'))
+    if args.many_above is not None and args.few_below is not None:
+        check_thresholds(args.many_above, args.few_below, ('--many-above', '--few-below'))
     targets = [path for path in (args.json, args.csv, args.plot) if path is not None]
     for path in targets:
         check_target(path)
@@ -100,7 +105,7 @@ def write(args: argparse.Namespace, results: dict[str, Any]) -> None:
     # The plot comes first: it is what an unknown file ending or a missing matplotlib still refuses.
     if args.plot:
         with writing(args.plot):
-            plot_accuracy(results, args.plot, args.many_above, args.few_below)
+            plot_accuracy(results, args.plot, results['many_above'], results['few_below'])
     if args.json:
         with writing(args.json):
             write_atomically(args.json, json.dumps(results, indent=2) + '\n')

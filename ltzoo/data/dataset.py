@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -67,6 +68,12 @@ class Split:
         """Return the samples at `indices` (int64, any order)."""
         return Split(self.images.select(indices), self.labels[indices])
 
+    def digest(self) -> str:
+        """Return a SHA-256, hexadecimal, of the labels in their order and of the images' names, if they have some."""
+        digest = hashlib.sha256(self.labels.tobytes())
+        self.images.identify(digest)
+        return digest.hexdigest()
+
 
 def drop_unreadable(split: Split) -> Split:
     """Return the samples whose images can be decoded, with a warning that names each of the others.
@@ -112,6 +119,8 @@ class Dataset:
         mean, std: per channel, of images scaled to 0..1.
         image_size: side in pixels that images of this set are usually trained at.
         spare: training images that a long-tailed profile left out, None where nothing was left out.
+        drawn_from: digest of the images that `test` was drawn from by chance, None where it is a part of its own. Of
+            others the draw is another one, in which images are tested on that a model was trained on.
     """
 
     name: str
@@ -122,6 +131,7 @@ class Dataset:
     std: tuple[float, ...] = IMAGENET_STD
     image_size: int = 224
     spare: Split | None = None
+    drawn_from: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:

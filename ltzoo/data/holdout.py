@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from ltzoo.data.dataset import DataError, Dataset, Split
 from ltzoo.data.images import join_images
 
-__all__ = ['split_off', 'with_holdout']
+__all__ = ['split_off', 'with_holdout', 'with_test_part']
 
 _MOST_PER_CLASS = 50
 
@@ -46,7 +47,18 @@ def with_holdout(
     if per_class is not None:
         return _balanced(dataset, per_class, seed)
     train, held_out = split_off(dataset.train, 0.2 if fraction is None else fraction, seed)
-    return replace(dataset, train=train, test=held_out)
+    return replace(dataset, train=train, test=held_out, drawn_from=dataset.drawn_from or dataset.train.digest())
+
+
+def with_test_part(name: str, split: Split, class_names: tuple[str, ...], **described: Any) -> Dataset:
+    """Return a data set of images that have no test part: 20 % of every class become it, see `split_off`.
+
+    Args:
+        name, class_names, **described: of the data set.
+        split: all images.
+    """
+    train, test = split_off(split)
+    return Dataset(name, train, test, class_names, drawn_from=split.digest(), **described)
 
 
 def split_off(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split, Split]:
@@ -111,6 +123,7 @@ def _balanced(dataset: Dataset, per_class: int, seed: int) -> Dataset:
         train=dataset.train.select(np.flatnonzero(~from_train)),
         test=Split(join_images(drawn.images, given.images), np.concatenate([drawn.labels, given.labels])),
         spare=None if from_spare.all() else spare.select(np.flatnonzero(~from_spare)),
+        drawn_from=dataset.drawn_from or dataset.train.digest() + spare.digest(),
     )
 
 

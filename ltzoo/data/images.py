@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,14 @@ __all__ = ['ArrayImages', 'FileImages', 'Images', 'JoinedImages', 'UnreadableIma
 _SIXTEEN_BITS = ('PNG', 'PPM')
 
 T = TypeVar('T')
+
+
+class Digest(Protocol):
+    """A hash of `hashlib`."""
+
+    def update(self, data: Any, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
 
 
 class UnreadableImageError(LtzooError, OSError):
@@ -44,6 +52,9 @@ class Images(Protocol):
 
     def name(self, index: int) -> str:
         """Return what identifies the image to a person: its path, or its position."""
+
+    def identify(self, digest: Digest) -> None:
+        """Update a hash with what tells these images from others: names in their order, of an array its size."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,10 @@ class ArrayImages:
     def name(self, index: int) -> str:
         return f'image {index}'
 
+    def identify(self, digest: Digest) -> None:
+        # Not its pixels: a pack of CIFAR's images does not have all of them.
+        digest.update(f'array of {len(self)}'.encode())
+
 
 @dataclass(frozen=True)
 class FileImages:
@@ -100,6 +115,9 @@ class FileImages:
 
     def name(self, index: int) -> str:
         return str(self.root / self.paths[index])
+
+    def identify(self, digest: Digest) -> None:
+        digest.update('\0'.join(['files', *self.paths]).encode())
 
 
 @contextmanager
@@ -156,6 +174,11 @@ class JoinedImages:
     def name(self, index: int) -> str:
         part, position = self._find(index)
         return part.name(position)
+
+    def identify(self, digest: Digest) -> None:
+        for part in self.parts:
+            part.identify(digest)
+        digest.update(np.ascontiguousarray(self.positions))
 
     def _find(self, index: int) -> tuple[Images, int]:
         first, second = self.parts

@@ -50,8 +50,8 @@ def evaluate_model(
     batch_size: int = 256,
     device: str | None = None,
     workers: int = 2,
-    many_above: int = 100,
-    few_below: int = 20,
+    many_above: int | None = None,
+    few_below: int | None = None,
     shifted: bool = False,
     skip_unreadable: bool = False,
 ) -> dict[str, Any]:
@@ -63,16 +63,17 @@ def evaluate_model(
         split: `holdout` is for a model in a folder that was trained with `evaluation.split=holdout` on the same data.
         device: `cpu`, `cuda`, `mps`; by default `cuda` where there is one, else `cpu`.
         workers: processes that read image files.
-        many_above, few_below: the shots' thresholds, in training images.
+        many_above, few_below: the shots' thresholds, in training images. By default those that a model in a folder was
+            trained with on this data, else 100 and 20.
         shifted: also score long-tailed test distributions.
         skip_unreadable: leave out images that cannot be decoded, with a warning that names each.
 
     Returns:
-        `model`, `data`, `split` and the scores, in percent, with every class.
+        `model`, `data`, `split`, the thresholds and the scores, in percent, with every class.
 
     Raises:
-        EvaluationError: if the classes or the numbers of channels differ, the device cannot be used, or a hold-out is
-            asked for that the model was not trained without.
+        EvaluationError: if the classes or the numbers of channels differ, the device cannot be used, a hold-out is
+            asked for that the model was not trained without, or images it was trained on may be in the test part.
         PredictionError: if the model's outputs are not finite.
         UnreadableImageError: if an image cannot be decoded.
         LtzooError: as `create_model` and `load_data`.
@@ -81,13 +82,21 @@ def evaluate_model(
     model = create_model(resolve_model(name), pretrained=True).to(where)
     dataset = load_data(data, data_dir) if split == 'test' else _held_out(name, data, data_dir)
     check_classes(model, dataset, name, data)
+    lt = training_of(name) or {}
+    own = lt if lt.get('data') == without_folders(data) else {}
+    _check_draw(name, data, dataset, own)
+    thresholds = {
+        'many_above': own.get('many_above', 100) if many_above is None else many_above,
+        'few_below': own.get('few_below', 20) if few_below is None else few_below,
+    }
     if skip_unreadable:
         dataset = replace(dataset, test=drop_unreadable(dataset.test))
     return {
         'model': name,
         'data': data,
         'split': split,
-        **score_model(model, dataset, batch_size, where, workers, many_above, few_below, shifted),
+        **thresholds,
+        **score_model(model, dataset, batch_size, where, workers, shifted=shifted, **thresholds),
     }
 
 
@@ -197,6 +206,21 @@ def training_of(name: str) -> dict[str, Any] | None:
     return lt if isinstance(lt, dict) else None
 
 
+def _check_draw(name: str, data: str, dataset: Dataset, lt: dict[str, Any]) -> None:
+    """Refuse a test part that was drawn from other images than when the model was trained: it may know some of it.
+
+    Raises:
+        EvaluationError: if so.
+    """
+    before = lt.get('drawn_from')
+    # A run with a hold-out says what that was drawn from; the test set, where it is drawn too, from the same.
+    if before is not None and dataset.drawn_from is not None and dataset.drawn_from != before:
+        raise EvaluationError(
+            f'{data} has other images, or other names for them, than when {name} was trained, and the test part drawn '
+            'from them would hold some that it was trained on: put them back, or give the test images their own part'
+        )
+
+
 def _held_out(name: str, data: str, data_dir: str | Path | None) -> Dataset:
     """Return the data set as a model's training saw it, with its hold-out in the place of the test part."""
     lt = training_of(name)
@@ -216,6 +240,7 @@ def _held_out(name: str, data: str, data_dir: str | Path | None) -> Dataset:
     recipe = check_recipe(lt.get('recipe'), f'{name}, recipe')
     place = {'name': data, 'data_dir': None if data_dir is None else str(data_dir)}
     dataset = prepare_data(recipe.model_copy(update={'data': recipe.data.model_copy(update=place)}))
+    _check_draw(name, data, dataset, lt)
     found = (dataset.class_counts.tolist(), len(dataset.test))
     if found != (lt.get('class_counts'), lt.get('scores', {}).get('samples')):
         raise EvaluationError(f'{data} is not what {name} was trained on: its classes have other numbers of images')

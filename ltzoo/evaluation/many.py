@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltzoo.data import load_data
+from ltzoo.data import Dataset, load_data
 from ltzoo.errors import LtzooError
 from ltzoo.evaluation.evaluate import resolve_model, training_of, usable_device
 from ltzoo.evaluation.leaderboard import leaderboard
@@ -104,14 +104,16 @@ def evaluate_many(
     """Measure every model on every data set, and write the tables anew after each.
 
     The tables also have the pairs that earlier calls measured into the same folder; with other weights in a model's
-    folder, another `data_dir`, `batch_size`, `device` or `threads`, a pair is measured anew. A pair that runs out of
-    memory is tried again with half the batch; one that fails is recorded with the reason and tried again by the next
-    call.
+    folder, other images, another `data_dir`, `batch_size`, `device` or `threads`, a pair is measured anew. A pair that
+    runs out of memory is tried again with half the batch; one that fails is recorded with the reason and tried again by
+    the next call.
 
     Args:
         output: a folder, new or of an earlier call.
         rerun: also measure what is done.
         say: takes a line for each pair.
+
+    Shots have their usual thresholds, whatever a model was trained with, so that all are measured alike.
 
     Returns:
         The rows of these pairs, with the keys of `COLUMNS`; `status` is `ok`, `skipped` (the model is not for this
@@ -124,9 +126,8 @@ def evaluate_many(
     """
     if device:
         usable_device(device)
-    for name in data:
-        # What no model can be measured on is said before anything is.
-        load_data(name, data_dir)
+    # What no model can be measured on is said before anything is.
+    images = {name: _images_of(load_data(name, data_dir)) for name in data}
     rows_folder = output / 'rows'
     if output.exists() and not output.is_dir():
         raise ManyError(f'{output} is a file; give a folder')
@@ -153,17 +154,17 @@ def evaluate_many(
         weights = {model: _weights_of(model) for model in models}
         for number, (model, name) in enumerate(pairs, start=1):
             file = rows_folder / f'{_slug(model, name)}.json'
-            asked = {**asked_of_all, 'weights': weights[model]}
-            row = None if rerun else done.get((model, name))
+            asked = {**asked_of_all, 'images': images[name], 'weights': weights[model]}
+            row, earlier = None if rerun else done.get((model, name)), ' (measured earlier)'
             if row is None or row['status'] == 'failed' or row.get('asked') != asked:
-                entry = entry_of(model)
+                entry, earlier = entry_of(model), ''
                 row = {'model': model, 'data': name, 'method': entry.method if entry else _method_of(model)}
                 row.update(_measure_apart(model, name, file.with_suffix('.part'), batch_size, options), asked=asked)
                 with writing(file):
                     write_atomically(file, json.dumps(row, indent=1) + '\n')
             rows.append(_listed(row))
             result = f'{row["top1"]:.2f}' if row['status'] == 'ok' else f'{row["status"]}: {row["reason"]}'
-            say(f'[{number}/{len(pairs)}] {model} on {name}: {result}')
+            say(f'[{number}/{len(pairs)}] {model} on {name}: {result}{earlier}')
             with writing(output):
                 _write_tables([*rows, *others], output)
     return rows
@@ -227,6 +228,11 @@ def _weights_of(model: str) -> str | None:
     kind, _, place = resolve_model(model).partition(':')
     weights = Path(place, 'model.safetensors')
     return file_hash(weights) if kind == 'local-dir' and weights.is_file() else None
+
+
+def _images_of(dataset: Dataset) -> str:
+    """Return what tells the test images, and the class counts that shots go by, from others of the same name."""
+    return hashlib.sha256(dataset.test.digest().encode() + dataset.class_counts.tobytes()).hexdigest()
 
 
 def _slug(model: str, data: str) -> str:

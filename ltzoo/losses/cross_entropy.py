@@ -22,9 +22,17 @@ def log_prior(class_counts: Tensor) -> Tensor:
     A class without a training image counts as having one: its logit is pushed down as far as a class of one image
     has it, instead of by an infinity.
 
+    Args:
+        class_counts: training images of every class, integers of 0 or more, shape (C,).
+
     Raises:
-        ObjectiveError: if there is no training image at all.
+        ObjectiveError: if they are something else, such as shares, or there is no training image at all.
     """
+    if not isinstance(class_counts, Tensor) or class_counts.ndim != 1 or class_counts.is_floating_point():
+        what = f'{class_counts.dtype} {tuple(class_counts.shape)}' if isinstance(class_counts, Tensor) else class_counts
+        raise ObjectiveError(f'class_counts must be a tensor of whole numbers, one for each class, not {what}')
+    if (class_counts < 0).any():
+        raise ObjectiveError(f'class_counts must be 0 or more, not {int(class_counts.min())}')
     if class_counts.sum() == 0:
         raise ObjectiveError('class_counts are all 0: there is no training image to take a prior from')
     counts = class_counts.double().clamp(min=1)

@@ -69,7 +69,8 @@ def create_objective(name: str, model: nn.Module, class_counts: Tensor, **option
         **options: what the objective's constructor takes.
 
     Raises:
-        ObjectiveError: if the name or an option is unknown, with the nearest valid one.
+        ObjectiveError: if the name or an option is unknown, with the nearest valid one, or the class counts are not
+            those of the model's classes.
     """
     if name not in _OBJECTIVES:
         hint = did_you_mean(name, _OBJECTIVES)
@@ -83,4 +84,7 @@ def create_objective(name: str, model: nn.Module, class_counts: Tensor, **option
             raise ObjectiveError(f'objective {name} has no option {key!r}; {valid}')
         if isinstance(options[key], bool) or not isinstance(options[key], (int, float)):
             raise ObjectiveError(f'objective {name}: {key} must be a number, not {options[key]!r}')
+    classes = getattr(model, 'num_classes', None)
+    if classes and len(class_counts) != classes:
+        raise ObjectiveError(f'class_counts has {len(class_counts)} entries, the model {classes} classes')
     return cls(model, class_counts, **options)

@@ -195,7 +195,9 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
             raise NoWeightsError(f'the pretrained_cfg given for {name} names no weights') from error
         if not isinstance(error, SafetensorError) and 'loading state_dict' not in reason:
             raise
-        raise ModelFilesError(f'the weights of {name} are damaged or of another model: {reason}') from error
+        given = ', '.join(key for key in kwargs if key not in ('pretrained_cfg_overlay', 'cache_dir'))
+        asked = f', or do not go with {given} as given' if given else ''
+        raise ModelFilesError(f'the weights of {name} are damaged or of another model{asked}: {reason}') from error
     except OSError as error:
         raise ModelFilesError(f'{name} cannot be loaded: {" ".join(str(error).split())}') from error
 
@@ -216,7 +218,7 @@ def _load_checkpoint(model: nn.Module, file: Path, name: str) -> None:
 def create_model_and_transforms(
     name: str, pretrained: bool = False, **kwargs: Any
 ) -> tuple[nn.Module, Transform, Transform]:
-    """Create a model with the transforms that turn a PIL image into its input.
+    """Create a model with the transforms that turn a PIL image, grey or of any colour mode, into its input.
 
     Args:
         name, pretrained, **kwargs: as in `create_model`.
@@ -242,7 +244,15 @@ def create_model_and_transforms(
                 transforms.Normalize(config['mean'], config['std']),
             ]
         )
-    return model, train, create_transform(**config)
+    in_colours = [_in_rgb] if config['input_size'][0] == 3 else []
+    return model, *(transforms.Compose([*in_colours, *made.transforms]) for made in (train, create_transform(**config)))
+
+
+def _in_rgb(image: Any) -> Any:
+    """Return a picture as the data sources read it from a file; what is no picture is left to the transforms."""
+    from ltzoo.data.images import as_rgb
+
+    return as_rgb(image) if isinstance(image, Image.Image) else image
 
 
 def _with_tag(name: str, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:

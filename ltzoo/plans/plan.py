@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ltzoo.errors import LtzooError
@@ -82,8 +84,9 @@ def load_plan(path: Path) -> Plan:
         PlanError: if it is missing, not YAML, or a key is unknown, missing or of the wrong type.
     """
     try:
-        return Plan.model_validate(yaml.safe_load(path.read_text()))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        # A key that is there twice is an error here, and not in plain PyYAML.
+        return Plan.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise PlanError(f'{path} cannot be read as a plan: {" ".join(str(error).split())}') from error
     except ValidationError as error:
         first = error.errors()[0]

@@ -65,6 +65,7 @@ class Training:
         accelerator: its loss scaler and the processes' random generators are part of it.
         optimizer: prepared by Accelerate.
         class_counts: training images of every class, which are not to change.
+        drawn_from: what the data's test part was drawn from, see `Dataset`, which is not to change either.
         epoch: epochs that are done.
         seconds: that they took.
     """
@@ -75,6 +76,7 @@ class Training:
     ema: ModelEmaV3 | None
     method: GkpGsa | None
     class_counts: list[int]
+    drawn_from: str | None = None
     epoch: int = 0
     seconds: float = 0.0
 
@@ -83,6 +85,7 @@ class Training:
         scaler = self.accelerator.scaler
         return {
             'class_counts': self.class_counts,
+            'drawn_from': self.drawn_from,
             'epoch': self.epoch,
             'seconds': self.seconds,
             'learner': self.learner.state_dict(),

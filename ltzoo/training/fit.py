@@ -98,7 +98,7 @@ def _train(
 
     if accelerator.is_main_process:
         held.enter_context(folder.alone())
-    training = Training(accelerator, learner, optimizer, ema, method, dataset.class_counts.tolist())
+    training = Training(accelerator, learner, optimizer, ema, method, dataset.class_counts.tolist(), dataset.drawn_from)
     _restore(folder, recipe, training)
     if recipe.trackers:
         accelerator.init_trackers('ltzoo', config={'recipe': recipe.to_yaml()})
@@ -189,6 +189,11 @@ def _restore(folder: RunFolder, recipe: Recipe, training: Training) -> None:
                 f'{recipe.data.name} now has {sum(counts):,} in {len(counts)}, or others in one of them: '
                 'put them back, or give another output'
             )
+        if state is not None and state.get('drawn_from', training.drawn_from) != training.drawn_from:
+            raise CheckpointError(
+                f'output={folder.path} was trained on other images of {recipe.data.name} than are there now, and its '
+                'test part would hold some of them: put them back as they were, or give another output'
+            )
         if accelerator.is_main_process:
             folder.start(recipe, describe_environment(str(accelerator.device), accelerator.num_processes), state)
     if state is None:
@@ -208,6 +213,8 @@ def _results(
         'data': dataset.name,
         **scores.to_json_dict(),
         'split': recipe.evaluation.split,
+        'many_above': recipe.evaluation.many_above,
+        'few_below': recipe.evaluation.few_below,
         'epochs': recipe.epochs,
         'seed': recipe.seed,
         'split_seed': recipe.data.split_seed,
@@ -228,6 +235,7 @@ def _finish(folder: RunFolder, model: nn.Module, recipe: Recipe, dataset: Datase
         'data': data,
         'class_counts': dataset.class_counts.tolist(),
         'class_names': list(dataset.class_names),
+        'drawn_from': dataset.drawn_from,
         'many_above': recipe.evaluation.many_above,
         'few_below': recipe.evaluation.few_below,
         'recipe': trained_by,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from ltzoo.training.loop import Step
 from ltzoo.training.measure import view_sizes
 from ltzoo.training.recipe import Recipe, RecipeError
 from ltzoo.training.trial import try_step
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     'can_record',
@@ -150,6 +153,12 @@ def create_method(
         raise RecipeError('sync_batchnorm=true cannot be combined with method.sharpness: each process sees its own')
     if recipe.compile:
         raise RecipeError('compile=true cannot be combined with a method, whose passes are not compiled: leave it out')
+    needs_groups = recipe.method.group_by == 'bank' or recipe.method.preservation is not None
+    if needs_groups and recipe.method.first_grouping >= recipe.epochs:
+        logger.warning(
+            'method.first_grouping=%d: a run of %d epochs has no groups or anchors before its end, the method changes '
+            'nothing', recipe.method.first_grouping, recipe.epochs,
+        )  # fmt: skip
     return GkpGsa(
         learner,
         learner.model,

@@ -190,6 +190,10 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         merged = OmegaConf.to_container(OmegaConf.merge(config, *changes), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise RecipeError(f'{" ".join(overrides)}: {_first_line(error)}') from error
+    except TypeError as error:
+        raise RecipeError(
+            f'{" ".join(overrides)}: an entry of a list cannot be changed by itself: give the whole list'
+        ) from error
     return check_recipe(merged, path)
 
 

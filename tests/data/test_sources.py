@@ -230,6 +230,21 @@ class TestFolder:
         with pytest.raises(DataError, match=r'test.z has no counterpart'):
             load_data('folder', tmp_path)
 
+    def test_parts_by_other_names_are_not_classes(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        for part in ('Training', 'Testing'):
+            write_classes(tmp_path / 'other' / part, x=3, y=2)
+        dataset = load_data('folder', tmp_path / 'other')
+        assert (dataset.class_names, len(dataset.train), len(dataset.test)) == (('x', 'y'), 5, 5)
+        for part in ('test', 'val'):
+            write_classes(tmp_path / 'no_train' / part, x=3, y=2)
+        with pytest.raises(DataError, match='holds test and val but no folder train'):
+            load_data('folder', tmp_path / 'no_train')
+        assert not caplog.records
+        for part in ('train', 'dev'):
+            write_classes(tmp_path / 'ignored' / part, x=5, y=5)
+        assert len(load_data('folder', tmp_path / 'ignored').test) == 2
+        assert 'holds train and no test part, which is split off: dev is left out' in caplog.text
+
 
 class TestCsv:
     @staticmethod
@@ -256,6 +271,14 @@ class TestCsv:
         assert dataset.class_names == tuple(map(str, range(11)))
         assert dataset.class_counts.tolist() == [8] * 11
         assert all(name == str(int(Path(file).stem) % 11) for name, file in names(dataset, 'test'))
+
+    def test_an_image_twice_or_a_class_without_training_images_is_refused(self, tmp_path: Path) -> None:
+        for rows in ('a,0\nb,1\n./a,0\n', 'a,0,train\nb,1,train\na,1,test\n'):
+            first = 'path,label,split' if 'train' in rows else 'path,label'
+            with pytest.raises(DataError, match=r'line 4 of .*list\.csv names a again, after line 2'):
+                self.load(tmp_path, f'{first}\n{rows}')
+        with pytest.raises(DataError, match=r'class c of .*list\.csv has no training image'):
+            self.load(tmp_path, 'path,label,split\n1,a,train\n2,b,train\n3,c,test\n')
 
     def test_val_stands_in_for_test(self, tmp_path: Path) -> None:
         dataset = self.load(tmp_path, 'path,label,split\na,0,train\nb,1,train\nc,1,val\n')

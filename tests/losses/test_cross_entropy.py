@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import ltzoo
 from ltzoo.losses import ObjectiveError, create_objective, list_objectives, log_prior
 
 COUNTS = torch.tensor([90, 9, 1])
@@ -64,3 +67,21 @@ def test_unknown_names_get_the_nearest() -> None:
         create_objective('logit_adjusted', Logits(), COUNTS, taus=1)
     with pytest.raises(ObjectiveError, match="ce has no option 'tau'; it takes none"):
         create_objective('ce', Logits(), COUNTS, tau=1)
+
+
+@pytest.mark.parametrize('name', ['logit_adjusted', 'bcl'])
+@pytest.mark.parametrize(
+    ('counts', 'message'),
+    [
+        (torch.tensor([0.5, 0.3, 0.2]), 'whole numbers, one for each class, not torch.float32 (3,)'),
+        (torch.tensor([[5], [3], [2]]), 'whole numbers, one for each class, not torch.int64 (3, 1)'),
+        ([5, 3, 2], 'whole numbers, one for each class, not [5, 3, 2]'),
+        (torch.tensor([5, -3, 2]), 'class_counts must be 0 or more, not -3'),
+        (torch.tensor([5]), 'class_counts has 1 entries, the model 3 classes'),
+        (torch.tensor([0, 0, 0]), 'class_counts are all 0'),
+    ],
+)
+def test_counts_that_a_prior_cannot_be_taken_from(name: str, counts: Any, message: str) -> None:
+    model = ltzoo.create_model('resnet8_cifar', num_classes=3)
+    with pytest.raises(ObjectiveError, match=re.escape(message)):
+        create_objective(name, model, counts)

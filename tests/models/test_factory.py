@@ -257,6 +257,11 @@ def test_damaged_and_foreign_weights_are_refused(saved: Path) -> None:
     refused(saved, 'damaged or of another model.*layer1.3')
 
 
+def test_weights_that_do_not_go_with_an_argument_are_not_called_damaged_alone() -> None:
+    with pytest.raises(ModelFilesError, match='or of another model, or do not go with head as given'):
+        ltzoo.create_model('resnet32_cifar_ce', pretrained=True, head='cosine')
+
+
 def test_transforms_of_small_images() -> None:
     model, train, evaluate = ltzoo.create_model_and_transforms('resnet32_cifar_bcl')
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -294,6 +299,12 @@ def test_transforms_of_large_and_grey_images() -> None:
     assert train(Image.new('RGB', (300, 200))).shape == size
     assert evaluate(Image.new('RGB', (300, 200))).shape == size
     assert model.num_classes == 3
+    # Pictures of every mode, as training reads them from files.
+    sixteen = Image.fromarray(np.full((8, 8), 257 * 128, dtype=np.uint16))
+    for picture in (Image.new('RGBA', (8, 8)), Image.new('L', (8, 8)), Image.new('CMYK', (8, 8)), sixteen):
+        assert train(picture).shape == evaluate(picture).shape == size
+    grey = Image.new('RGB', (8, 8), (128, 128, 128))
+    torch.testing.assert_close(evaluate(sixteen), evaluate(grey))
     _, train, evaluate = ltzoo.create_model_and_transforms('resnet20_cifar', in_chans=1)
     assert train(Image.new('L', (32, 32))).shape == evaluate(Image.new('L', (32, 32))).shape == (1, 32, 32)
     *_, evaluate = ltzoo.create_model_and_transforms('resnet50_inat18_bcl')

@@ -285,6 +285,7 @@ def test_the_plans_that_come_along_name_recipes_and_keys_that_exist(
         (GOOD, ['--collect', '{tmp}/plan.yaml'], '{tmp}/plan.yaml cannot be unpacked'),
         (GOOD.replace('output: ', 'output: /dev/null/'), [], 'output: /dev/null/'),
         ('a: [', [], 'cannot be read as a plan'),
+        (GOOD.replace('{base:', '{base: {recipe: a.yaml}, base:'), [], 'found duplicate key base'),
         (None, [], 'cannot be read as a plan'),
     ],
 )

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 import ltzoo
 from ltzoo.data import UnreadableImageError
 from ltzoo.data.augment import ViewError
-from ltzoo.evaluation import evaluate_model
+from ltzoo.evaluation import EvaluationError, evaluate_model
 from ltzoo.files import BusyError
 from ltzoo.training import fit as fit_module
 from ltzoo.training.checkpoint import CheckpointError, Training, load_checkpoint, save_checkpoint
@@ -339,11 +340,67 @@ def test_a_tracker_gets_the_numbers(make_recipe: MakeRecipe, tmp_path: Path) -> 
         ('model.drop_rate=much', "model timm/vit_tiny_patch16_224 cannot be made with .*drop_rate='much'"),
         ('optimizer.name=sgdd', r"optimizer\.name: timm has no 'sgdd'; did you mean sgd\w*\?"),
         ('model.img_size=16', 'no step can be taken'),
+        ('method={groups: 2}\0compile=true', 'compile=true cannot be combined with a method'),
     ],
 )
 def test_a_dry_run_finds_what_training_would(make_recipe: MakeRecipe, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        describe_batch(make_recipe(override))
+        describe_batch(make_recipe(*override.split('\0')))
+
+
+@pytest.mark.parametrize('split', ['test', 'holdout'])
+def test_a_drawn_test_part_is_not_one_of_other_images(
+    make_recipe: MakeRecipe,
+    tmp_path: Path,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    split: Literal['test', 'holdout'],
+) -> None:
+    images, run = pictures / 'train', tmp_path / 'run'
+    options = (*of_pictures(images), 'epochs=2', 'resume=auto', f'evaluation.split={split}')
+    with monkeypatch.context() as patch, pytest.raises(Pulled):
+        stop_after(1, patch)
+        fit(make_recipe(*options), run, progress=False)
+
+    def rename(old: str, new: str) -> None:
+        (images / 'light' / old).rename(images / 'light' / new)
+
+    rename('0.png', 'zzz.png')
+    with pytest.raises(CheckpointError, match='was trained on other images of folder:'):
+        fit(make_recipe(*options), run, progress=False)
+    rename('zzz.png', '0.png')
+    results = fit(make_recipe(*options), run, progress=False)
+    assert evaluate_model(str(run), f'folder:{images}', split=split)['top1'] == results['top1']
+    rename('0.png', 'zzz.png')
+    with pytest.raises(
+        EvaluationError, match=r'has other images, or other names for them, than when .*run was trained'
+    ):
+        evaluate_model(str(run), f'folder:{images}', split=split)
+    # A test part of its own holds none of them.
+    apart = tmp_path / 'train'
+    apart.symlink_to(pictures)
+    assert evaluate_model(str(run), f'folder:{apart}')['samples'] == 8
+
+
+def test_thresholds_are_those_that_a_run_was_trained_with(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path
+) -> None:
+    thresholds = ('evaluation.many_above=10', 'evaluation.few_below=5')
+    results = fit(make_recipe(*of_pictures(pictures), *thresholds), tmp_path / 'run', progress=False)
+    assert results['many'] is not None
+    scores = evaluate_model(str(tmp_path / 'run'), f'folder:{pictures}')
+    assert (scores['many'], scores['many_above'], scores['few_below']) == (results['many'], 10, 5)
+    asked = evaluate_model(str(tmp_path / 'run'), f'folder:{pictures}', many_above=100, few_below=20)
+    assert (asked['many'], asked['few']) == (None, results['many'])
+
+
+def test_a_method_that_comes_too_late_is_told(
+    make_recipe: MakeRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    describe_batch(make_recipe('epochs=4', 'method.first_grouping=3'))
+    assert not caplog.records
+    describe_batch(make_recipe('epochs=4', 'method.first_grouping=4'))
+    assert 'method.first_grouping=4: a run of 4 epochs has no groups or anchors before its end' in caplog.text
 
 
 @pytest.fixture

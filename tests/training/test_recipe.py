@@ -106,6 +106,11 @@ def test_what_is_wrong_is_said_with_what_would_be_right(override: str, message: 
     assert '\n' not in str(caught.value)
 
 
+def test_an_entry_of_a_list_cannot_be_changed_by_itself() -> None:
+    with pytest.raises(RecipeError, match=r'an entry of a list cannot be changed by itself: give the whole list'):
+        load_recipe(BCL, ['views=[[random_crop]]', 'views[0][0].random_crop.padding=2'])
+
+
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r'did you mean .*bcl\.yaml\?'):
         load_recipe(BCL.with_name('bcll.yaml'))

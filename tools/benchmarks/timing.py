@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,9 @@ def seconds_of(run: Callable[..., Any], *arguments: Any) -> float:
     return time.perf_counter() - started
 
 
-def in_turn(runs: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+def in_turn(
+    runs: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
     """Time each run once a round, after two that do not count: what slows the machine down then meets all alike."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 2):

@@ -32,14 +32,15 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     batch = 256
     chosen = dataset.train.images.select(torch.randperm(len(dataset.train))[:batch].numpy())
     views = parse_views(args.views)
-    tensor_views, file_views = (kind(views, dataset.mean, dataset.std) for kind in (TensorViews, FileViews))
+    tensor_views = TensorViews(views, dataset.mean, dataset.std)
+    file_views = FileViews(views, dataset.mean, dataset.std)
     images = torch.from_numpy(chosen.array).permute(0, 3, 1, 2).contiguous()
     pictures = [chosen[i] for i in range(len(chosen))]
     generator = torch.Generator().manual_seed(0)
 
     def batched() -> None:
         for _ in range(4):
-            params = tensor_views.sample(len(images), *images.shape[2:], generator)
+            params = tensor_views.sample(len(images), images.shape[2], images.shape[3], generator)
             tensor_views(images, params)
 
     def one_by_one() -> None:

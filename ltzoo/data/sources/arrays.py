@@ -5,12 +5,13 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
-from ltzoo.data.holdout import split_off
+from ltzoo.data.holdout import with_test_part
 from ltzoo.data.images import ArrayImages
 from ltzoo.data.sources._labels import names_of_integers
 
@@ -72,16 +73,20 @@ def _dataset(name: str, available: Collection[str], load: Callable[[str], np.nda
     parts = [part(*keys[:2])] + ([part(*keys[2:])] if has_test else [])
     class_names = names_of_integers(np.concatenate([labels for _, labels in parts]), f'the labels of {name}')
     splits = [Split(ArrayImages(images), labels) for images, labels in parts]
-    train, test = splits if has_test else split_off(splits[0])
     shapes = [images.shape[1:3] for images, _ in parts]
     if shapes[0] != shapes[-1]:
         raise DataError(
             f'the images of {name} have {shapes[0][0]} x {shapes[0][1]} pixels in {keys[0]} but {shapes[1][0]} x '
             f'{shapes[1][1]} in {keys[2]}: give both parts one size'
         )
-    assert isinstance(train.images, ArrayImages)
-    mean, std = _channel_statistics(train.images.array, name)
-    return Dataset(name, train, test, class_names, mean, std, image_size=min(shapes[0]))
+    size = min(shapes[0])
+    if has_test:
+        dataset = Dataset(name, splits[0], splits[1], class_names, image_size=size)
+    else:
+        dataset = with_test_part(name, splits[0], class_names, image_size=size)
+    assert isinstance(dataset.train.images, ArrayImages)
+    mean, std = _channel_statistics(dataset.train.images.array, name)
+    return replace(dataset, mean=mean, std=std)
 
 
 def _as_rgb(images: np.ndarray, what: str) -> np.ndarray:

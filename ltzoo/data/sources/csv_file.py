@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import posixpath
 import re
 from pathlib import Path
 
 import numpy as np
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
-from ltzoo.data.holdout import split_off
+from ltzoo.data.holdout import with_test_part
 from ltzoo.data.images import FileImages
 from ltzoo.data.sources._labels import names_of_integers
 
@@ -42,8 +43,11 @@ def csv_file(location: Path, download: bool) -> Dataset:
             test = whole.select(np.flatnonzero(parts == part))
             break
     else:
-        train, test = split_off(train)
-    return Dataset(f'csv:{location}', train, test, class_names)
+        return with_test_part(f'csv:{location}', train, class_names)
+    dataset = Dataset(f'csv:{location}', train, test, class_names)
+    for label in np.flatnonzero(dataset.class_counts == 0):
+        raise DataError(f'class {class_names[label]} of {location} has no training image: give it one, or leave it out')
+    return dataset
 
 
 def _read_rows(file: Path) -> list[dict[str, str]]:
@@ -56,7 +60,8 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
             if columns[:2] != ['path', 'label']:
                 found = ','.join(reader.fieldnames or ())
                 raise DataError(f'the first line of {file} must be path,label or path,label,split, not {found!r}')
-            rows = []
+            rows: list[dict[str, str]] = []
+            lines: dict[str, int] = {}
             for row in reader:
                 values = {name: row[name].strip() for name in columns}
                 missing = [name for name in columns if not values[name]]
@@ -67,6 +72,10 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
                     raise DataError(
                         f'line {reader.line_num} of {file} has split {values["split"]!r}; it must be train, test or val'
                     )
+                path = posixpath.normpath(values['path'])
+                if path in lines:
+                    raise DataError(f'line {reader.line_num} of {file} names {path} again, after line {lines[path]}')
+                lines[path] = reader.line_num
                 rows.append(values)
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f'{file} is not a CSV file in UTF-8: {error}') from error

@@ -13,11 +13,12 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
-from ltzoo.data.holdout import split_off
+from ltzoo.data.holdout import with_test_part
 from ltzoo.data.images import FileImages
 
+_TRAIN_PARTS = ('train', 'training')
 # In order of preference.
-_TEST_PARTS = ('test', 'val', 'valid', 'validation')
+_TEST_PARTS = ('test', 'testing', 'val', 'valid', 'validation')
 
 logger = logging.getLogger(__name__)
 
@@ -28,38 +29,48 @@ def folder(location: Path, download: bool) -> Dataset:
 
     `location` holds ::
 
-        train/CLASS/*.jpg and test/CLASS/*.jpg    or val/, valid/ or validation/ in the place of test/
+        train/CLASS/*.jpg and test/CLASS/*.jpg    or training/; or testing/, val/, valid/ or validation/
 
     or ::
 
         CLASS/*.jpg
 
-    In the first form a second folder of these is ignored, and so is the case of their names. In the second form, or
-    with train/ alone, 20 % of every class become the test part, always the same ones (`ltzoo.data.split_off`). Images
-    are files with one of torchvision's extensions; others are left out with a warning, and names that begin with a dot
-    are skipped.
+    In the first form the case of these names is ignored, and so are other folders, with a warning. In the second form,
+    or with train/ alone, 20 % of every class become the test part, of the same images always the same ones
+    (`ltzoo.data.split_off`). Images are files with one of torchvision's extensions; others are left out with a warning,
+    and names that begin with a dot are skipped.
     """
     if not location.is_dir():
         raise MissingDataError(f'{location} is not a folder; it must hold one folder of images for each class')
     names = _folder_names(location)
     parts = {name.lower(): location / name for name in names}
     beside = next((parts[part] for part in _TEST_PARTS if part in parts), None)
+    with_train = next((parts[part] for part in _TRAIN_PARTS if part in parts), None)
     # Train among other classes is a vehicle.
-    has_parts = 'train' in names or ('train' in parts and (beside is not None or len(names) == 1))
+    has_parts = with_train is not None and ('train' in names or beside is not None or len(names) == 1)
     root, class_names = location, names
-    if has_parts and (in_train := _folder_names(parts['train'])):
-        root, class_names = parts['train'], in_train
-    elif has_parts and parts.keys() <= {'train', *_TEST_PARTS}:
-        raise DataError(f'{parts["train"]} has no folders; it must hold one folder of images for each class')
+    if with_train is not None and has_parts and (in_train := _folder_names(with_train)):
+        root, class_names = with_train, in_train
+        ignored = [name for name in names if location / name not in (with_train, beside)]
+        if ignored:
+            logger.warning('%s holds %s and %s: %s left out', location, with_train.name, *_named(beside, ignored))
+    elif has_parts and parts.keys() <= {*_TRAIN_PARTS, *_TEST_PARTS}:
+        raise DataError(f'{with_train} has no folders; it must hold one folder of images for each class')
+    elif parts and parts.keys() <= {*_TEST_PARTS}:
+        raise DataError(f'{location} holds {" and ".join(names)} but no folder train')
     train = _read(location, root, class_names)
     if root == location or beside is None:
-        train, test = split_off(train)
-    else:
-        unknown = sorted(set(_folder_names(beside)) - set(class_names))
-        if unknown:
-            raise DataError(f'class folder {beside / unknown[0]} has no counterpart in {root}')
-        test = _read(location, beside, class_names)
-    return Dataset(f'folder:{location}', train, test, tuple(class_names))
+        return with_test_part(f'folder:{location}', train, tuple(class_names))
+    unknown = sorted(set(_folder_names(beside)) - set(class_names))
+    if unknown:
+        raise DataError(f'class folder {beside / unknown[0]} has no counterpart in {root}')
+    return Dataset(f'folder:{location}', train, _read(location, beside, class_names), tuple(class_names))
+
+
+def _named(beside: Path | None, ignored: list[str]) -> tuple[str, str]:
+    """Return, for a warning, where the test images come from, and which folders are left out."""
+    test = 'no test part, which is split off' if beside is None else beside.name
+    return test, f'{", ".join(ignored)} {"is" if len(ignored) == 1 else "are"}'
 
 
 def _folder_names(root: Path) -> list[str]:

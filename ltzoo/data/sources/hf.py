@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
-from ltzoo.data.holdout import split_off
-from ltzoo.data.images import UnreadableImageError, as_rgb, decoding
+from ltzoo.data.holdout import with_test_part
+from ltzoo.data.images import Digest, UnreadableImageError, as_rgb, decoding
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class HubImages:
 
     def name(self, index: int) -> str:
         return f'image in row {self.rows[index]} of {self.label}'
+
+    def identify(self, digest: Digest) -> None:
+        digest.update(f'rows of {self.label.partition(" ")[2]}'.encode())
+        digest.update(np.ascontiguousarray(self.rows))
 
 
 @register_source('hf', needs_location=True)
@@ -93,7 +97,7 @@ def hf(location: Path, download: bool) -> Dataset:
             if len(test) and test.labels.min() >= 0:
                 break
     else:
-        train, test = split_off(train)
+        return with_test_part(f'hf:{place}', train, tuple(classes[label].names))
     return Dataset(f'hf:{place}', train, test, tuple(classes[label].names))
 
 
