@@ -44,10 +44,10 @@ def main() -> int:
 def convert(args: argparse.Namespace) -> None:
     from ltzoo.data import load_data
     from ltzoo.hub.converted import export_converted, images_of
-    from ltzoo.hub.export import check_target
+    from ltzoo.hub.export import check_new_folder
     from ltzoo.models import checkpoints
 
-    check_target(args.to, args.force)
+    check_new_folder(args.to, args.force)
     if args.data_dir and not args.data:
         raise LtzooError('--data-dir goes with --data')
     # The data need not be here; where they are, the file is checked against them.

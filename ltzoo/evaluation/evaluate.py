@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ltzoo.data import Dataset, drop_unreadable, load_data, without_folders
+from ltzoo.data import Dataset, Split, drop_unreadable, load_data, without_folders
 from ltzoo.errors import LtzooError
-from ltzoo.evaluation.metrics import score, shifted_accuracy
+from ltzoo.evaluation.metrics import Scores, score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
 from ltzoo.models import create_model
 from ltzoo.models.input_config import input_config
@@ -24,6 +25,7 @@ __all__ = [
     'check_classes',
     'evaluate_model',
     'resolve_model',
+    'score_images',
     'score_model',
     'training_of',
     'usable_device',
@@ -119,15 +121,43 @@ def score_model(
     config = input_config(model)
     if config['input_size'][0] != 3:
         raise EvaluationError(f'the model takes images of shape {config["input_size"]}, {dataset.name} has 3 channels')
-    predictions = predict(
+    scores = score_images(
         model,
         dataset.test,
+        dataset,
         config,
         batch_size=batch_size,
         device=device,
         workers=workers,
+        many_above=many_above,
+        few_below=few_below,
     )
-    scores = score(
+    return {**scores.to_json_dict(), **({'shifted': shifted_accuracy(scores)} if shifted else {})}
+
+
+def score_images(
+    model: nn.Module,
+    images: Split,
+    dataset: Dataset,
+    config: Mapping[str, Any],
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    workers: int,
+    many_above: int,
+    few_below: int,
+) -> Scores:
+    """Score a model on some images of a data set, by whose training part shots go.
+
+    Args:
+        images: what to score it on.
+        config: how they are fed, see `predict`, as are the others.
+
+    Raises:
+        PredictionError: if the model's outputs are not finite.
+    """
+    predictions = predict(model, images, config, batch_size=batch_size, device=device, workers=workers)
+    return score(
         predictions.labels,
         predictions.predictions,
         predictions.confidences,
@@ -136,7 +166,6 @@ def score_model(
         many_above=many_above,
         few_below=few_below,
     )
-    return {**scores.to_json_dict(), **({'shifted': shifted_accuracy(scores)} if shifted else {})}
 
 
 def check_classes(model: Any, dataset: Dataset, name: str, data: str) -> None:

@@ -15,7 +15,7 @@ from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder
 from ltzoo.hub.card import model_card
 
-__all__ = ['ExportError', 'check_target', 'export_model', 'write_folder']
+__all__ = ['ExportError', 'check_new_folder', 'export_model', 'write_folder']
 
 
 class ExportError(LtzooError, OSError):
@@ -83,7 +83,7 @@ def write_folder(
     Raises:
         ExportError: if `folder` holds something and `force` is not given, or it cannot be written.
     """
-    check_target(folder, force)
+    check_new_folder(folder, force)
     # Channels-last weights would be refused; a copy leaves the trained model as it is.
     plain = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
     try:
@@ -96,7 +96,7 @@ def write_folder(
         raise ExportError(f'{folder} cannot be written: {getattr(error, "strerror", None) or error}') from error
 
 
-def check_target(folder: Path, force: bool) -> None:
+def check_new_folder(folder: Path, force: bool) -> None:
     """Refuse a folder that holds something, unless it may be replaced.
 
     Raises:

@@ -27,7 +27,7 @@ from ltzoo.data import without_folders
 from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder
 from ltzoo.hub.card import LICENCE, METRICS, PLACE, eval_results, model_card
-from ltzoo.hub.export import ExportError, check_target
+from ltzoo.hub.export import ExportError, check_new_folder
 from ltzoo.models import create_model
 from ltzoo.models.download import file_hash
 from ltzoo.models.entries import entry_of, method_of, paper_results
@@ -75,7 +75,7 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
             them or cannot be written.
         ModelFilesError: if a run's model is damaged.
     """
-    check_target(folder, force)
+    check_new_folder(folder, force)
     first, *others = runs
     released = _is_released(first)
     model_folder = first if released else first / 'model'

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ltzoo.data import ArrayImages, Dataset, Split
 from ltzoo.data.views import parse_views
-from ltzoo.evaluation import Scores, predict, score
+from ltzoo.evaluation import Scores
+from ltzoo.evaluation.evaluate import score_images
 from ltzoo.evaluation.predict import image_batches
 from ltzoo.training.recipe import Recipe
 
@@ -22,20 +23,14 @@ __all__ = ['image_config', 'measure', 'training_samples', 'view_sizes']
 def measure(model: nn.Module, images: Split, dataset: Dataset, recipe: Recipe, accelerator: Accelerator) -> Scores:
     """Score the model on a part of the data, the images shared out to all processes."""
     part = recipe.evaluation
-    predictions = predict(
+    return score_images(
         model,
         images,
+        dataset,
         image_config(recipe, dataset),
         batch_size=part.batch_size,
         device=accelerator.device,
         workers=recipe.workers,
-    )
-    return score(
-        predictions.labels,
-        predictions.predictions,
-        predictions.confidences,
-        dataset.class_counts,
-        dataset.class_names,
         many_above=part.many_above,
         few_below=part.few_below,
     )

@@ -178,6 +178,28 @@ def test_training_with_a_huge_strength_stays_at_the_centre() -> None:
     assert proximal['w'].item() == pytest.approx(2.0, abs=1e-5)
 
 
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_with_momentum_the_proximal_form_holds_as_a_part_of_lambda_does_in_the_loss(nesterov: bool) -> None:
+    """Where the loss x^2 / 2 and the penalty come to rest, with momentum 0.9."""
+    resting = {}
+    for form, strength in (('gradient', 10.0), ('proximal', 10.0), ('proximal', 100.0)):
+        x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.SGD([x], lr=0.01, momentum=0.9, nesterov=nesterov)
+        one = {'x': torch.ones(1, dtype=torch.float64)}
+        preservation = preserving([one, one], [{'x': 0.005 * one['x']}] * 2, strength)
+        for _ in range(3000):
+            x.grad = x.detach().clone()
+            if form == 'gradient':
+                x.grad += preservation.gradient({'x': x})['x']
+            optimizer.step()
+            if form == 'proximal':
+                preservation.proximal_step({'x': x}, 0.01)
+        resting[form, strength] = x.item()
+    assert resting['gradient', 10.0] == pytest.approx(0.1 / 1.1)
+    assert resting['proximal', 10.0] == pytest.approx(0.01 / 1.01, rel=0.01)
+    assert resting['proximal', 100.0] == pytest.approx(resting['gradient', 10.0], rel=0.01)
+
+
 def test_one_group_has_no_other_to_preserve() -> None:
     anchors, fishers = make_groups(1)
     unfilled = KnowledgePreservation(counts_others=False)
