@@ -148,12 +148,18 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         DownloadError: if what is published cannot be had from the Hub, or is not what it should be.
         ModelFilesError: if the folder of a `local-dir:` name holds no usable model, or `checkpoint_path` is no
             checkpoint of the model.
-        ModelArgumentError: if the model does not take an argument.
+        ModelArgumentError: if the model does not take an argument, or it is out of range.
         HeadError: if there is no such head, or the model cannot have it.
     """
     checkpoint = kwargs.pop('checkpoint_path', None)
     if checkpoint and not Path(checkpoint).is_file():
         raise ModelFilesError(f'there is no file {checkpoint}: checkpoint_path takes the file of a state dict')
+    if (kwargs.get('num_classes') or 0) < 0:
+        raise ModelArgumentError(f'num_classes must be 0 or more, not {kwargs["num_classes"]}')
+    try:
+        torch.device(kwargs.get('device') or 'cpu')
+    except RuntimeError as error:
+        raise ModelArgumentError(f'device {kwargs["device"]!r} does not exist: write cpu, cuda, cuda:1, mps') from error
     model = _create(name, pretrained, kwargs)
     if checkpoint:
         _load_checkpoint(model, Path(checkpoint), name)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -255,6 +256,12 @@ def test_damaged_and_foreign_weights_are_refused(saved: Path) -> None:
     save_for_hf(ltzoo.create_model('resnet32_cifar', head='cosine'), str(saved / 'other'), safe_serialization=True)
     (saved / 'other' / 'model.safetensors').replace(weights)
     refused(saved, 'damaged or of another model.*layer1.3')
+
+
+@pytest.mark.parametrize(('argument', 'message'), [({'num_classes': -1}, 'not -1'), ({'device': 'nope'}, "'nope'")])
+def test_arguments_that_no_model_takes(argument: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelArgumentError, match=message):
+        ltzoo.create_model('resnet8_cifar', **argument)
 
 
 def test_weights_that_do_not_go_with_an_argument_are_not_called_damaged_alone() -> None:
