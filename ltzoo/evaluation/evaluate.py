@@ -86,7 +86,8 @@ def evaluate_model(
     check_classes(model, dataset, name, data)
     lt = training_of(name) or {}
     own = lt if lt.get('data') == without_folders(data) else {}
-    _check_draw(name, data, dataset, own)
+    if split == 'test':
+        _check_draw(name, data, dataset, own)
     thresholds = {
         'many_above': own.get('many_above', 100) if many_above is None else many_above,
         'few_below': own.get('few_below', 20) if few_below is None else few_below,
