@@ -39,7 +39,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Data:
-    """A benchmark: its forms (tag: number of classes), the architectures it is run with, how its images are fed.
+    """A benchmark: its forms (tag: number of classes), the architectures and methods it is for, how images are fed.
 
     `recipe` is the rule that names the file that trains on it.
     """
@@ -47,6 +47,7 @@ class Data:
     classes: dict[str, int]
     architectures: tuple[str, ...]
     recipe: str
+    methods: tuple[str, ...] = ('ce', 'bs', 'bcl', 'gkpgsa')
     input_size: tuple[int, int, int] = (3, 224, 224)
     pool_size: tuple[int, int] = (7, 7)
     crop_pct: float = 0.875
@@ -79,6 +80,7 @@ DATA = {
         {f'cifar{classes}_lt_r{ratio}': classes for classes in (100, 10) for ratio in (100, 50, 10)},
         ('resnet32',),
         'recipes/{tag}/{method}.yaml',
+        ('ce', 'bs', 'bcl', 'bcl_sam', 'gkpgsa_paper', 'gkpgsa'),
         input_size=(3, 32, 32),
         pool_size=(8, 8),
         crop_pct=1.0,
@@ -95,15 +97,18 @@ DATA = {
     ),
 }
 
+_GKPGSA = Method('cosine', 'Reframing Long-Tailed Learning via Loss Landscape Geometry', 'arXiv:2603.21217')
+
+# `gkpgsa` has the setting that is best by our hold-out, `gkpgsa_paper` the paper's.
 METHODS = {
     'ce': Method('linear'),
     'bs': Method('linear', 'Balanced Meta-Softmax for Long-Tailed Visual Recognition', 'arXiv:2007.10740'),
     'bcl': Method('cosine', 'Balanced Contrastive Learning for Long-Tailed Visual Recognition', 'arXiv:2207.09052'),
-    'gkpgsa': Method(
-        'cosine',
-        'Reframing Long-Tailed Learning via Loss Landscape Geometry',
-        'arXiv:2603.21217',
+    'bcl_sam': Method(
+        'cosine', 'Sharpness-Aware Minimization for Efficiently Improving Generalization', 'arXiv:2010.01412'
     ),
+    'gkpgsa_paper': _GKPGSA,
+    'gkpgsa': _GKPGSA,
 }
 
 
@@ -173,7 +178,7 @@ ZOO = {
         ZooEntry(architecture, data, method, tag)
         for data, row in DATA.items()
         for architecture in row.architectures
-        for method in METHODS
+        for method in row.methods
         for tag in row.classes
     )
 }

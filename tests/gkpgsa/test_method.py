@@ -323,8 +323,14 @@ def test_state_goes_on_bit_for_bit(settings: dict[str, Any], tmp_path: Path) -> 
     assert torch.equal(whole.method.class_groups, again.method.class_groups)
 
 
-@pytest.mark.parametrize('file', sorted(ABLATIONS.glob('*.yaml')), ids=lambda file: file.stem)
-def test_every_ablation_trains(file: Path) -> None:
+VARIANTS = [
+    *sorted(ABLATIONS.glob('*.yaml')),
+    *(ABLATIONS.parent / f'{name}.yaml' for name in ('bcl_sam', 'gkpgsa_paper')),
+]
+
+
+@pytest.mark.parametrize('file', VARIANTS, ids=lambda file: file.stem)
+def test_every_variant_trains(file: Path) -> None:
     method = load_recipe(file).method
     assert method is not None
     run = Run()

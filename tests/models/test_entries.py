@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import ltzoo
 from ltzoo.models import NoResultsError, UnknownModelError
 from ltzoo.models.entries import entry_of, paper_results
-from ltzoo.models.lt_zoo import ZOO
+from ltzoo.models.lt_zoo import METHODS, ZOO
 from ltzoo.models.paper_results import PAPER_RESULTS
 from ltzoo.training.recipe import Recipe, load_recipe
 
@@ -145,10 +145,12 @@ def test_weights_need_no_network() -> None:
 def test_data_and_method_choose() -> None:
     entry = ZOO[PUBLISHED[0]]
     assert PUBLISHED[0] in ltzoo.list_pretrained(data=entry.tag, method=entry.method)
-    others = [m for m in ('ce', 'bs', 'bcl', 'gkpgsa') if m != entry.method]
+    others = [method for method in METHODS if method != entry.method]
     assert all(PUBLISHED[0] not in ltzoo.list_pretrained(method=method) for method in others)
     assert PUBLISHED[0] not in ltzoo.list_pretrained(data='inat18')
-    with pytest.raises(UnknownModelError, match="the zoo has no method 'sam': it can be bcl, bs, ce, gkpgsa"):
+    with pytest.raises(
+        UnknownModelError, match="the zoo has no method 'sam': it can be bcl, bcl_sam, bs, ce, gkpgsa, gkpgsa_paper"
+    ):
         ltzoo.list_pretrained(method='sam')
     with pytest.raises(UnknownModelError, match="the zoo has no data 'cifar': it can be cifar100_lt_r10, "):
         ltzoo.list_pretrained(data='cifar')

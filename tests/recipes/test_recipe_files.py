@@ -154,7 +154,7 @@ def test_groups_are_as_many_as_the_papers(name: str) -> None:
 
 
 def test_the_papers_own_settings() -> None:
-    method = load_recipe(ROOT / 'recipes' / 'cifar100_lt_r100' / 'ablations' / 'paper.yaml').method
+    method = load_recipe(ROOT / 'recipes' / 'cifar100_lt_r100' / 'gkpgsa_paper.yaml').method
     assert method is not None
     assert method.sharpness is not None
     assert method.preservation is not None
@@ -168,7 +168,7 @@ def test_the_papers_own_settings() -> None:
 
 def test_every_model_that_can_be_made_has_its_recipe() -> None:
     made = {entry.recipe for entry in ZOO.values()}
-    # Those further down are variants that the zoo does not name.
+    # Those further down are ablations, which the zoo does not name.
     there = {str(path.relative_to(ROOT)) for path in FILES if path.parent.name in PAPER}
     assert made <= there
     assert there <= {entry.recipe for entry in ZOO.values()}, 'a recipe that no model of the zoo is made by'
