@@ -16,9 +16,30 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ['ClassRows', 'OneHotRows', 'Rows', 'SampleRows', 'SlicedRows']
+__all__ = ['ClassRows', 'OneHotRows', 'Rows', 'SampleRows', 'SlicedRows', 'affine', 'slow_together']
 
 _R = TypeVar('_R', bound='_BatchRows')
+
+
+def slow_together(x: Tensor, other: Tensor) -> bool:
+    """Return whether arithmetic of both copies an activation into a wider type first: two types, on a CPU."""
+    return x.device.type == 'cpu' and x.dtype != other.dtype
+
+
+def affine(x: Tensor, scale: Tensor, shift: Tensor, *, out: Tensor) -> Tensor:
+    """Write x times scale plus shift, by channel, to `out`, and return it.
+
+    Args:
+        x: shape (R, C, ...).
+        scale, shift: shape (C,), maybe of a wider type than x.
+        out: as x.
+    """
+    if slow_together(x, scale):
+        # Batch-norm's own arithmetic takes both types as they are.
+        none, one = torch.zeros_like(scale), torch.ones_like(scale)
+        return out.copy_(torch.batch_norm(x, scale, shift, none, one, False, 0.0, 0.0, False))
+    shape = (-1, *[1] * (x.ndim - 2))
+    return torch.addcmul(shift.view(shape), x, scale.view(shape), out=out)
 
 
 class Rows(Protocol):
@@ -102,10 +123,9 @@ class SampleRows(_BatchRows):
         return torch.cat(list(parts))
 
     def affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        shape = (-1, *[1] * (x.ndim - 2))
         out = torch.empty_like(x)
         for (slot, part), (_, target) in zip(self.split(x), self.split(out), strict=True):
-            torch.addcmul(shift[slot].view(shape), part, scale[slot].view(shape), out=target)
+            affine(part, scale[slot], shift[slot], out=target)
         return out
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltzoo.gkpgsa.rows import OneHotRows, SlicedRows
+from ltzoo.gkpgsa.rows import OneHotRows, SlicedRows, affine, slow_together
 
 __all__ = ['BatchNorm', 'Conv2d', 'Linear']
 
@@ -160,8 +160,10 @@ def batch_norm_input_gradient(
     count = x.numel() // x.shape[1]
     slope = -rstd.square() * through_variance / count
     offset = -rstd * through_mean / count - slope * mean
-    grad_x = rows.affine(grad, weights * rstd, offset.expand_as(weights))
-    return grad_x.addcmul_(x, slope.view(-1, *[1] * (x.ndim - 2)))
+    scaled = rows.affine(grad, weights * rstd, offset.expand_as(weights))
+    if slow_together(x, slope):
+        return scaled.add_(affine(x, slope, torch.zeros_like(slope), out=torch.empty_like(x)))
+    return scaled.addcmul_(x, slope.view(-1, *[1] * (x.ndim - 2)))
 
 
 def _add(sums: dict[int, tuple[Tensor, Tensor | None]], slot: int, weight: Tensor, bias: Tensor | None) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import ltzoo
+from ltzoo.gkpgsa import dense, sliced
 from ltzoo.gkpgsa.direction import SharpnessError
 from ltzoo.gkpgsa.grouped_weights import GroupedWeights
 from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, SampleRows
@@ -239,3 +240,27 @@ def test_a_parameter_that_no_class_owns_is_refused_as_data(form: str) -> None:
     model = Odd()
     with pytest.raises(SharpnessError, match=r'shape \(7, 4\) is used as data; .* each of the 6 classes'):
         in_one_pass(model, torch.randn(len(LABELS), 4), leaves(model, False), shared=True, form=form)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('kind', ROWS)
+def test_batch_norm_in_bf16_rounds_what_it_gives_alone(kind: str, layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    rows, _ = ROWS[kind]()
+    function = dense.BatchNorm if kind == 'dense' else sliced.BatchNorm
+    # A mean that a rounded scale would not cancel.
+    x, grad = (torch.randn(8, 4, 3, 5).add(3).bfloat16().contiguous(memory_format=layout) for _ in range(2))
+    scales, shifts = torch.randn(2, SLOTS, 4).add(2)
+    found = []
+    for dtype in (torch.bfloat16, torch.float64):
+        wide = torch.promote_types(dtype, torch.float32)
+        leaves = [t.to(wide).requires_grad_() for t in (*scales, *shifts)]
+        images = x.to(dtype).requires_grad_()
+        conf = (torch.zeros(4, dtype=wide), torch.ones(4, dtype=wide), 0.1, 1e-5)
+        y = function.apply(images, rows, False, conf, SLOTS, *leaves)
+        by_slot = [leaf for slot, leaf in enumerate(leaves) if slot % SLOTS < len(SIZES)]
+        found.append([y, *torch.autograd.grad(y, [images, *by_slot], grad.to(dtype))])
+    assert found[0][0].dtype == found[0][1].dtype == torch.bfloat16
+    assert found[0][0].stride() == found[0][1].stride() == x.stride()
+    for half, full in zip(*found, strict=True):
+        torch.testing.assert_close(half.double(), full, rtol=2**-7, atol=2**-7 * full.abs().max().item())
