@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ltzoo.files import write_atomically, writing
-from ltzoo.plans.plan import Plan, PlanError
+from ltzoo.plans.plan import Plan
 from ltzoo.training.run import RunFolder
 
 __all__ = ['format_table', 'summarise', 'write_table']
@@ -32,7 +31,7 @@ def summarise(
         other `--set`), [mean, sample standard deviation] of every score and of the minutes, and `method`.
 
     Raises:
-        PlanError: if results are damaged.
+        CheckpointError: if results are damaged.
     """
     summaries = []
     for name in dict.fromkeys(only or plan.runs):
@@ -83,7 +82,7 @@ def format_table(summaries: list[dict[str, Any]]) -> str:
 
 def _summarise(name: str, folders: dict[int, RunFolder]) -> dict[str, Any]:
     runs = list(folders.values())
-    results = [_read_results(run.results) for run in runs]
+    results = [run.read_results() for run in runs]
     recipes = [{**result.get('recipe', {}), 'seed': None} for result in results]
     summary: dict[str, Any] = {
         'name': name,
@@ -96,20 +95,6 @@ def _summarise(name: str, folders: dict[int, RunFolder]) -> dict[str, Any]:
     logs = [[line['method'] for line in run.read_log() if 'method' in line] for run in runs]
     summary['method'] = _summarise_method(logs)
     return summary
-
-
-def _read_results(file: Path) -> dict[str, Any]:
-    """Return a run's results.
-
-    Raises:
-        PlanError: if they are damaged.
-    """
-    try:
-        results = json.loads(file.read_text())
-        float(results['training_seconds'])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise PlanError(f'{file} is damaged: remove its folder, to train the run again') from error
-    return results
 
 
 def _summarise_method(logs: list[list[dict[str, Any]]]) -> dict[str, Any]:

@@ -161,11 +161,14 @@ class RunFolder:
             CheckpointError: if it is damaged.
         """
         try:
-            return dict(json.loads(self.results.read_text()))
-        except (ValueError, TypeError) as error:
+            results = dict(json.loads(self.results.read_text()))
+            if not isinstance(results.get('training_seconds'), (int, float)):
+                raise ValueError('it does not say training_seconds')
+        except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(
                 f'{self.results} is damaged: {error}; remove it to go on from the checkpoint'
             ) from error
+        return results
 
     def append_log(self, line: dict[str, Any]) -> None:
         with open(self.log, 'a') as file:

@@ -95,7 +95,7 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
     for content in ('', '{}', '[]'):
         damaged.write_text(content)
         assert script('tools/reproduce.py', plan, '--table') == 2
-        assert f'{damaged} is damaged: remove its folder' in capsys.readouterr().err
+        assert f'{damaged} is damaged: ' in capsys.readouterr().err
 
 
 def test_only_and_seeds_are_trained_in_the_order_given(
