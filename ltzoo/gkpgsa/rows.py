@@ -16,30 +16,46 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ['ClassRows', 'OneHotRows', 'Rows', 'SampleRows', 'SlicedRows', 'affine', 'slow_together']
+__all__ = ['ClassRows', 'OneHotRows', 'Rows', 'SampleRows', 'SlicedRows', 'add_scaled_', 'affine']
 
 _R = TypeVar('_R', bound='_BatchRows')
 
 
-def slow_together(x: Tensor, other: Tensor) -> bool:
+def affine(x: Tensor, scale: Tensor, shift: Tensor, *, out: Tensor) -> Tensor:
+    """Write x times scale plus shift to `out`, and return it.
+
+    Args:
+        x: shape (R, C, ...).
+        scale, shift: shape (C,), or (R, C) where every row has its own; maybe of a wider type than x.
+        out: as x.
+    """
+    if scale.ndim == 1 and _slow_together(x, scale):
+        return out.copy_(_affine_by_batch_norm(x, scale, shift))
+    shape = (*scale.shape, *[1] * (x.ndim - 2))
+    return torch.addcmul(shift.view(shape), x, scale.view(shape), out=out)
+
+
+def add_scaled_(y: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+    """Add x times scale, by channel, to `y`, and return it.
+
+    Args:
+        y: as x.
+        x: shape (R, C, ...).
+        scale: shape (C,), maybe of a wider type than x.
+    """
+    if _slow_together(x, scale):
+        return y.add_(_affine_by_batch_norm(x, scale, torch.zeros_like(scale)))
+    return y.addcmul_(x, scale.view(-1, *[1] * (x.ndim - 2)))
+
+
+def _slow_together(x: Tensor, other: Tensor) -> bool:
     """Return whether arithmetic of both copies an activation into a wider type first: two types, on a CPU."""
     return x.device.type == 'cpu' and x.dtype != other.dtype
 
 
-def affine(x: Tensor, scale: Tensor, shift: Tensor, *, out: Tensor) -> Tensor:
-    """Write x times scale plus shift, by channel, to `out`, and return it.
-
-    Args:
-        x: shape (R, C, ...).
-        scale, shift: shape (C,), maybe of a wider type than x.
-        out: as x.
-    """
-    if slow_together(x, scale):
-        # Batch-norm's own arithmetic takes both types as they are.
-        none, one = torch.zeros_like(scale), torch.ones_like(scale)
-        return out.copy_(torch.batch_norm(x, scale, shift, none, one, False, 0.0, 0.0, False))
-    shape = (-1, *[1] * (x.ndim - 2))
-    return torch.addcmul(shift.view(shape), x, scale.view(shape), out=out)
+def _affine_by_batch_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return x times scale plus shift by batch-norm's own arithmetic, which takes two types as they are."""
+    return torch.batch_norm(x, scale, shift, torch.zeros_like(scale), torch.ones_like(scale), False, 0.0, 0.0, False)
 
 
 class Rows(Protocol):
@@ -156,8 +172,7 @@ class ClassRows:
         return torch.cat(list(parts))[self.inverse]
 
     def affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        shape = (*x.shape[:2], *[1] * (x.ndim - 2))
-        return torch.addcmul(shift[self.slots].view(shape), x, scale[self.slots].view(shape)).to(x.dtype)
+        return affine(x, scale[self.slots], shift[self.slots], out=torch.empty_like(x))
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,9 +205,7 @@ class OneHotRows(_BatchRows):
 
     def affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """As that of `SlicedRows`."""
-        shape = (*x.shape[:2], *[1] * (x.ndim - 2))
-        out = torch.empty_like(x)
-        return torch.addcmul(shift[self.index].view(shape), x, scale[self.index].view(shape), out=out)
+        return affine(x, scale[self.index], shift[self.index], out=torch.empty_like(x))
 
     def choose(self, values: Sequence[Tensor]) -> Tensor:
         """Return each row from its own slot's values, which have shape (R, ...)."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltzoo.gkpgsa.rows import OneHotRows, SlicedRows, affine, slow_together
+from ltzoo.gkpgsa.rows import OneHotRows, SlicedRows, add_scaled_
 
 __all__ = ['BatchNorm', 'Conv2d', 'Linear']
 
@@ -160,10 +160,7 @@ def batch_norm_input_gradient(
     count = x.numel() // x.shape[1]
     slope = -rstd.square() * through_variance / count
     offset = -rstd * through_mean / count - slope * mean
-    scaled = rows.affine(grad, weights * rstd, offset.expand_as(weights))
-    if slow_together(x, slope):
-        return scaled.add_(affine(x, slope, torch.zeros_like(slope), out=torch.empty_like(x)))
-    return scaled.addcmul_(x, slope.view(-1, *[1] * (x.ndim - 2)))
+    return add_scaled_(rows.affine(grad, weights * rstd, offset.expand_as(weights)), x, slope)
 
 
 def _add(sums: dict[int, tuple[Tensor, Tensor | None]], slot: int, weight: Tensor, bias: Tensor | None) -> None:

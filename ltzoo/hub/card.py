@@ -8,7 +8,6 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
-from ltzoo.models.entries import method_of
 from ltzoo.models.lt_zoo import METHODS, ZooEntry
 
 __all__ = ['LICENCE', 'METRICS', 'PLACE', 'eval_results', 'model_card', 'planned_card']
@@ -107,7 +106,7 @@ Many-shot classes have more than {lt['many_above']} training images, few-shot cl
 The scores hold for images like those of {data}.
 A class with few training images is recognised less reliably, and confidences are off by the calibration error above
 on average.
-{_citation(method_of(recipe).replace(' + ', '_'), paper, pretrained_cfg.get('paper_ids'))}"""
+{_citation(paper, pretrained_cfg.get('paper_ids'))}"""
 
 
 def planned_card(entry: ZooEntry, paper: Mapping[str, Any] | None) -> str:
@@ -160,7 +159,7 @@ The network without trained weights:
 ## Limits
 
 Nothing is known of it yet.
-{_citation(entry.method, method.paper, method.paper_id)}"""
+{_citation(method.paper, method.paper_id)}"""
 
 
 def eval_results(results: Mapping[str, Any]) -> str | None:
@@ -254,16 +253,16 @@ def _command(results: Mapping[str, Any]) -> str:
     return f'\n`accelerate launch recipes/train.py {results["recipe"]}`{commit}:\n'
 
 
-def _citation(key: str, paper: str | None, paper_ids: str | None) -> str:
-    if not paper:
+def _citation(paper: str | None, paper_id: str | None) -> str:
+    if not paper or not paper_id:
         return ''
     return f"""
 ## Citation
 
 ```bibtex
-@misc{{{key},
+@misc{{{paper_id},
   title = {{{paper}}},
-  eprint = {{{(paper_ids or '').removeprefix('arXiv:')}}},
+  eprint = {{{paper_id.removeprefix('arXiv:')}}},
   archivePrefix = {{arXiv}}
 }}
 ```

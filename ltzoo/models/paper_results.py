@@ -18,9 +18,9 @@ def _row(table: int, *scores: float) -> dict[str, float | str]:
 
 
 def _cifar(*methods: str, top1: Sequence[float], shots: Sequence[float]) -> dict[str, dict[str, float | str]]:
+    tags = [f'cifar{classes}_lt_r{ratio}' for classes in (100, 10) for ratio in (100, 50, 10)]
     rows: dict[str, dict[str, float | str]] = {}
     for method in methods:
-        tags = [f'cifar{classes}_lt_r{ratio}' for classes in (100, 10) for ratio in (100, 50, 10)]
         rows |= {f'resnet32_cifar_{method}.{tag}': _row(1, value) for tag, value in zip(tags, top1, strict=True)}
         # The paper gives shots for this split alone.
         rows[f'resnet32_cifar_{method}.cifar100_lt_r100'] = _row(1, top1[0], *shots)

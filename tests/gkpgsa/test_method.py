@@ -26,8 +26,11 @@ from ltzoo.training.recipe import load_recipe
 CLASSES = 4
 COUNTS = torch.tensor([24, 8, 4, 2])
 LABELS = torch.repeat_interleave(torch.arange(CLASSES), COUNTS)
-ABLATIONS = Path(__file__).parents[2] / 'recipes' / 'cifar100_lt_r100' / 'ablations'
-
+RECIPES = Path(__file__).parents[2] / 'recipes' / 'cifar100_lt_r100'
+VARIANTS = [
+    *sorted((RECIPES / 'ablations').glob('*.yaml')),
+    *(RECIPES / f'{name}.yaml' for name in ('bcl_sam', 'gkpgsa_paper')),
+]
 
 SMALL_RESNET: tuple[str, dict[str, Any]] = ('test_resnet', {})
 VIT = {'img_size': 8, 'patch_size': 4, 'embed_dim': 12, 'depth': 1, 'num_heads': 2}
@@ -323,12 +326,6 @@ def test_state_goes_on_bit_for_bit(settings: dict[str, Any], tmp_path: Path) -> 
     assert torch.equal(whole.method.class_groups, again.method.class_groups)
 
 
-VARIANTS = [
-    *sorted(ABLATIONS.glob('*.yaml')),
-    *(ABLATIONS.parent / f'{name}.yaml' for name in ('bcl_sam', 'gkpgsa_paper')),
-]
-
-
 @pytest.mark.parametrize('file', VARIANTS, ids=lambda file: file.stem)
 def test_every_variant_trains(file: Path) -> None:
     method = load_recipe(file).method
@@ -348,7 +345,7 @@ def test_every_variant_trains(file: Path) -> None:
 
 def test_the_released_preset_is_the_authors_step() -> None:
     """Against facts of their code: e = T^2 v / |T v| x length, v = g - m, loss x alpha, no penalty."""
-    method = load_recipe(ABLATIONS / 'released.yaml').method
+    method = load_recipe(RECIPES / 'ablations' / 'released.yaml').method
     assert method is not None
     run = Run()
     run.method = GkpGsa(run.learner, run.learner.model, COUNTS, LABELS.numpy(), 4, method)
