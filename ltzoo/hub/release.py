@@ -31,6 +31,7 @@ from ltzoo.hub.export import ExportError, check_new_folder
 from ltzoo.models import create_model
 from ltzoo.models.download import file_hash
 from ltzoo.models.entries import entry_of, method_of, paper_results
+from ltzoo.models.lt_zoo import METHODS
 
 __all__ = ['release', 'summarise', 'test_vectors', 'write_card']
 
@@ -120,9 +121,10 @@ def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str = 
         licence: of those weights.
     """
     first = records[0]
+    method = method_of(first['recipe'])
     entry = entry_of(first['model'])
-    if entry and entry.tag != first['data']:
-        # The zoo's network, but trained on other data.
+    if entry and (entry.tag, METHODS[entry.method].trained_with, 'test') != (first['data'], method, first['split']):
+        # The zoo's network, but trained on other data, by another method, or measured elsewhere.
         entry = None
     counts = [row['train_count'] for row in first['per_class']]
     scores: dict[str, Any] = {}
@@ -139,7 +141,7 @@ def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str = 
         'sha256': sha256,
         'data': first['data'],
         'imbalance_ratio': max(counts) / max(min(counts), 1),
-        'method': entry.method if entry else method_of(first['recipe']),
+        'method': entry.method if entry else method,
         'recipe': first['recipe_file'],
         'commit': first['environment']['commit'],
         'license': licence,

@@ -57,12 +57,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Method:
-    """A way of training: the head it leaves behind, and its paper.
+    """A way of training: the head it leaves behind, what `method_of` calls its recipes, and its paper.
 
     Plain cross-entropy has no paper of its own; the architecture's stands in its place.
     """
 
     head: Head
+    trained_with: str
     paper: str | None = None
     paper_id: str | None = None
 
@@ -97,15 +98,22 @@ DATA = {
     ),
 }
 
-_GKPGSA = Method('cosine', 'Reframing Long-Tailed Learning via Loss Landscape Geometry', 'arXiv:2603.21217')
+_GKPGSA = Method('cosine', 'gkpgsa', 'Reframing Long-Tailed Learning via Loss Landscape Geometry', 'arXiv:2603.21217')
 
 # `gkpgsa` has the setting that is best by our hold-out, `gkpgsa_paper` the paper's.
 METHODS = {
-    'ce': Method('linear'),
-    'bs': Method('linear', 'Balanced Meta-Softmax for Long-Tailed Visual Recognition', 'arXiv:2007.10740'),
-    'bcl': Method('cosine', 'Balanced Contrastive Learning for Long-Tailed Visual Recognition', 'arXiv:2207.09052'),
+    'ce': Method('linear', 'ce'),
+    'bs': Method(
+        'linear', 'logit_adjusted', 'Balanced Meta-Softmax for Long-Tailed Visual Recognition', 'arXiv:2007.10740'
+    ),
+    'bcl': Method(
+        'cosine', 'bcl', 'Balanced Contrastive Learning for Long-Tailed Visual Recognition', 'arXiv:2207.09052'
+    ),
     'bcl_sam': Method(
-        'cosine', 'Sharpness-Aware Minimization for Efficiently Improving Generalization', 'arXiv:2010.01412'
+        'cosine',
+        'bcl + sharpness',
+        'Sharpness-Aware Minimization for Efficiently Improving Generalization',
+        'arXiv:2010.01412',
     ),
     'gkpgsa_paper': _GKPGSA,
     'gkpgsa': _GKPGSA,

@@ -175,33 +175,44 @@ def test_nothing_of_the_machine_is_released(make_run: Callable[..., Path], tmp_p
 
 
 @pytest.mark.parametrize(
-    ('model', 'data', 'name', 'hub_id'),
+    ('model', 'objective', 'data', 'name', 'hub_id'),
     [
         (
             'resnet32_cifar_ce.cifar100_lt_r100',
+            'ce',
             'cifar100_lt_r100',
             'resnet32_cifar_ce.cifar100_lt_r100',
             'ltzoo/resnet32_cifar_ce',
         ),
         (
             'resnet32_cifar_ce.cifar10_lt_r50',
+            'ce',
             'cifar10_lt_r50',
             'resnet32_cifar_ce.cifar10_lt_r50',
             'ltzoo/resnet32_cifar_ce.cifar10_lt_r50',
         ),
-        # The zoo's network trained on other data is no model of the zoo.
-        ('resnet32_cifar_ce', 'mine', 'resnet32_cifar_ce', None),
+        # The zoo's network trained on other data, or in another way, is no model of the zoo.
+        ('resnet32_cifar_ce', 'ce', 'mine', 'resnet32_cifar_ce', None),
+        ('resnet32_cifar_ce', 'bcl', 'cifar100_lt_r100', 'resnet32_cifar_ce', None),
     ],
 )
 def test_what_it_is_called(
-    make_run: Callable[..., Path], lt: dict[str, Any], tmp_path: Path, model: str, data: str, name: str, hub_id: str
+    make_run: Callable[..., Path],
+    lt: dict[str, Any],
+    tmp_path: Path,
+    model: str,
+    objective: str,
+    data: str,
+    name: str,
+    hub_id: str | None,
 ) -> None:
-    run = make_run(0, 50.0, model=model)
+    run = make_run(0, 50.0, model=model, recipe={**lt['recipe'], 'objective': {'name': objective}})
     config = json.loads((run / 'model' / 'config.json').read_text())
     config['lt']['data'] = data
     (run / 'model' / 'config.json').write_text(json.dumps(config))
     results = release([run], tmp_path / 'out')
     assert (results['name'], results['hub_id']) == (name, hub_id)
+    assert results['method'] == objective
     usage = re.search(r"transforms\('(.*?)', pretrained=True\)", (tmp_path / 'out' / 'README.md').read_text())
     assert usage is not None
     # The zoo's own weights may be others than these.
@@ -210,20 +221,21 @@ def test_what_it_is_called(
     assert f"transforms('{name}', pretrained=True)" in (tmp_path / 'README.md').read_text()
     assert (results['paper'] is None) == (hub_id is None)
     scores = tmp_path / 'out' / '.eval_results' / f'{data}.yaml'
-    assert scores.is_file() == (hub_id is not None)
-    if hub_id is not None:
+    assert scores.is_file() == (data != 'mine')
+    if scores.is_file():
         # No Medium-shot classes, so no such entry.
         tasks = {entry['dataset']['task_id'] for entry in yaml.safe_load(scores.read_text())}
         assert tasks == {f'{data}_{key}' for key in KEYS if key != 'medium'}
 
 
 def test_scores_of_a_hold_out_are_no_results_of_the_benchmark(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    run = make_run(0, 50.0)
+    run = make_run(0, 50.0, model='resnet32_cifar_bcl.cifar100_lt_r100')
     for file, part in (('results.json', None), ('model/config.json', 'lt')):
         record = json.loads((run / file).read_text())
         (record if part is None else record[part]).update(split='holdout', data='cifar100_lt_r100')
         (run / file).write_text(json.dumps(record))
-    release([run], tmp_path / 'out')
+    results = release([run], tmp_path / 'out')
+    assert (results['hub_id'], results['paper']) == (None, None)
     assert not (tmp_path / 'out' / '.eval_results').exists()
     assert 'a hold-out of training images, not the test set' in (tmp_path / 'out' / 'README.md').read_text()
 

@@ -14,6 +14,7 @@ from ltzoo.data.views import View, parse_views
 from ltzoo.losses import create_objective
 from ltzoo.losses.bcl import BCL
 from ltzoo.models import CosineLinear
+from ltzoo.models.entries import entry_of
 from ltzoo.models.lt_zoo import ZOO
 from ltzoo.training.recipe import Recipe, load_recipe
 
@@ -85,11 +86,13 @@ def recipe(file: Path) -> Recipe:
 
 def test_the_model_is_one_for_this_data(file: Path, recipe: Recipe) -> None:
     assert recipe.model.name.startswith('timm/') or recipe.model.name.split('.')[0] in ltzoo.list_models()
-    cfg = ltzoo.get_pretrained_cfg(recipe.model.name)
     if folder_of(file) in PAPER:
-        classes = CLASSES[recipe.data.name.partition('_')[0]]
-        assert cfg.num_classes == classes
         assert recipe.data.name == folder_of(file)
+    # An ablation is none of the zoo's methods, so it has none of their names.
+    assert (entry_of(recipe.model.name) is not None) == (file.parent.name in PAPER)
+    if file.parent.name in PAPER:
+        classes = CLASSES[recipe.data.name.partition('_')[0]]
+        assert ltzoo.get_pretrained_cfg(recipe.model.name).num_classes == classes
     with torch.device('meta'):
         model = ltzoo.create_model(recipe.model.name, num_classes=7, **(recipe.model.model_extra or {}))
     assert model.num_classes == 7
