@@ -12,15 +12,14 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SelectAdaptivePool2d, get_device_dtype
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck
 
-from ltzoo.models.cifar_resnet import CIFAR_MEAN, CIFAR_STD, ZeroPadShortcut
+from ltzoo.models.cifar_resnet import CIFAR_MEAN, CIFAR_STD
 from ltzoo.models.heads import ExpertLinear, Head, HeadError
+from ltzoo.models.staged_resnet import StagedResNet, ZeroPadShortcut
 
 __all__ = ['ExpertResNet']
 
@@ -58,7 +57,7 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
 
 
-class ExpertResNet(nn.Module):
+class ExpertResNet(StagedResNet):
     """ResNet whose last stages and classifier exist once for each expert; the logits are the experts' mean.
 
     Features are the experts' features side by side: maps of shape (N, num_experts * width, H, W), the first expert's
@@ -103,7 +102,7 @@ class ExpertResNet(nn.Module):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, in_chans, drop_rate)
         count = len(layers)
         if count not in (3, 4) or len(channels) != count or not 0 < shared < count or num_experts < 1:
             raise HeadError(
@@ -111,13 +110,9 @@ class ExpertResNet(nn.Module):
                 f'three or four stages, a width for each, at least one stage shared and one not, at least one expert'
             )
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.drop_rate = drop_rate
         self.num_experts = num_experts
         self.head = head
         self.head_scale = head_scale
-        self.grad_checkpointing = False
 
         stem = 64 if bottleneck else channels[0]
         block: type = Bottleneck if bottleneck else BasicBlock
@@ -125,12 +120,13 @@ class ExpertResNet(nn.Module):
         self.conv1 = nn.Conv2d(in_chans, stem, kernel, stride=stride, padding=kernel // 2, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(stem, **dd)
         self.act1 = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if bottleneck else nn.Identity()
+        if bottleneck:
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
         kwargs = {'cardinality': cardinality, 'base_width': base_width, **dd}
         stages: list[nn.Module] = []
         width, reduction = stem, stride
-        self.feature_info: list[dict[str, Any]] = [{'num_chs': width, 'reduction': reduction, 'module': 'act1'}]
+        self.feature_info = [{'num_chs': width, 'reduction': reduction, 'module': 'act1'}]
         reduction *= 2 if bottleneck else 1
         for index, (depth, planes) in enumerate(zip(layers, channels, strict=True)):
             step, out = 1 if index == 0 else 2, planes * block.expansion  # type: ignore[attr-defined]
@@ -147,8 +143,9 @@ class ExpertResNet(nn.Module):
                 {'num_chs': width * len(copies), 'reduction': reduction, 'module': f'layer{index + 1}'}
             )
         self.layer1, self.layer2, self.layer3 = stages[:3]
-        self.layer4 = stages[3] if count == 4 else nn.Identity()
-        self.num_features = self.head_hidden_size = width * num_experts
+        if count == 4:
+            self.layer4 = stages[3]
+        self.num_features = width * num_experts
         self.apply(_init_weights)
         self._make_head(num_classes, global_pool)
 
@@ -156,99 +153,13 @@ class ExpertResNet(nn.Module):
         if global_pool not in ('avg', 'max', ''):
             raise HeadError(f"global_pool of experts is 'avg', 'max' or '', not {global_pool!r}")
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        self.head_hidden_size = self.num_features
         if num_classes == 0:
-            self.fc: nn.Module = nn.Identity()
+            self.fc = nn.Identity()
             return
         self.fc = ExpertLinear(
             self.num_features, num_classes, self.num_experts, self.head, self.head_scale, **get_device_dtype(self)
         )
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Return timm's parameter groups: the stem, then stages (coarse) or blocks of the same depth."""
-        blocks = r'^layer(\d+)' if coarse else r'^layer(\d+)(?:\.experts\.\d+)?\.(\d+)'
-        return {'stem': r'^(?:conv1|bn1)', 'blocks': blocks}
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the stages' activations in the backward pass instead of storing them."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self, name_only: bool = False) -> str | nn.Module:
-        """Return the classifiers, or their name."""
-        return 'fc' if name_only else self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Make new classifiers for `num_classes` (0: none), and a new pooling if one is given."""
-        self.num_classes = num_classes
-        self._make_head(num_classes, self.global_pool.pool_type if global_pool is None else global_pool)
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
-
-    def forward_intermediates(
-        self,
-        x: torch.Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = 'NCHW',
-        intermediates_only: bool = False,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the last feature map and those of stem (0) and stages (from 1).
-
-        Args:
-            x: images, shape (N, in_chans, H, W).
-            indices: which to return: the last n if an int, all if None.
-            norm: has no effect, there is no final norm layer.
-            stop_early: leave out the stages behind the last one asked for.
-            output_fmt: 'NCHW'.
-            intermediates_only: return the list alone.
-        """
-        if output_fmt != 'NCHW':
-            raise ValueError(f'output_fmt must be NCHW, not {output_fmt}')
-        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
-        x = self.act1(self.bn1(self.conv1(x)))
-        intermediates = [x] if 0 in take_indices else []
-        x = self.maxpool(x)
-        stages = [self.layer1, self.layer2, self.layer3, self.layer4][: len(self.feature_info) - 1]
-        for index, stage in enumerate(stages[:max_index] if stop_early else stages, start=1):
-            x = checkpoint_seq([stage], x) if self.grad_checkpointing else stage(x)
-            if index in take_indices:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages behind the last of `indices`, and the classifiers; return the indices kept."""
-        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
-        pruned = self.feature_info[max_index + 1 :]
-        for info in pruned:
-            setattr(self, info['module'], nn.Identity())
-        if max_index == 0:
-            self.maxpool = nn.Identity()
-        self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
-        if prune_head or pruned:
-            self.reset_classifier(0, '')
-        return take_indices
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Map images (N, in_chans, H, W) to the experts' feature maps (N, num_features, h, w)."""
-        x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq([self.layer1, self.layer2, self.layer3, self.layer4], x)
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Pool feature maps and classify them; `pre_logits` stops before the classifiers."""
-        x = self.global_pool(x)
-        if self.drop_rate:
-            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:

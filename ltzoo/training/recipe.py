@@ -169,7 +169,8 @@ class Recipe(_Part):
 def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply `key=value` overrides.
 
-    A recipe may start from another one: `base: ../cifar100_lt_r100/bcl.yaml` (relative to the file); its own keys win.
+    A recipe may start from another one: `base: ../cifar100_lt_r100/bcl.yaml` (relative to the file); its own keys win,
+    and another objective takes the place of the base's with all its options. The same holds of overrides.
 
     Args:
         path: a YAML file.
@@ -187,7 +188,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
             raise RecipeError(f'{override!r} is not of the form key=value, such as optimizer.lr=0.1')
     try:
         changes = [_parse_override(override) for override in overrides]
-        merged = OmegaConf.to_container(OmegaConf.merge(config, *changes), resolve=True)
+        merged = OmegaConf.to_container(_merge(config, OmegaConf.merge({}, *changes)), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise RecipeError(f'{" ".join(overrides)}: {_first_line(error)}') from error
     except TypeError as error:
@@ -227,7 +228,17 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Any:
     if not isinstance(config, DictConfig):
         raise RecipeError(f'{path} holds a list, a recipe is a mapping of keys')
     base = config.pop('base', None)
-    return config if base is None else OmegaConf.merge(_read(path.parent / base, (*seen, path.resolve())), config)
+    return config if base is None else _merge(_read(path.parent / base, (*seen, path.resolve())), config)
+
+
+def _merge(config: DictConfig, change: Any) -> Any:
+    """Return `config` with the keys of `change`; another objective starts without the options of the former."""
+    before, after = (
+        OmegaConf.select(tree, 'objective.name', throw_on_resolution_failure=False) for tree in (config, change)
+    )
+    if after not in (None, before):
+        config.pop('objective', None)
+    return OmegaConf.merge(config, change)
 
 
 def _parse_override(override: str) -> DictConfig:

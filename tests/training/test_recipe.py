@@ -61,6 +61,16 @@ def test_overrides_win_and_keep_the_rest() -> None:
     assert recipe.trackers == ('tensorboard',)
 
 
+@pytest.mark.parametrize('order', [1, -1])
+def test_another_objective_leaves_the_options_of_the_former_behind(order: int, tmp_path: Path) -> None:
+    recipe = load_recipe(BCL, ['objective.name=logit_adjusted', 'objective.tau=2', 'views=cifar_plain'][::order])
+    assert recipe.objective.model_dump() == {'name': 'logit_adjusted', 'tau': 2}
+    (tmp_path / 'mine.yaml').write_text(f'base: {BCL.resolve()}\nobjective: {{name: ce}}\nviews: cifar_plain')
+    assert load_recipe(tmp_path / 'mine.yaml').objective.model_dump() == {'name': 'ce'}
+    recipe = load_recipe(BCL, ['objective.name=bcl', 'objective.temperature=0.2'][::order])
+    assert recipe.objective.model_dump() == load_recipe(BCL).objective.model_dump() | {'temperature': 0.2}
+
+
 def test_a_folder_is_taken_as_it_is_written() -> None:
     place = '/my images: 2024 #2/${new}, [a]'
     recipe = load_recipe(BCL, [f'data.name=folder:{place}', f'data.data_dir={place}', f'output={place}'])
