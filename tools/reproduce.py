@@ -61,12 +61,21 @@ def main() -> int:
         check_options(args)
         plan = load_plan(args.plan)
         jobs = plan_jobs(
-            plan, args.plan.parent, ROOT / 'recipes/train.py', args.only, args.data_dir, args.set, args.seeds
+            plan,
+            args.plan.parent,
+            ROOT / 'recipes/train.py',
+            args.only,
+            args.data_dir,
+            args.set,
+            args.seeds,
+            into_folders=not args.table,
         )
         if args.pack:
             for name in untracked(ROOT):
                 print(f'not packed, as git does not track it: {name}', file=sys.stderr)
-            sizes = pack(args.pack, ROOT, plan, args.plan, jobs, packages=args.packages, python=args.python)
+            sizes = pack(
+                args.pack, ROOT, plan, args.plan, jobs, changes=args.set, packages=args.packages, python=args.python
+            )
             told = ', '.join(f'{part} {size / 1e6:.1f} MB' for part, size in sizes.items() if size)
             whole = sum(sizes.values()) / 1e6
             print(f'{args.pack}: {whole:.1f} MB ({told}); its README.md has the command to run there')

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ltzoo.data import Dataset, Split, drop_unreadable, load_data, without_folders
+from ltzoo.data import Dataset, Split, check_thresholds, drop_unreadable, load_data, without_folders
 from ltzoo.errors import LtzooError
 from ltzoo.evaluation.metrics import Scores, score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
@@ -92,6 +92,7 @@ def evaluate_model(
         'many_above': own.get('many_above', 100) if many_above is None else many_above,
         'few_below': own.get('few_below', 20) if few_below is None else few_below,
     }
+    check_thresholds(thresholds['many_above'], thresholds['few_below'])
     if skip_unreadable:
         dataset = replace(dataset, test=drop_unreadable(dataset.test))
     return {
@@ -211,8 +212,8 @@ def resolve_model(name: str) -> str:
     if not name:
         raise EvaluationError("the model's name is empty: give one of the zoo, a run's folder or local-dir:FOLDER")
     run = Path(name)
-    if ':' in name or not (run / 'recipe.yaml').exists():
-        if run.is_dir() and ':' not in name:
+    if not (run / 'recipe.yaml').exists():
+        if run.is_dir():
             raise EvaluationError(
                 f'{name} holds no run (recipe.yaml is missing); for an exported model write local-dir:{name}'
             )

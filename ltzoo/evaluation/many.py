@@ -20,7 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltzoo.data import Dataset, load_data
+import numpy as np
+
+from ltzoo.data import ArrayImages, Dataset, load_data
 from ltzoo.errors import LtzooError
 from ltzoo.evaluation.evaluate import resolve_model, training_of, usable_device
 from ltzoo.evaluation.leaderboard import leaderboard
@@ -232,7 +234,11 @@ def _weights_of(model: str) -> str | None:
 
 def _images_of(dataset: Dataset) -> str:
     """Return what tells the test images, and the class counts that shots go by, from others of the same name."""
-    return hashlib.sha256(dataset.test.digest().encode() + dataset.class_counts.tobytes()).hexdigest()
+    digest = hashlib.sha256(dataset.test.digest().encode() + dataset.class_counts.tobytes())
+    if isinstance(dataset.test.images, ArrayImages):
+        # Arrays have no names, and a file of them can be written anew.
+        digest.update(np.ascontiguousarray(dataset.test.images.array).tobytes())
+    return digest.hexdigest()
 
 
 def _slug(model: str, data: str) -> str:

@@ -87,8 +87,12 @@ class GroupedWeights(TorchFunctionMode):
     def call_grouped(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
     ) -> Any:
-        if func is F.linear and isinstance(args[0], nn.Parameter) and id(args[0]) in self.grouped:
-            args = (self.read_by_class(args[0]), *args[1:])
+        if func is F.linear and isinstance(args[0], nn.Parameter):
+            if id(args[0]) in self.grouped:
+                args = (self.read_by_class(args[0]), *args[1:])
+            elif self.classes.fits(args[0]):
+                # Frozen: the same in every slot, but its rows are classes all the same.
+                args = (_tag(args[0].view_as(args[0]), self.classes), *args[1:])
             tensors = list(_tensors((*args, *kwargs.values())))
         rows = next((t._rows for t in tensors if hasattr(t, '_rows') and t._rows.fits(t)), None)  # type: ignore[attr-defined]
         if rows is None:

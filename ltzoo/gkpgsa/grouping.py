@@ -124,17 +124,17 @@ def group_classes(bank: MemoryBank, affinity: Tensor, n_groups: int, seed: int =
     return class_groups
 
 
-def group_anchors(bank: MemoryBank, class_groups: Tensor) -> list[dict[str, Tensor]]:
-    """Return the mean, over the classes of every group, of their best parameters: theta*_g of Eq. 3.
+def group_anchors(bank: MemoryBank, class_groups: Tensor) -> Iterator[dict[str, Tensor]]:
+    """Yield the mean, over the classes of every group, of their best parameters: theta*_g of Eq. 3.
 
-    Classes without a snapshot have no say. Beside the result, one snapshot and one float64 sum are in memory.
+    Classes without a snapshot have no say. One snapshot, one float64 sum and one result are in memory at a time.
 
     Args:
         bank: holds the snapshots; one is read at a time, for every group that has classes of it.
         class_groups: group of every class, 0 to G - 1, int64, shape (C,).
 
-    Returns:
-        One dict of float32 tensors on the CPU for each group.
+    Yields:
+        One dict of float32 tensors on the CPU for each group, in their order.
 
     Raises:
         GroupingError: if the shape is another, or a group has no class with a snapshot.
@@ -142,7 +142,6 @@ def group_anchors(bank: MemoryBank, class_groups: Tensor) -> list[dict[str, Tens
     if class_groups.shape != (bank.num_classes,):
         raise GroupingError(f'class_groups must have shape ({bank.num_classes},), not {tuple(class_groups.shape)}')
     class_groups = class_groups.cpu()
-    anchors = []
     for group in range(int(class_groups.max()) + 1):
         best = bank.best_epoch[(class_groups == group) & (bank.best_epoch >= 0)]
         epochs, counts = best.unique(return_counts=True)
@@ -154,8 +153,7 @@ def group_anchors(bank: MemoryBank, class_groups: Tensor) -> list[dict[str, Tens
                 mean.setdefault(name, torch.zeros_like(tensor, dtype=torch.float64)).add_(
                     tensor, alpha=count / len(best)
                 )
-        anchors.append({name: mean.pop(name).float() for name in list(mean)})
-    return anchors
+        yield {name: mean.pop(name).float() for name in list(mean)}
 
 
 def classes_moved(before: Tensor, after: Tensor) -> int:

@@ -46,6 +46,9 @@ class GkpGsa:
         folder: of the bank's snapshots, if they are kept on disk.
         reduce, processes: as for `GroupedSharpness`.
         seed: of the grouping and the Fisher's samples.
+
+    Raises:
+        GkpGsaError: if the bank is needed and nothing of the encoder is trained.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class GkpGsa:
         self.encoder: dict[str, Tensor] = {
             name: p for name, p in model.named_parameters() if id(p) not in classifier and p.requires_grad
         }
+        if self.needs_bank and not self.encoder:
+            raise GkpGsaError('the encoder has no trainable parameter, so there is nothing to keep or to group by')
         kept = settings.preservation is not None and settings.preservation.statistics == 'anchor'
         self.statistics: dict[str, Tensor] = _running_statistics(model) if kept else {}
         self.bank = MemoryBank(len(class_counts), _store(settings, folder))
@@ -160,7 +165,10 @@ class GkpGsa:
         report = take(observed, pieces, loss_scale=loss_scale, autocast=autocast)
         self._lengths += report.length
         self._perturbed += report.length > 0
-        self._grad_norm += report.grad_norm
+        # A step that overflowed in half precision, which the loss scaler skips, says nothing of the gradient.
+        finite = report.grad_norm.isfinite()
+        self._grad_norm += torch.where(finite, report.grad_norm, 0)
+        self._finite += finite
         self._perturbed_loss += report.perturbed_loss
         self._regulariser += report.regulariser
         self._steps += 1
@@ -197,11 +205,11 @@ class GkpGsa:
             if self.sharp:
                 log['perturbed_loss'] = float(self._perturbed_loss / self._steps)
                 log['regulariser'] = float(self._regulariser / self._steps)
-        if self.preservation is not None and self._steps > 0:
+        if self.preservation is not None and self._finite > 0:
             pull = self.preservation.gradient(self.encoder, self._penalty_weight)
             norm = torch.stack([g.double().norm() for g in pull.values()]).norm()
             log['penalty'] = self.preservation.penalty(self.encoder, self._penalty_weight).item()
-            log['penalty_to_loss_gradient'] = float(norm * self._steps / (self._grad_norm * self._loss_weight))
+            log['penalty_to_loss_gradient'] = float(norm * self._finite / (self._grad_norm * self._loss_weight))
         if not self.needs_bank or self.quality is None:
             return log
         self.quality.all_reduce()
@@ -265,11 +273,11 @@ class GkpGsa:
             self._lengths = torch.zeros(self.sharpness.groups, device=parameter.device, dtype=parameter.dtype)
             self._perturbed = torch.zeros_like(self._lengths)
             # Sums over the steps.
-            self._steps, self._grad_norm, self._perturbed_loss, self._regulariser = (
-                torch.zeros((), device=parameter.device) for _ in range(4)
+            self._steps, self._finite, self._grad_norm, self._perturbed_loss, self._regulariser = (
+                torch.zeros((), device=parameter.device) for _ in range(5)
             )
-        sums = (self._lengths, self._perturbed, self._steps, self._grad_norm, self._perturbed_loss, self._regulariser)
-        for seen in sums:
+        counts = (self._perturbed, self._steps, self._finite)
+        for seen in (*counts, self._lengths, self._grad_norm, self._perturbed_loss, self._regulariser):
             seen.zero_()
 
     def _observe(self, features: Tensor, labels: Tensor) -> None:

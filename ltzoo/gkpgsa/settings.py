@@ -42,7 +42,8 @@ class SharpnessSettings:
         adaptive: power of |theta| that every weight's share is scaled by: 0, or 1 for ASAM (Kwon et al., ICML 2021).
         ascent_views: `first` takes the direction from the first view only, at a third of the cost for BCL.
         ascent: `fresh`, a pass at the weights themselves in every step; a number k, only in every k-th, the
-            perturbation being kept in between; `ema`, never: the direction comes from an average of earlier steps.
+            perturbation being kept in between; `ema`, never: the direction comes from an average of earlier steps (of
+            one group alone, from what the last step's gradient has beside the average).
         regulariser: coefficient of the second term of Eq. 15, which has the radius as it is, Z included: the smaller
             Z, the stronger it pulls the weights to zero.
         focal_power, focal_weight: gamma and lambda of mode `focal`; the defaults are its authors' for CIFAR-100-LT.

@@ -327,12 +327,12 @@ class GroupedSharpness:
             return batch_gradient
         if self.global_average is None:
             self.global_average = torch.zeros_like(batch_gradient)
-        self._follow(self.global_average, batch_gradient, batch_gradient.isfinite().all())
+        self._follow(self.global_average, batch_gradient, batch_gradient.isfinite().all(), self.settings.ema_decay)
         return self.global_average
 
-    def _follow(self, average: Tensor, new: Tensor, where: Tensor) -> None:
+    @staticmethod
+    def _follow(average: Tensor, new: Tensor, where: Tensor, decay: float) -> None:
         """Update an exponential average, in place, so that a recorded step finds it again."""
-        decay = self.settings.ema_decay
         average.copy_(torch.where(where, decay * average + (1 - decay) * new, average))
 
     def _average(self, by_group: Tensor, rest: Tensor, shares: Tensor) -> None:
@@ -343,9 +343,13 @@ class GroupedSharpness:
             self.group_averages, self.global_average = torch.zeros_like(means), torch.zeros_like(whole)
             self.seen = torch.zeros(self.groups + 1, device=means.device, dtype=means.dtype)
         good = torch.cat([(shares > 0) & means.isfinite().all(1), whole.isfinite().all()[None]])
-        self._follow(self.group_averages, means, good[:-1, None])
-        self._follow(self.global_average, whole, good[-1])
-        self._follow(self.seen, torch.ones_like(self.seen), good)
+        # The average of the only group is the global one, which leaves nothing of it: its last gradient is kept.
+        alone = self.groups == 1 and self.settings.direction in ('residual', 'subtract')
+        decay = 0.0 if alone else self.settings.ema_decay
+        self._follow(self.group_averages, means, good[:-1, None], decay)
+        self._follow(self.global_average, whole, good[-1], self.settings.ema_decay)
+        self._follow(self.seen[:-1], torch.ones_like(self.seen[:-1]), good[:-1], decay)
+        self._follow(self.seen[-1], torch.ones_like(self.seen[-1]), good[-1], self.settings.ema_decay)
 
 
 def _group_means(by_group: Tensor, rest: Tensor, shares: Tensor) -> Tensor:

@@ -50,8 +50,12 @@ def deploy(model: nn.Module, file: Path) -> float:
     images = test_vectors(plain)['images']
     batches = [images[:1].repeat(2, 1, 1, 1).flip(-1), images[:1].repeat(3, 1, 1, 1)]
     run = _onnx if file.suffix == '.onnx' else _program
-    with tempfile.TemporaryDirectory(prefix=f'.{file.name}.', dir=file.parent) as beside:
-        made = Path(beside) / file.name
+    try:
+        beside = tempfile.TemporaryDirectory(prefix=f'.{file.name}.', dir=file.parent)
+    except OSError as error:
+        raise ExportError(f'{file} cannot be written: {error.strerror or error}') from error
+    with beside as place:
+        made = Path(place) / file.name
         try:
             outputs = run(plain, batches, made)
         except LtzooError:

@@ -24,7 +24,9 @@ _NEEDED = ('model.safetensors', 'config.json', 'README.md', 'results.json', 'vec
 _OPTIONAL = ('accuracy.png', 'curves.png', '.eval_results/*.yaml')
 # What git takes for no branch (git check-ref-format): the Hub refuses it, but only once the repository is made.
 _NO_BRANCH = re.compile(r'[\s\x00-\x1f\x7f~^:?*\[\\]|\.\.|//|/\.|@\{|^[-/.]|[/.]$|\.lock(/|$)|^@?$')
-_WEIGHTS = ('.safetensors', '.safetensors.index.json', *PICKLES)
+# Of other libraries, too: their repository is another model's.
+_FOREIGN = ('.gguf', '.h5', '.keras', '.msgpack', '.onnx', '.onnx_data', '.ot', '.pt2', '.tflite')
+_WEIGHTS = ('.safetensors', '.safetensors.index.json', *PICKLES, *_FOREIGN)
 
 
 class PublishError(LtzooError, RuntimeError):

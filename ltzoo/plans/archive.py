@@ -108,21 +108,24 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
         ArchiveError: if a file is no such archive, or holds a run of another plan or recipe; nothing is changed then.
         LtzooError: if a run folder cannot be written.
     """
-    done = {}
+    done: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        brought = Path(temporary)
-        for archive in archives:
+        runs = []
+        for number, archive in enumerate(archives):
+            # Each by itself: two may hold the same run, one of them further than the other.
+            brought = Path(temporary, str(number))
             try:
                 with tarfile.open(archive, 'r:gz') as tar:
                     tar.extractall(brought, filter='data')
             except (OSError, EOFError, tarfile.TarError) as error:
                 raise ArchiveError(f'{archive} cannot be unpacked: {error}') from error
-        names = sorted({path.name.removesuffix('.log') for path in brought.iterdir()})
-        for name in names:
+            names = {path.name.removesuffix('.log') for path in brought.iterdir()} if brought.exists() else set()
+            runs += [(brought, name) for name in sorted(names)]
+        for brought, name in runs:
             if name not in recipes:
                 raise ArchiveError(f'the archives hold a run {name}, which is none of those that the plan has')
             _check_recipe(brought / name, recipes[name])
-        for name in names:
+        for brought, name in runs:
             new, there = _progress(brought / name), _progress(output / name)
             if new > there:
                 with writing(output / name), new_folder(output / name) as made:
@@ -132,7 +135,9 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
                 with writing(output / log.name):
                     output.mkdir(parents=True, exist_ok=True)
                     write_atomically(output / log.name, log.read_bytes())
-            done[name] = ('finished' if new[0] else 'unfinished') if new > there else 'nothing newer than here'
+            if new > there:
+                done[name] = 'finished' if new[0] else 'unfinished'
+            done.setdefault(name, 'nothing newer than here')
     return done
 
 

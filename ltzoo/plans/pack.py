@@ -10,6 +10,7 @@ README.md                                          the command to run there
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,7 @@ The trainings of `plan.yaml`, ltzoo at commit {commit}. On a machine with PyTorc
 ```
 
 Whatever stops it, the same command goes on. `--minutes M` ends it in time, `--archive DIR/runs.tar.gz` makes files to
-bring home, where `python tools/reproduce.py PLAN.yaml --collect FILE ...` puts them in their place.
+bring home, where `python tools/reproduce.py PLAN.yaml {changes}--collect FILE ...` puts them in their place.
 """
 
 
@@ -65,6 +66,7 @@ def pack(
     file: Path,
     jobs: Sequence[Job],
     *,
+    changes: Sequence[str] = (),
     packages: Sequence[str] = (),
     python: str | None = None,
 ) -> dict[str, int]:
@@ -76,6 +78,7 @@ def pack(
         plan: what is packed of.
         file: where the plan was read.
         jobs: those of its trainings to pack; their `data.data_dir` is this machine's.
+        changes: `key=value`, what `plan_jobs` changed in all recipes; the plan there says so.
         packages: names of packages (as pip takes them) whose wheels, and those of what they need, are brought.
         python: the other machine's version of Python, such as 3.12; by default this one's.
 
@@ -91,7 +94,7 @@ def pack(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise PackError(f'{folder} cannot be packed into: it is not an empty folder; give a new one')
     recipes = [job.recipe for job in jobs]
-    text = _plan_there(root, plan, file, jobs)
+    text = _plan_there(root, plan, file, jobs, changes)
     for recipe in recipes:
         if _source(recipe) not in (*_PACKED, 'digits'):
             raise PackError(
@@ -112,7 +115,9 @@ def pack(
         for source in _PACKED:
             _pack_images(source, [recipe for recipe in recipes if _source(recipe) == source], made / 'data')
         command = _command((made / 'data').is_dir(), bool(packages))
-        (made / 'README.md').write_text(_README.format(title=f'Packed: {file.stem}', commit=commit, command=command))
+        same = f'--set {shlex.join(changes)} ' if changes else ''
+        readme = _README.format(title=f'Packed: {file.stem}', commit=commit, command=command, changes=same)
+        (made / 'README.md').write_text(readme)
         sizes = {part: _bytes(made / part) for part in ('data', 'wheels')}
         return {'code': _bytes(made) - sum(sizes.values()), **sizes}
 
@@ -132,7 +137,7 @@ def _tracked(root: Path) -> list[str]:
     return [name for name in _git(root) if (root / name).is_file()]
 
 
-def _plan_there(root: Path, plan: Plan, file: Path, jobs: Sequence[Job]) -> str:
+def _plan_there(root: Path, plan: Plan, file: Path, jobs: Sequence[Job], changes: Sequence[str]) -> str:
     """Return the plan of these trainings, with recipes relative to the checkout, as YAML."""
     tracked = set(_tracked(root))
     runs = {}
@@ -144,7 +149,7 @@ def _plan_there(root: Path, plan: Plan, file: Path, jobs: Sequence[Job]) -> str:
                 f'the recipe {file.parent / planned.recipe} cannot be packed: only those that git tracks under '
                 f'{root}/recipes can'
             )
-        runs[name] = {'recipe': str(recipe.relative_to(root)), 'overrides': list(planned.overrides)}
+        runs[name] = {'recipe': str(recipe.relative_to(root)), 'overrides': [*planned.overrides, *changes]}
     seeds = list(dict.fromkeys(job.seed for job in jobs))
     output = str(Path('runs', plan.output.name))
     return yaml.safe_dump({'output': output, 'seeds': seeds, 'runs': runs}, sort_keys=False, width=120)

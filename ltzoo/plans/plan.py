@@ -102,6 +102,7 @@ def plan_jobs(
     data_dir: str | None = None,
     changes: Sequence[str] = (),
     seeds: Sequence[int] | None = None,
+    into_folders: bool = True,
 ) -> list[Job]:
     """Return the plan's trainings, those of the first seed first; every recipe is read before anything is trained.
 
@@ -113,6 +114,7 @@ def plan_jobs(
         data_dir: where the data lies, if not where the recipes say.
         changes: `key=value`, what is changed in all recipes.
         seeds: those to train, in order; None for all of the plan.
+        into_folders: whether something is to be put into the run folders, which must then be of these recipes.
 
     Raises:
         PlanError: if `only` names a run, or `seeds` a seed, that the plan does not have.
@@ -136,7 +138,8 @@ def plan_jobs(
             if data_dir is not None:
                 overrides.append(f'data.data_dir={data_dir}')
             recipe = load_recipe(folder / run.recipe, overrides)
-            RunFolder(output).check(recipe)
+            if into_folders:
+                RunFolder(output).check(recipe)
             command = [sys.executable, str(script), str(folder / run.recipe), *overrides]
             jobs.append(Job(name, seed, [*command, '--no-progress'], output, recipe))
     return jobs

@@ -106,7 +106,8 @@ class Training:
         self.optimizer.load_state_dict(state['optimizer'])
         if self.ema is not None:
             self.ema.load_state_dict(state['ema'])
-        if self.method is not None:
+        # After the last epoch no step follows, and the snapshots of a finished run are gone.
+        if self.method is not None and state['epoch'] < self.method.epochs:
             self.method.load_state_dict(state['method'])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state['scaler'])

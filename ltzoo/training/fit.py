@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ltzoo.data import Dataset, require_readable, without_folders
 from ltzoo.data.loader import Batch
+from ltzoo.errors import LtzooError
 from ltzoo.evaluation import Scores, plot_accuracy
 from ltzoo.files import write_atomically
 from ltzoo.hub import export_model
@@ -200,6 +201,8 @@ def _restore(folder: RunFolder, recipe: Recipe, training: Training) -> None:
         return
     try:
         training.load_state_dict(state)
+    except LtzooError as error:
+        raise CheckpointError(f'{folder.checkpoint} cannot be gone on from: {error}') from error
     except (RuntimeError, KeyError, ValueError) as error:
         reason = ' '.join(str(error).split())[:300]
         raise CheckpointError(f'{folder.checkpoint} is not of this model and optimiser: {reason}') from error

@@ -60,7 +60,7 @@ def learning_rate_factor(part: SchedulePart, epoch: int, epochs: int) -> float:
     """Return what the base learning rate is multiplied by in an epoch, counted from 0.
 
     Warm-up is linear and reaches 1 in its last epoch, as in LDAM. A milestone m takes effect in epoch m. The cosine
-    runs over all epochs, warm-up included, as in BCL.
+    runs over all epochs, warm-up included: (1 + cos(pi epoch / epochs)) / 2 (BCL's code begins it after the warm-up).
     """
     if epoch < part.warmup_epochs:
         return (epoch + 1) / part.warmup_epochs

@@ -149,10 +149,18 @@ class Recipe(_Part):
     def _expand(cls, value: Any) -> Any:
         return os.path.expanduser(value) if isinstance(value, str) else value
 
+    @field_validator('method', mode='before')
+    @classmethod
+    def _no_truth_in_the_method(cls, value: Any) -> Any:
+        _check_numbers(GkpGsaSettings, value)
+        return value
+
     @field_validator('views', mode='before')
     @classmethod
     def _preset_or_lists(cls, value: Any) -> Any:
-        lists = isinstance(value, list) and all(isinstance(view, list) for view in value)
+        lists = isinstance(value, list) and all(
+            isinstance(view, list) and all(isinstance(operation, (str, dict)) for operation in view) for view in value
+        )
         if not lists and not isinstance(value, str):
             raise ValueError('input should be the name of a preset, or a list of operations for each view')
         return value
@@ -266,6 +274,16 @@ def _fields(part: Any) -> dict[str, Any]:
     return {name: field.annotation for name, field in part.model_fields.items()} if issubclass(part, BaseModel) else {}
 
 
+def _check_numbers(part: Any, values: Any) -> None:
+    """Refuse true and false where a number is wanted, which pydantic takes for 1 and 0."""
+    kinds = _fields(part)
+    for name, value in values.items() if isinstance(values, dict) else ():
+        kind = kinds.get(name)
+        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
+            raise ValueError(f'{name} must be a number, not {str(value).lower()}')
+        _check_numbers(kind, value)
+
+
 def _keys(part: Any) -> Iterator[str]:
     """Yield the keys of a part of the recipe and of its parts, such as data, data.name."""
     for name, inner in _fields(part).items():
@@ -273,10 +291,23 @@ def _keys(part: Any) -> Iterator[str]:
         yield from (f'{name}.{key}' for key in _keys(inner))
 
 
+def _location(place: Sequence[int | str]) -> list[str]:
+    """Return the keys of pydantic's place of an error, without the form of a value that it tried."""
+    location: list[str] = []
+    part: Any = Recipe
+    for name in place:
+        fields = _fields(part)
+        if not fields and isinstance(name, str):
+            break
+        location.append(str(name))
+        part = fields.get(str(name))
+    return location
+
+
 def _explain(error: ValidationError) -> str:
     """Turn pydantic's first finding into one sentence with the nearest valid key."""
     first = error.errors()[0]
-    location = [str(part) for part in first['loc']]
+    location = _location(first['loc'])
     key = '.'.join(location)
     if first['type'] in ('extra_forbidden', 'unexpected_keyword_argument'):
         part: Any = Recipe
@@ -294,7 +325,11 @@ def _explain(error: ValidationError) -> str:
         return f'there is no key {key}; {hint}'
     if first['type'] == 'missing':
         return f'the key {key} is missing'
-    message = first['msg'].removeprefix('Value error, ')
+    # One for each form that a value may have.
+    reasons = dict.fromkeys(
+        e['msg'].removeprefix('Value error, ') for e in error.errors() if _location(e['loc']) == location
+    )
+    message = ', or: '.join(reasons)
     value = first['input']
     shown = f'{value!r} ' if isinstance(value, (str, int, float, bool, type(None))) else ''
     return f'{key}: {shown}{message[0].lower()}{message[1:]}'.removeprefix(': ')

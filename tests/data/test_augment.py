@@ -182,6 +182,23 @@ def test_operations_are_torchvisions(images: Tensor, name: str) -> None:
     assert (gap > 0).float().mean() <= (0.01 if name in ('Color', 'Contrast', 'Sharpness', 'Rotate') else 0)
 
 
+@pytest.mark.parametrize('name', ['TranslateX', 'TranslateY'])
+def test_where_pixels_are_mixed_images_move_by_fractions_as_timms_do(images: Tensor, name: str) -> None:
+    pixels = torch.linspace(-6, 6, N)
+    fast = apply_operations(images, torch.full((N,), NAMES.index(name)), pixels, Filling(COLOUR, bilinear=True))
+
+    def one(x: Tensor, i: int) -> Tensor:
+        move = {'TranslateX': auto_augment.translate_x_abs, 'TranslateY': auto_augment.translate_y_abs}[name]
+        # timm's positive moves go left and up.
+        moved = move(F.to_pil_image(x), -pixels[i].item(), fillcolor=COLOUR, resample=Image.Resampling.BILINEAR)
+        return F.pil_to_tensor(moved)
+
+    # Beside the edge, where Pillow does not mix with what lies beyond.
+    inside = (..., slice(8, -8), slice(8, -8))
+    gap = differences(fast, images, one)
+    assert gap[inside].max() <= 1
+
+
 def test_colour_jitter_is_torchvisions_in_every_order(images: Tensor) -> None:
     jitter = ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8)
     p = drawn(jitter)

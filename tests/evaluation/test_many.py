@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -19,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import ltzoo
-from ltzoo.data import DataError, MissingDataError
+from ltzoo.data import DataError, MissingDataError, load_data
 from ltzoo.evaluation import EvaluationError, many
-from ltzoo.evaluation.many import COLUMNS, ManyError, choose_models, evaluate_many
+from ltzoo.evaluation.many import COLUMNS, ManyError, _images_of, choose_models, evaluate_many
 from ltzoo.evaluation.measure import FAILED, OUT_OF_MEMORY, UNFIT, is_out_of_memory, macs, main, measure
 from ltzoo.files import BusyError
 from ltzoo.hub import export_model
@@ -104,6 +105,25 @@ def test_multiply_adds_of_a_resnet32() -> None:
     assert macs(model, (3, 32, 32)) == expected
     # He et al. 2016 do not give it; later tables have 69 million.
     assert round(expected / 1e6) == 69
+
+
+def test_attention_is_counted_whether_it_is_fused_or_not() -> None:
+    model = ltzoo.create_model('timm/vit_tiny_patch16_224', num_classes=10).eval()
+    fused = macs(model, (3, 224, 224))
+    for block in model.blocks:
+        assert block.attn.fused_attn
+        block.attn.fused_attn = False
+    assert macs(model, (3, 224, 224)) == fused
+
+
+def test_arrays_are_told_apart_by_their_pixels(tmp_path: Path) -> None:
+    def images(seed: int) -> str:
+        labels = np.arange(4).repeat(3)
+        part = np.random.default_rng(seed).integers(0, 256, (12, 8, 8, 3), np.uint8)
+        np.savez(tmp_path / 'mine.npz', x_train=part, y_train=labels, x_test=part, y_test=labels)
+        return _images_of(load_data(f'npz:{tmp_path}/mine.npz'))
+
+    assert images(1) == images(1) != images(2)
 
 
 def test_pairs_apart_tables_and_going_on(saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

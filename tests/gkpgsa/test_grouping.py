@@ -265,7 +265,7 @@ def test_anchors_are_means_over_classes(dtype: torch.dtype) -> None:
     bank = filled_bank(best, dtype)
     # Groups that cut across snapshots, as groups by class frequency do.
     class_groups = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1])
-    anchors = group_anchors(bank, class_groups)
+    anchors = list(group_anchors(bank, class_groups))
     assert len(anchors) == 3
     for group, anchor in enumerate(anchors):
         members = [best[c] for c in range(12) if class_groups[c] == group and best[c] >= 0]
@@ -280,7 +280,9 @@ def test_anchors_read_every_snapshot_of_a_grouping_once(monkeypatch: pytest.Monk
     class_groups = group_classes(bank, affinity_of(bank), 3)
     read, plain = [], bank.snapshot
     monkeypatch.setattr(bank, 'snapshot', lambda epoch: (read.append(epoch), plain(epoch))[1])
-    group_anchors(bank, class_groups)
+    # One after the other, so that only one is in memory.
+    assert isinstance(group_anchors(bank, class_groups), Iterator)
+    list(group_anchors(bank, class_groups))
     assert sorted(read) == bank.epochs
 
 
@@ -303,9 +305,9 @@ def test_banks_that_cannot_be_grouped_are_refused() -> None:
     with pytest.raises(GroupingError, match=r'2 distinct snapshots, so the affinity must have shape \(2, 2\)'):
         group_classes(bank, torch.ones(3, 3), 2)
     with pytest.raises(GroupingError, match='no class of group 1 has a snapshot'):
-        group_anchors(bank, torch.tensor([0, 0, 1]))
+        list(group_anchors(bank, torch.tensor([0, 0, 1])))
     with pytest.raises(GroupingError, match=r'class_groups must have shape \(3,\)'):
-        group_anchors(bank, torch.zeros(4, dtype=torch.int64))
+        list(group_anchors(bank, torch.zeros(4, dtype=torch.int64)))
 
 
 def test_a_hundred_thousand_classes_take_no_time() -> None:

@@ -474,3 +474,25 @@ def test_settings_that_do_not_exist(settings: dict[str, Any], message: str) -> N
 def test_settings_of_preservation_that_do_not_exist(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(GkpGsaError, match=message):
         PreservationSettings(**settings)
+
+
+def test_an_encoder_of_which_nothing_is_trained_is_refused() -> None:
+    run = Run()
+    for parameter in run.method.encoder.values():
+        parameter.requires_grad_(False)
+    with pytest.raises(GkpGsaError, match='the encoder has no trainable parameter'):
+        GkpGsa(run.learner, run.learner.model, COUNTS, LABELS.numpy(), 4, GkpGsaSettings())
+
+
+def test_a_step_that_overflowed_is_left_out_of_the_log() -> None:
+    run = Run(sharpness=None, alpha_start=None, alpha_end=None)
+    run.epoch(0)
+    run.method.start_epoch(1)
+    everything = [((run.images,), LABELS)]
+    length = run.method.gradient(run.learner.forward, everything).grad_norm
+    overflowed = run.method.gradient(run.learner.forward, everything, loss_scale=3e38).grad_norm
+    assert length.isfinite() and not overflowed.isfinite()
+    assert run.method.preservation is not None
+    pull = torch.cat([g.flatten() for g in run.method.preservation.gradient(run.method.encoder, 1.0).values()]).norm()
+    log = run.method.end_epoch(1, run.samples)
+    assert log['penalty_to_loss_gradient'] == pytest.approx(float(pull / length), rel=1e-5)

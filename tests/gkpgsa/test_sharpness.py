@@ -397,3 +397,35 @@ def test_the_flat_vector_is_the_parameters_as_they_lie_in_memory() -> None:
     filled = layout.flatten([None, *tensors[1:-1], torch.ones(2)])
     assert filled.sum() == 2
     assert len(filled) == len(vector)
+
+
+@pytest.mark.parametrize('direction', ['residual', 'subtract'])
+def test_of_one_group_without_a_first_pass_the_last_gradient_is_held_against_the_average(direction: Any) -> None:
+    one, samples = torch.zeros(CLASSES, dtype=torch.int64), torch.tensor([208])
+    s = Setting(one, samples, direction=direction, ascent='ema', ema_decay=0.6, radius=0.3)
+    average, seen, lengths = torch.zeros_like(s.theta), 0.0, []
+    for step in range(4):
+        theta, epsilon = s.theta, torch.zeros_like(s.theta)
+        if step > 1:  # The first gradient is the average itself.
+            mean, last = average / seen, s.gradient
+            v = last - ((last @ mean) / (mean @ mean) * mean if direction == 'residual' else mean)
+            epsilon = 0.3 * v / v.norm()
+        expected = s.gradient_at(theta + epsilon)
+        lengths.append(float(s.step().length))
+        torch.testing.assert_close(s.gradient, expected)
+        average, seen = 0.6 * average + 0.4 * s.gradient, 0.6 * seen + 0.4
+        nn.utils.vector_to_parameters(theta - 0.5 * s.gradient, s.net.parameters())
+    assert lengths == pytest.approx([0, 0, 0.3, 0.3])
+
+
+def test_a_frozen_classifier_has_a_row_for_each_class_too() -> None:
+    model = ltzoo.create_model('resnet8_cifar', num_classes=CLASSES, head='cosine')
+    learner = Learner(model, create_objective('bcl', model, COUNTS)).train()
+    model.get_classifier().weight.requires_grad_(False)
+    views = tuple(torch.randn(len(LABELS), 3, 8, 8) for _ in range(3))
+    engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, SharpnessSettings(scale=0.0), static_shapes=STATIC)
+    engine.step(learner.forward, [(views, LABELS)])
+    found = {name: p.grad for name, p in learner.named_parameters()}
+    learner.zero_grad(set_to_none=True)
+    learner(views, LABELS).mean().backward()
+    torch.testing.assert_close(found, {name: p.grad for name, p in learner.named_parameters()})

@@ -99,6 +99,8 @@ def test_what_cannot_be_written(train: Train, tmp_path: Path) -> None:
         deploy(model, tmp_path / 'model.tflite')
     with pytest.raises(ExportError, match='there is no folder'):
         deploy(model, tmp_path / 'missing' / 'model.pt2')
+    with pytest.raises(ExportError, match=r'/proc/model\.pt2 cannot be written'):
+        deploy(model, Path('/proc/model.pt2'))
     assert os.listdir(tmp_path) == []
     assert deploy_function is deploy
 

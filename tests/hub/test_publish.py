@@ -120,9 +120,10 @@ def test_again_changes_nothing_and_another_model_needs_force(
     publish(other, REPO, force=True)
     weights = (hub.repositories[REPO].files('main') or {})['model.safetensors']
     assert weights == (other / 'model.safetensors').read_bytes()
-    hub.add('zoo/old', {'pytorch_model.bin': b'other weights'})
-    with pytest.raises(PublishError, match='zoo/old holds another model already'):
-        publish(folder, 'zoo/old')
+    for number, file in enumerate(('pytorch_model.bin', 'model.onnx', 'model.gguf', 'tf_model.h5')):
+        hub.add(f'zoo/old{number}', {file: b'other weights'})
+        with pytest.raises(PublishError, match=f'zoo/old{number} holds another model already'):
+            publish(folder, f'zoo/old{number}')
 
 
 def test_nothing_of_a_replaced_model_stays(hub: Hub, token: None, folder: Path) -> None:

@@ -20,6 +20,8 @@ from timm.models import save_for_hf
 
 import ltzoo
 from ltzoo.data import load_data
+from ltzoo.evaluation import EvaluationError
+from ltzoo.evaluation.evaluate import resolve_model
 
 ROOT = Path(__file__).resolve().parents[2]
 Script = Callable[..., int]
@@ -373,3 +375,12 @@ def test_an_existing_file_survives_a_failed_evaluation(script: Script, digits_ru
     files = ['--json', tmp_path / 's.json', '--plot', tmp_path / 'p.xyz']
     assert script('tools/evaluate.py', digits_run, '--data', 'digits_lt', *files) == 2
     assert (tmp_path / 's.json').read_text() == 'earlier'
+
+
+def test_the_name_of_a_run_folder_may_hold_a_colon(tmp_path: Path) -> None:
+    run = tmp_path / 'run 12:30'
+    (run / 'model').mkdir(parents=True)
+    with pytest.raises(EvaluationError, match=r'holds no run \(recipe.yaml is missing\)'):
+        resolve_model(str(run))
+    (run / 'recipe.yaml').touch()
+    assert resolve_model(str(run)) == f'local-dir:{run / "model"}'

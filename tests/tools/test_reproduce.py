@@ -71,6 +71,12 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
     assert gkp['method']['penalty_to_loss_gradient'] == pytest.approx(expected)
     assert gkp['method']['perturbation'] is None
 
+    # A table trains nothing: what is there may be of other recipes.
+    assert script('tools/reproduce.py', plan, '--table', '--set', 'optimizer.lr=0.3') == 0
+    assert f'| base | 2 | {mean:.1f} ± {deviation:.1f} |' in capsys.readouterr().out
+    assert script('tools/reproduce.py', plan, '--set', 'optimizer.lr=0.3') == 2
+    assert 'another recipe' in capsys.readouterr().err
+
     # A choice is shown alone, and the files keep the rest.
     whole = (tmp_path / 'out' / 'table.md').read_text()
     assert script('tools/reproduce.py', plan, '--table', '--only', 'gkp', '--seeds', 4) == 0
@@ -186,6 +192,14 @@ def test_a_pack_trains_elsewhere_and_its_archive_comes_home(
     assert script('tools/reproduce.py', plan, '--pack', tmp_path / 'none') == 2
     assert 'only those that git tracks' in capsys.readouterr().err
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(('none', '.'))]
+
+
+def test_what_is_changed_in_all_recipes_travels_with_a_pack(script: Script, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, [3], {'base': ['epochs=1']})
+    assert script('tools/reproduce.py', plan, '--set', 'epochs=2', 'seed=5', '--pack', tmp_path / 'pack') == 0
+    (run,) = yaml.safe_load((tmp_path / 'pack' / 'plan.yaml').read_text())['runs'].values()
+    assert run['overrides'] == [*SMALL, 'epochs=1', 'epochs=2', 'seed=5']
+    assert 'PLAN.yaml --set epochs=2 seed=5 --collect FILE' in (tmp_path / 'pack' / 'README.md').read_text()
 
 
 def test_a_budget_stops_what_can_be_continued_elsewhere(tmp_path: Path) -> None:

@@ -93,6 +93,12 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     logs = [[json.loads(line) for line in (tmp_path / run / 'log.jsonl').open()] for run in ('whole', 'cut')]
     assert [line['epoch'] for line in logs[1]] == [0, 1, 2, 3]
     assert [line['loss'] for line in logs[0]] == [line['loss'] for line in logs[1]]
+    # A finished run without its results is measured again; snapshots on a disk are gone by then.
+    results = tmp_path / 'cut' / 'results.json'
+    before = json.loads(results.read_text())
+    results.unlink()
+    fit(make_recipe(*options, 'resume=auto'), tmp_path / 'cut', progress=False)
+    assert json.loads(results.read_text()) == before
 
 
 def test_bcl_with_batchnorm_resumes_too(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,20 @@ def test_another_objective_leaves_the_options_of_the_former_behind(order: int, t
     assert load_recipe(tmp_path / 'mine.yaml').objective.model_dump() == {'name': 'ce'}
     recipe = load_recipe(BCL, ['objective.name=bcl', 'objective.temperature=0.2'][::order])
     assert recipe.objective.model_dump() == load_recipe(BCL).objective.model_dump() | {'temperature': 0.2}
+
+
+@pytest.mark.parametrize(
+    ('override', 'message'),
+    [
+        ('method.groups=true', 'method: groups must be a number, not true'),
+        ('method.sharpness.radius=false', 'method: radius must be a number, not false'),
+        ('method.sharpness.ascent=fast', "method.sharpness.ascent: 'fast' input should be 'fresh' or 'ema', or: "),
+        ('views=[[3]]', 'views: input should be the name of a preset, or a list of operations for each view'),
+    ],
+)
+def test_what_is_wrong_within_a_part_is_said_of_its_key(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        load_recipe(BCL.with_name('gkpgsa.yaml'), [override])
 
 
 def test_a_folder_is_taken_as_it_is_written() -> None:

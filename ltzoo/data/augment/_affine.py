@@ -36,13 +36,17 @@ def shear_y(images: Tensor, amount: Tensor, filling: Filling) -> Tensor:
 
 
 def translate_x(images: Tensor, pixels: Tensor, filling: Filling) -> Tensor:
-    """Move to the right by whole pixels."""
-    return _sample(images, filling, 1.0, 0.0, -pixels.trunc(), 0.0, 1.0, 0.0)
+    """Move to the right, by whole pixels where none are mixed."""
+    return _sample(images, filling, 1.0, 0.0, -_moved(pixels, filling), 0.0, 1.0, 0.0)
 
 
 def translate_y(images: Tensor, pixels: Tensor, filling: Filling) -> Tensor:
-    """Move down by whole pixels."""
-    return _sample(images, filling, 1.0, 0.0, 0.0, 0.0, 1.0, -pixels.trunc())
+    """Move down, by whole pixels where none are mixed."""
+    return _sample(images, filling, 1.0, 0.0, 0.0, 0.0, 1.0, -_moved(pixels, filling))
+
+
+def _moved(pixels: Tensor, filling: Filling) -> Tensor:
+    return pixels if filling.bilinear else pixels.trunc()
 
 
 def rotate(images: Tensor, degrees: Tensor, filling: Filling) -> Tensor:

@@ -35,6 +35,9 @@ TRANSLATION = 0.45
 class RandAugment(Op):
     """`n` of timm's 15 operations, one after the other, each done with probability 0.5.
 
+    Images on the device are turned, sheared and moved with bilinear interpolation; files go through timm itself, which
+    draws bilinear or bicubic.
+
     Args:
         m: level, of 0 to 10; colour and contrast are lowered by levels below 5 and raised by those above.
         mstd: standard deviation of the level, which is drawn anew for each and cut to 0 to 10.

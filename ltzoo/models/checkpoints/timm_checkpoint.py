@@ -32,9 +32,10 @@ def timm(checkpoint: Checkpoint, options: Options) -> Network:
         raise CheckpointError(f'no model is called {options.arch!r}: the nearest are {", ".join(near)}')
     name = options.arch if options.arch.startswith('timm/') or base in list_models() else f'timm/{options.arch}'
     weights = checkpoint.weights(*_AVERAGED, *_PLAIN)
-    if checkpoint.used & {*_AVERAGED}:
-        checkpoint.used.update(key for key in _PLAIN if key in checkpoint.content)
-        weights.dropped['weights that are not averaged'] = [key for key in _PLAIN if key in checkpoint.content]
+    plain = [key for key in _PLAIN if key in checkpoint.content]
+    if plain and checkpoint.used & {*_AVERAGED}:
+        checkpoint.used.update(plain)
+        weights.dropped['weights that are not averaged'] = plain
     _strip(weights)
     cfg = get_pretrained_cfg(name).to_dict()
     if not cfg['classifier']:

@@ -392,3 +392,9 @@ def test_a_class_vector_of_zeros_has_no_length_to_divide_by(tmp_path: Path) -> N
     weight = convert(saved(content, tmp_path), 'tau_norm', tau=1.0).model.get_classifier().weight
     assert weight.isfinite().all()
     assert (weight[2] == 0).all()
+
+
+def test_averaged_weights_alone_leave_nothing_out(check: Check) -> None:
+    averaged = timm.create_model('test_resnet', num_classes=5).eval()
+    converted = check({'state_dict_ema': averaged.state_dict()}, 'timm', averaged, arch='test_resnet')
+    assert not converted.dropped

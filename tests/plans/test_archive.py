@@ -1,0 +1,38 @@
+"""Archives of runs: what two of them hold of one run is not mixed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ltzoo.plans.archive import collect, write_archive
+from ltzoo.training.recipe import load_recipe
+
+RECIPE = Path(__file__).parents[2] / 'recipes' / 'digits_lt' / 'ce.yaml'
+
+
+@pytest.mark.parametrize('order', [1, -1])
+def test_of_two_archives_of_one_run_the_further_one_is_taken_whole(order: int, tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPE)
+
+    def trip(name: str, epochs: int, finished: bool) -> list[Path]:
+        run = tmp_path / name / 'base_seed0'
+        run.mkdir(parents=True)
+        (run / 'recipe.yaml').write_text(recipe.to_yaml())
+        (run / 'environment.json').write_text(json.dumps({'device': name}))
+        (run / 'log.jsonl').write_text(''.join(json.dumps({'epoch': epoch}) + '\n' for epoch in range(epochs)))
+        if finished:
+            (run / 'results.json').write_text(json.dumps({'training_seconds': 1.0}))
+        else:
+            (run / 'checkpoint.pt').write_bytes(b'state')
+        return write_archive(tmp_path / f'{name}.tar.gz', [run], to_continue=True)
+
+    archives = [*trip('first', 3, False), *trip('second', 10, True)][::order]
+    home = tmp_path / 'home'
+    assert collect(archives, home, {'base_seed0': recipe}) == {'base_seed0': 'finished'}
+    run = home / 'base_seed0'
+    assert len((run / 'log.jsonl').read_text().splitlines()) == 10
+    assert json.loads((run / 'environment.json').read_text()) == {'device': 'second'}
+    assert {'results.json'} == {path.name for path in run.iterdir()} & {'results.json', 'checkpoint.pt'}
