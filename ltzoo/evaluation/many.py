@@ -20,8 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ltzoo.data import ArrayImages, Dataset, load_data
 from ltzoo.errors import LtzooError
 from ltzoo.evaluation.evaluate import resolve_model, training_of, usable_device
@@ -237,7 +235,7 @@ def _images_of(dataset: Dataset) -> str:
     digest = hashlib.sha256(dataset.test.digest().encode() + dataset.class_counts.tobytes())
     if isinstance(dataset.test.images, ArrayImages):
         # Arrays have no names, and a file of them can be written anew.
-        digest.update(np.ascontiguousarray(dataset.test.images.array).tobytes())
+        digest.update(dataset.test.images.array.tobytes())
     return digest.hexdigest()
 
 

@@ -114,12 +114,13 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
         for number, archive in enumerate(archives):
             # Each by itself: two may hold the same run, one of them further than the other.
             brought = Path(temporary, str(number))
+            brought.mkdir()
             try:
                 with tarfile.open(archive, 'r:gz') as tar:
                     tar.extractall(brought, filter='data')
             except (OSError, EOFError, tarfile.TarError) as error:
                 raise ArchiveError(f'{archive} cannot be unpacked: {error}') from error
-            names = {path.name.removesuffix('.log') for path in brought.iterdir()} if brought.exists() else set()
+            names = {path.name.removesuffix('.log') for path in brought.iterdir()}
             runs += [(brought, name) for name in sorted(names)]
         for brought, name in runs:
             if name not in recipes:
@@ -127,7 +128,9 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
             _check_recipe(brought / name, recipes[name])
         for brought, name in runs:
             new, there = _progress(brought / name), _progress(output / name)
+            done.setdefault(name, 'nothing newer than here')
             if new > there:
+                done[name] = 'finished' if new[0] else 'unfinished'
                 with writing(output / name), new_folder(output / name) as made:
                     shutil.copytree(brought / name, made, dirs_exist_ok=True)
             log = brought / f'{name}.log'
@@ -135,9 +138,6 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
                 with writing(output / log.name):
                     output.mkdir(parents=True, exist_ok=True)
                     write_atomically(output / log.name, log.read_bytes())
-            if new > there:
-                done[name] = 'finished' if new[0] else 'unfinished'
-            done.setdefault(name, 'nothing newer than here')
     return done
 
 

@@ -35,7 +35,7 @@ class _Part(BaseModel):
     @classmethod
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         kind = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
+        if _is_truth_for_a_number(kind, value):
             raise ValueError('input should be a number')
         return value
 
@@ -274,12 +274,16 @@ def _fields(part: Any) -> dict[str, Any]:
     return {name: field.annotation for name, field in part.model_fields.items()} if issubclass(part, BaseModel) else {}
 
 
+def _is_truth_for_a_number(kind: Any, value: Any) -> bool:
+    return isinstance(value, bool) and bool({int, float} & {kind, *get_args(kind)})
+
+
 def _check_numbers(part: Any, values: Any) -> None:
     """Refuse true and false where a number is wanted, which pydantic takes for 1 and 0."""
     kinds = _fields(part)
     for name, value in values.items() if isinstance(values, dict) else ():
         kind = kinds.get(name)
-        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
+        if _is_truth_for_a_number(kind, value):
             raise ValueError(f'{name} must be a number, not {str(value).lower()}')
         _check_numbers(kind, value)
 

@@ -265,7 +265,7 @@ def test_models_by_pattern(saved: str) -> None:
     for wrong, message in (
         (
             'resnet23_ce*',
-            'resnet23_ce* matches no model with published weights; the nearest is resnet32_cifar_ce.',
+            'resnet23_ce* matches no model with published weights; the nearest is resnet32_cifar_ce.cifar10_lt_r100',
         ),
         ('timm/resnet5O', "no model is called 'timm/resnet5O': the nearest are timm/resnet50"),
         (f'{saved}s', f'{saved.removeprefix("local-dir:")}s holds no exported model: config.json is missing'),
