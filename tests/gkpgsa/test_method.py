@@ -486,13 +486,20 @@ def test_an_encoder_of_which_nothing_is_trained_is_refused() -> None:
 
 def test_a_step_that_overflowed_is_left_out_of_the_log() -> None:
     run = Run(sharpness=None, alpha_start=None, alpha_end=None)
+    # Two groups need two snapshots.
     run.epoch(0)
-    run.method.start_epoch(1)
+    run.epoch(1)
+    run.method.start_epoch(2)
+    with torch.no_grad():
+        # Away from the anchors, where there is a pull.
+        for parameter in run.method.encoder.values():
+            parameter.add_(0.01)
     everything = [((run.images,), LABELS)]
     length = run.method.gradient(run.learner.forward, everything).grad_norm
     overflowed = run.method.gradient(run.learner.forward, everything, loss_scale=3e38).grad_norm
     assert length.isfinite() and not overflowed.isfinite()
     assert run.method.preservation is not None
     pull = torch.cat([g.flatten() for g in run.method.preservation.gradient(run.method.encoder, 1.0).values()]).norm()
-    log = run.method.end_epoch(1, run.samples)
+    assert pull > 0
+    log = run.method.end_epoch(2, run.samples)
     assert log['penalty_to_loss_gradient'] == pytest.approx(float(pull / length), rel=1e-5)
