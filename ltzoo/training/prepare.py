@@ -60,8 +60,11 @@ def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerato
         project_dir=output,
         step_scheduler_with_optimizer=False,
     )
-    if recipe.sync_batchnorm and accelerator.device.type == 'cpu':
+    on_cpu = accelerator.device.type == 'cpu'
+    if recipe.sync_batchnorm and on_cpu:
         raise RecipeError('sync_batchnorm=true needs GPUs: PyTorch has no SyncBatchNorm for CPUs')
+    if recipe.precision == 'bf16' and on_cpu and torch.backends.cpu.get_cpu_capability() in {'AVX2', 'NO AVX'}:
+        logger.warning('precision=bf16: this CPU has no AVX-512 and convolves in bf16 many times slower: use fp32')
     if recipe.batch_size % (accelerator.num_processes * recipe.accumulation):
         raise RecipeError(
             f'batch_size {recipe.batch_size} cannot be cut into {accelerator.num_processes} processes '

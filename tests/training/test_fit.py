@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -28,7 +29,7 @@ from ltzoo.training import fit as fit_module
 from ltzoo.training.checkpoint import CheckpointError, Training, load_checkpoint, save_checkpoint
 from ltzoo.training.fit import fit
 from ltzoo.training.loop import DivergedError
-from ltzoo.training.prepare import describe_batch, prepare_data
+from ltzoo.training.prepare import create_accelerator, describe_batch, prepare_data
 from ltzoo.training.recipe import Recipe, RecipeError, load_recipe
 from ltzoo.training.run import RunFolder
 
@@ -407,6 +408,16 @@ def test_a_method_that_comes_too_late_is_told(
     assert not caplog.records
     describe_batch(make_recipe('epochs=4', 'method.first_grouping=4'))
     assert 'method.first_grouping=4: a run of 4 epochs has no groups or anchors before its end' in caplog.text
+
+
+def test_bf16_on_a_cpu_that_has_no_avx_512_is_told(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for capability, precision, told in (('AVX512', 'bf16', 0), ('AVX2', 'fp32', 0), ('AVX2', 'bf16', 1)):
+        monkeypatch.setattr(AcceleratorState, '_shared_state', {})
+        monkeypatch.setattr('torch.backends.cpu.get_cpu_capability', lambda capability=capability: capability)
+        create_accelerator(make_recipe(f'precision={precision}'))
+        assert caplog.text.count('precision=bf16: this CPU has no AVX-512') == told
 
 
 @pytest.fixture
