@@ -12,6 +12,7 @@ from ltzoo.data.dataset import (
     load_data,
     register_source,
     require_readable,
+    with_place,
     without_folders,
 )
 from ltzoo.data.holdout import split_off, with_holdout
@@ -48,5 +49,6 @@ __all__ = [
     'sources',
     'split_off',
     'with_holdout',
+    'with_place',
     'without_folders',
 ]

@@ -232,15 +232,18 @@ def load_data(
         DataError: if the name is unknown, or what is found there is not such a data set.
         MissingDataError: if files are missing; the message says which and where they come from.
     """
+    name = with_place(name, data_dir)
     base, _, place = name.partition(':')
     entry, profile = _resolve(base)
-    location = place or (os.fspath(data_dir) if data_dir is not None else '')
-    if not location:
-        if entry.needs_location:
-            raise DataError(f'{base} needs a place: write {base}:WHERE or give data_dir')
-        location = os.environ.get('LTZOO_DATA', 'data')
+    if not place and entry.needs_location:
+        raise DataError(f'{base} needs a place: write {base}:WHERE or give data_dir')
+    location = place or (os.fspath(data_dir) if data_dir is not None else os.environ.get('LTZOO_DATA', 'data'))
     try:
-        dataset = entry.read(Path(location).expanduser(), download)
+        where = Path(location).expanduser()
+    except RuntimeError as error:
+        raise DataError(f'{name}: there is no home folder {Path(location).parts[0]}') from error
+    try:
+        dataset = entry.read(where, download)
     except OSError as error:
         if isinstance(error, LtzooError):
             raise
@@ -262,6 +265,14 @@ def check_data_name(name: str) -> None:
     _resolve(name.partition(':')[0])
 
 
+def with_place(name: str, data_dir: str | os.PathLike[str] | None) -> str:
+    """Return the whole name of a data set: `folder:/my/images` for `folder` with that `data_dir`."""
+    base, _, place = name.partition(':')
+    if place or not data_dir or not _resolve(base)[0].needs_location:
+        return name
+    return f'{base}:{os.fspath(data_dir)}'
+
+
 def without_folders(name: str) -> str:
     """Return the name of a data set, or of a model, as it is published: `folder:images` for `folder:/my/images`.
 
@@ -270,7 +281,8 @@ def without_folders(name: str) -> str:
     base, colon, place = name.partition(':')
     if not colon or (base.startswith('hf') and not place.startswith(('/', '.', '~'))):
         return name
-    return f'{base}:{Path(place).name}'
+    # Here and above have a name, too.
+    return f'{base}:{Path(os.path.abspath(place)).name if set(place) <= {*"./"} else Path(place).name}'
 
 
 def _resolve(base: str) -> tuple[_Entry, _Profile | None]:

@@ -117,7 +117,8 @@ class FileImages:
         return str(self.root / self.paths[index])
 
     def identify(self, digest: Digest) -> None:
-        digest.update('\0'.join(['files', *self.paths]).encode())
+        # Names that are no UTF-8 have their bytes.
+        digest.update('\0'.join(['files', *self.paths]).encode('utf-8', 'surrogateescape'))
 
 
 @contextmanager

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
-from ltzoo.data import Dataset, Split, check_thresholds, drop_unreadable, load_data, without_folders
+from ltzoo.data import Dataset, Split, check_thresholds, drop_unreadable, load_data, with_place, without_folders
 from ltzoo.errors import LtzooError
 from ltzoo.evaluation.metrics import Scores, score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
@@ -23,11 +24,13 @@ __all__ = [
     'ClassesError',
     'EvaluationError',
     'check_classes',
+    'check_draw',
     'evaluate_model',
     'resolve_model',
     'score_images',
     'score_model',
     'training_of',
+    'training_on',
     'usable_device',
 ]
 
@@ -84,10 +87,9 @@ def evaluate_model(
     model = create_model(resolve_model(name), pretrained=True).to(where)
     dataset = load_data(data, data_dir) if split == 'test' else _held_out(name, data, data_dir)
     check_classes(model, dataset, name, data)
-    lt = training_of(name) or {}
-    own = lt if lt.get('data') == without_folders(data) else {}
+    own = training_on(name, dataset)
     if split == 'test':
-        _check_draw(name, data, dataset, own)
+        check_draw(name, dataset, own)
     thresholds = {
         'many_above': own.get('many_above', 100) if many_above is None else many_above,
         'few_below': own.get('few_below', 20) if few_below is None else few_below,
@@ -95,12 +97,15 @@ def evaluate_model(
     check_thresholds(thresholds['many_above'], thresholds['few_below'])
     if skip_unreadable:
         dataset = replace(dataset, test=drop_unreadable(dataset.test))
+    # A run that left out images, or began before others were added, was trained on fewer than there are.
+    counts = own.get('class_counts') if split == own.get('split') else None
+    counts = counts if isinstance(counts, list) and len(counts) == dataset.num_classes else None
     return {
         'model': name,
         'data': data,
         'split': split,
         **thresholds,
-        **score_model(model, dataset, batch_size, where, workers, shifted=shifted, **thresholds),
+        **score_model(model, dataset, batch_size, where, workers, class_counts=counts, shifted=shifted, **thresholds),
     }
 
 
@@ -112,9 +117,13 @@ def score_model(
     workers: int = 2,
     many_above: int = 100,
     few_below: int = 20,
+    class_counts: Sequence[int] | None = None,
     shifted: bool = False,
 ) -> dict[str, Any]:
     """Return the scores of a model that lies on the device, as `evaluate_model` does.
+
+    Args:
+        class_counts: training images of every class that shots go by, shape (C,); by default the data set's.
 
     Raises:
         EvaluationError: if the model does not take images of three channels.
@@ -133,6 +142,7 @@ def score_model(
         workers=workers,
         many_above=many_above,
         few_below=few_below,
+        class_counts=class_counts,
     )
     return {**scores.to_json_dict(), **({'shifted': shifted_accuracy(scores)} if shifted else {})}
 
@@ -148,8 +158,9 @@ def score_images(
     workers: int,
     many_above: int,
     few_below: int,
+    class_counts: Sequence[int] | None = None,
 ) -> Scores:
-    """Score a model on some images of a data set, by whose training part shots go.
+    """Score a model on some images of a data set, by whose training part shots go if `class_counts` does not say.
 
     Args:
         images: what to score it on.
@@ -163,7 +174,7 @@ def score_images(
         predictions.labels,
         predictions.predictions,
         predictions.confidences,
-        dataset.class_counts,
+        dataset.class_counts if class_counts is None else np.array(class_counts, dtype=np.int64),
         dataset.class_names,
         many_above=many_above,
         few_below=few_below,
@@ -237,18 +248,28 @@ def training_of(name: str) -> dict[str, Any] | None:
     return lt if isinstance(lt, dict) else None
 
 
-def _check_draw(name: str, data: str, dataset: Dataset, lt: dict[str, Any]) -> None:
+def training_on(name: str, dataset: Dataset) -> dict[str, Any]:
+    """Return what `training_of` says of a model if it was trained on this data set, else nothing."""
+    lt = training_of(name)
+    return lt if lt is not None and lt.get('data') == without_folders(dataset.name) else {}
+
+
+def check_draw(name: str, dataset: Dataset, lt: dict[str, Any]) -> None:
     """Refuse a test part that was drawn from other images than when the model was trained: it may know some of it.
+
+    Args:
+        lt: what `training_on` returns.
 
     Raises:
         EvaluationError: if so.
     """
-    before = lt.get('drawn_from')
-    # A run with a hold-out says what that was drawn from; the test set, where it is drawn too, from the same.
-    if before is not None and dataset.drawn_from is not None and dataset.drawn_from != before:
+    # A run with a hold-out says what that was drawn from; the test set, where it is drawn too, from the same. One whose
+    # test part was not drawn says None, and may have been trained on all that is there now.
+    if dataset.drawn_from is not None and lt.get('drawn_from', dataset.drawn_from) != dataset.drawn_from:
         raise EvaluationError(
-            f'{data} has other images, or other names for them, than when {name} was trained, and the test part drawn '
-            'from them would hold some that it was trained on: put them back, or give the test images their own part'
+            f'{dataset.name} has other images, or other names for them, than when {name} was trained, and the test '
+            'part drawn from them would hold some that it was trained on: put them back, or give the test images their '
+            'own part'
         )
 
 
@@ -259,7 +280,7 @@ def _held_out(name: str, data: str, data_dir: str | Path | None) -> Dataset:
         raise EvaluationError(f'{name} does not say what it was trained on: score it on the test set')
     if lt.get('split') != 'holdout':
         raise EvaluationError(f'{name} was not trained with evaluation.split=holdout: score it on the test set')
-    if lt.get('data') != without_folders(data):
+    if lt.get('data') != without_folders(with_place(data, data_dir)):
         raise EvaluationError(f'{name} left out images of {lt.get("data")}, not of {data}')
     try:
         from ltzoo.training.prepare import prepare_data
@@ -271,7 +292,7 @@ def _held_out(name: str, data: str, data_dir: str | Path | None) -> Dataset:
     recipe = check_recipe(lt.get('recipe'), f'{name}, recipe')
     place = {'name': data, 'data_dir': None if data_dir is None else str(data_dir)}
     dataset = prepare_data(recipe.model_copy(update={'data': recipe.data.model_copy(update=place)}))
-    _check_draw(name, data, dataset, lt)
+    check_draw(name, dataset, lt)
     found = (dataset.class_counts.tolist(), len(dataset.test))
     if found != (lt.get('class_counts'), lt.get('scores', {}).get('samples')):
         raise EvaluationError(f'{data} is not what {name} was trained on: its classes have other numbers of images')

@@ -236,7 +236,18 @@ def _images_of(dataset: Dataset) -> str:
     if isinstance(dataset.test.images, ArrayImages):
         # Arrays have no names, and a file of them can be written anew.
         digest.update(dataset.test.images.array.tobytes())
+    else:
+        digest.update(repr([_written(dataset.test.images.name(i)) for i in range(len(dataset.test))]).encode())
     return digest.hexdigest()
+
+
+def _written(name: str) -> tuple[int, int] | None:
+    """Return size and time of a file, which may be written anew under its name; of what is no file, None."""
+    try:
+        status = os.stat(name)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _slug(model: str, data: str) -> str:

@@ -23,7 +23,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ltzoo.errors import LtzooError
-from ltzoo.evaluation.evaluate import ClassesError, check_classes, resolve_model, score_model, usable_device
+from ltzoo.evaluation.evaluate import (
+    ClassesError,
+    check_classes,
+    check_draw,
+    resolve_model,
+    score_model,
+    training_on,
+    usable_device,
+)
 from ltzoo.files import write_atomically
 from ltzoo.models.input_config import input_config
 
@@ -54,6 +62,7 @@ def measure(
     model = create_model(resolve_model(name), pretrained=True).to(where).eval()
     dataset = load_data(data, data_dir)
     check_classes(model, dataset, name, data)
+    check_draw(name, dataset, training_on(name, dataset))
     size = input_config(model)['input_size']
     gmacs = macs(model, size, where) / 1e9
     rate = _images_per_second(model, size, batch_size, where)

@@ -22,6 +22,8 @@ _GRACE = 15
 def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None = None) -> list[tuple[Job, int | None]]:
     """Run every training that is not finished; each one's output goes to its log.
 
+    Ctrl-C and, in the main thread, SIGTERM end the trainings too and raise KeyboardInterrupt.
+
     Args:
         jobs: the trainings.
         at_once: how many run at a time.
@@ -42,9 +44,18 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
     waiting = [job for job in jobs if not job.finished]
     print(f'{len(jobs) - len(waiting)} of {len(jobs)} trainings are finished', flush=True)
     last_call = None if deadline is None else deadline - min(_GRACE, (deadline - time.monotonic()) / 4)
-    if deadline is not None and threading.current_thread() is threading.main_thread():
-        # What runs in the background may ignore Ctrl-C, and what it starts then does too; it is how they are stopped.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    running: set[subprocess.Popen[bytes]] = set()
+
+    def end(*_: object) -> None:
+        for process in list(running):
+            process.terminate()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
+        if deadline is not None:
+            # What runs in the background may ignore Ctrl-C, and what it starts then too; it is how they are stopped.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def run(job: Job) -> int | None:
         if stopped.is_set():
@@ -53,7 +64,11 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
             return None
         with open(job.log, 'w') as log:
             process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            running.add(process)
+            if stopped.is_set():
+                process.terminate()
             code = _wait(process, last_call, deadline)
+            running.discard(process)
         # Ctrl-C reaches the trainings too, and one may have ended before this process hears of it.
         if code in (130, -signal.SIGINT):
             stopped.set()
@@ -69,10 +84,21 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
             codes = list(pool.map(run, waiting))
         except KeyboardInterrupt:
             stopped.set()
+            # Where Ctrl-C did not reach them, they have to be told.
+            _end(list(running))
             raise
     if stopped.is_set():
         raise KeyboardInterrupt
     return list(zip(waiting, codes, strict=True))
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + _GRACE
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.terminate()
 
 
 def _wait(process: subprocess.Popen[bytes], last_call: float | None, deadline: float | None) -> int | None:

@@ -13,7 +13,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from ltzoo.data import ArrayImages, Dataset, drop_unreadable, load_data, with_holdout
+from ltzoo.data import ArrayImages, DataError, Dataset, drop_unreadable, load_data, with_holdout
 from ltzoo.data.loader import TrainLoader, train_loader
 from ltzoo.data.views import parse_views
 from ltzoo.errors import LtzooError
@@ -80,7 +80,14 @@ def prepare_data(recipe: Recipe) -> Dataset:
     if recipe.evaluation.split == 'holdout':
         dataset = with_holdout(dataset, per_class=recipe.evaluation.holdout_per_class)
     if part.unreadable == 'skip':
+        before = dataset.class_counts
         dataset = replace(dataset, train=drop_unreadable(dataset.train), test=drop_unreadable(dataset.test))
+        if (lost := (before > 0) & (dataset.class_counts == 0)).any():
+            c = lost.argmax()
+            raise DataError(
+                f'none of the {before[c]} training images of class {dataset.class_names[c]} of {dataset.name} can be '
+                'decoded: replace them or remove the class'
+            )
     if isinstance(dataset.test.images, ArrayImages):
         # A pack may have been made without them: that is better known before training than after it.
         dataset.test.images[0]

@@ -63,10 +63,23 @@ def test_users_sources_need_a_place_that_exists(source: str, tmp_path: Path) -> 
         ('hf:~/set', 'hf:set'),
         ('hf-hub:org/name@v2', 'hf-hub:org/name@v2'),
         ('local-dir:../runs/model', 'local-dir:model'),
+        ('folder:.', 'folder:here'),
+        ('folder:./../', 'folder:above'),
     ],
 )
-def test_no_folder_is_published(name: str, published: str) -> None:
+def test_no_folder_is_published(name: str, published: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / 'above' / 'here'
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
     assert without_folders(name) == published
+
+
+def test_a_place_has_one_name_however_it_is_given(tmp_path: Path) -> None:
+    write_classes(tmp_path, a=2, b=2)
+    assert load_data('folder', tmp_path).name == load_data(f'folder:{tmp_path}').name == f'folder:{tmp_path}'
+    assert load_data('digits', tmp_path).name == 'digits'
+    with pytest.raises(DataError, match=r'folder:~no_such_user/x: there is no home folder ~no_such_user'):
+        load_data('folder:~no_such_user/x')
 
 
 class TestFolder:
@@ -124,6 +137,19 @@ class TestFolder:
         (tmp_path / 'set' / 'b' / 'self').symlink_to(tmp_path / 'set' / 'b')
         dataset = load_data('folder', tmp_path / 'set')
         assert Counter(np.concatenate([dataset.train.labels, dataset.test.labels]).tolist()) == {0: 5, 1: 3}
+
+    def test_a_class_that_is_a_broken_link_is_not_passed_over(self, tmp_path: Path) -> None:
+        write_classes(tmp_path, a=3, b=3)
+        (tmp_path / 'c').symlink_to('/not/mounted')
+        with pytest.raises(DataError, match=r'c is a link to /not/mounted, which is not there'):
+            load_data('folder', tmp_path)
+
+    def test_names_that_are_no_utf_8(self, tmp_path: Path) -> None:
+        write_classes(tmp_path, a=5, b=5)
+        os.rename(tmp_path / 'a' / '000.png', os.fsencode(tmp_path / 'a') + b'/caf\xe9.png')
+        dataset = load_data('folder', tmp_path)
+        assert len(dataset.train) == 8
+        assert dataset.train.digest() != dataset.test.digest()
 
     def test_a_folder_that_may_not_be_read_is_not_called_empty(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -244,6 +270,11 @@ class TestFolder:
             write_classes(tmp_path / 'ignored' / part, x=5, y=5)
         assert len(load_data('folder', tmp_path / 'ignored').test) == 2
         assert 'holds train and no test part, which is split off: dev is left out' in caplog.text
+        assert 'call the upper ones' not in caplog.text
+        for part in ('test_set', 'training_set'):
+            write_classes(tmp_path / 'unknown' / part, x=5, y=5)
+        load_data('folder', tmp_path / 'unknown')
+        assert 'are test_set, training_set, which all hold the folders x, y and nothing else' in caplog.text
 
 
 class TestCsv:
@@ -452,10 +483,26 @@ class TestHub:
         assert 'row 3 of' in chosen.images.name(0)
 
     def test_unlabelled_test_split_gives_way_to_validation(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-        parts = {'train': [0, 1, 2], 'validation': [0, 0], 'test': [-1, -1, -1]}
-        tables = {part: self.table(library, labels) for part, labels in parts.items()}
-        library.DatasetDict(tables).save_to_disk(tmp_path / 'saved')
-        assert load_data(f'hf:{tmp_path / "saved"}').test.labels.tolist() == [0, 0]
+        for hidden in (-1, None):
+            parts = {'train': [0, 1, 2], 'validation': [0, 0], 'test': [hidden] * 3}
+            tables = {part: self.table(library, labels) for part, labels in parts.items()}
+            library.DatasetDict(tables).save_to_disk(tmp_path / f'saved {hidden}')
+            assert load_data(f'hf:{tmp_path / f"saved {hidden}"}').test.labels.tolist() == [0, 0]
+
+    def test_a_saved_format_and_a_place_with_a_space(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        drawn = []
+        for place in ('one place', 'another place'):
+            self.table(library, [0, 1, 2] * 5).with_format('torch').save_to_disk(tmp_path / place)
+            dataset = load_data(f'hf:{tmp_path / place}')
+            assert [image.mode for image in dataset.train.images] == ['RGB'] * 12
+            drawn.append(dataset.drawn_from)
+        assert drawn[0] == drawn[1]
+
+    def test_a_loading_script_is_refused(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        (tmp_path / 'script').mkdir()
+        (tmp_path / 'script' / 'script.py').write_text('import datasets')
+        with pytest.raises(DataError, match=r'hf:.*script cannot be loaded: Dataset scripts are no longer supported'):
+            load_data(f'hf:{tmp_path / "script"}')
 
     def test_train_alone(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
         self.table(library, [0, 1, 2] * 10).save_to_disk(tmp_path / 'saved')
@@ -482,7 +529,7 @@ class TestHub:
             ('b', whole.select_columns(['picture', 'note']), r'it has picture \(Image\), note \(Value\)'),
             ('c', whole.select_columns(['fine', 'coarse']), 'needs a column of type Image'),
             ('d', library.DatasetDict(test=whole), 'no split train, only test'),
-            ('e', self.table(library, [0, 1, -1] * 2), 'label -1'),
+            ('e', self.table(library, [0, 1, -1] * 2), 'row 2 of .* has no fine'),
         ):
             table.save_to_disk(tmp_path / name)
             with pytest.raises(DataError, match=message):
@@ -568,6 +615,10 @@ class TestOfficialLists:
         categories = [{'id': c, 'name': f'Species {c}'} for c in reversed(range(8_142))]
         (folder / 'categories.json').write_text(json.dumps(categories))
         assert load_data('inat18', tmp_path).class_names[673] == 'Species 673'
+        annotations['annotations'][0]['category_id'] = 674
+        (folder / 'train2018.json').write_text(json.dumps(annotations))
+        with pytest.raises(DataError, match=r'label 674 is folder 673 in train2018\.json but 674 in iNat'):
+            load_data('inat18', tmp_path)
         for file, content, message in (
             ('categories.json', '[{"id": 1, "name": "a"}]', 'ids 0, 1'),
             ('train2018.json', '{"images": []}', 'not in the format'),
@@ -585,8 +636,8 @@ class TestOfficialLists:
             ('train/a/0.jpg 0\ntrain/b/0.jpg -1\n', 'line 2'),
             ('train/a/0.jpg 0\ntrain/c/0.jpg 1\n', 'label 1 is folder c in .*train.txt but b in .*test.txt'),
             ('train/a/0.jpg 0\ntrain/c/0.jpg 3\n', 'labels up to 3 but none is 2'),
-            ('train/a/0.jpg 0\ntrain/a/0.jpg 0\n', 'names an image that'),
-            ('train/a/0.jpg 0\ntest/b/0.jpg 1\n', 'Places_LT_test.txt names an image that'),
+            ('train/a/0.jpg 0\ntrain/a/0.jpg 0\n', 'train.txt names the image train/a/0.jpg more than once'),
+            ('train/a/0.jpg 0\ntest/b/0.jpg 1\n', 'test.txt names the image test/b/0.jpg, which is in .*train.txt too'),
             ('', 'no images'),
             ('train/a/0.jpg 0\ntrain/c/0.jpg 999999999\n', 'labels up to 999999999 but none is 2'),
             (f'train/a/0.jpg {"9" * 20}\n', 'line 1'),

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -126,6 +127,18 @@ def test_arrays_are_told_apart_by_their_pixels(tmp_path: Path) -> None:
         return _images_of(load_data(f'npz:{tmp_path}/mine.npz'))
 
     assert images(1) == images(1) != images(2)
+
+
+def test_image_files_written_anew_are_told_apart(tmp_path: Path) -> None:
+    for part in ('train', 'test'):
+        for name in ('a', 'b'):
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new('RGB', (8, 8)).save(tmp_path / part / name / '0.png')
+    before = _images_of(load_data(f'folder:{tmp_path}'))
+    Image.new('RGB', (9, 9)).save(tmp_path / 'train' / 'a' / '0.png')
+    assert _images_of(load_data(f'folder:{tmp_path}')) == before
+    Image.new('RGB', (9, 9)).save(tmp_path / 'test' / 'a' / '0.png')
+    assert _images_of(load_data(f'folder:{tmp_path}')) != before
 
 
 def test_pairs_apart_tables_and_going_on(saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,9 @@ from timm.models import save_for_hf
 
 import ltzoo
 from ltzoo.data import load_data
-from ltzoo.evaluation import EvaluationError
+from ltzoo.evaluation import EvaluationError, evaluate_model
 from ltzoo.evaluation.evaluate import resolve_model
+from ltzoo.evaluation.measure import measure
 
 ROOT = Path(__file__).resolve().parents[2]
 Script = Callable[..., int]
@@ -344,6 +345,47 @@ def test_unreadable_images_are_named_or_left_out(
     assert line.endswith('; --skip-unreadable leaves such images out')
     assert script('tools/evaluate.py', digits_run, *options, '--skip-unreadable') == 0
     assert scores_of(tmp_path)['samples'] == 19
+
+
+@pytest.mark.parametrize('own_test', [True, False])
+def test_a_test_part_that_the_model_may_know_is_refused(own_test: bool, script: Script, tmp_path: Path) -> None:
+    """By any spelling of its place, and by the benchmark as well."""
+    folder = write_digits(tmp_path / 'digits', [str(c) for c in range(10)])
+    if not own_test:
+        shutil.rmtree(folder / 'test')
+    recipe, run = ROOT / 'recipes' / 'digits_lt' / 'ce.yaml', tmp_path / 'run'
+    options = ['data.name=folder', f'data.data_dir={folder}', 'model.name=resnet8_cifar', 'batch_size=2', 'epochs=1']
+    assert script('recipes/train.py', recipe, *options, f'output={run}', '--no-progress') == 0
+    ways: tuple[tuple[str, Path | None], ...] = (('folder', folder), (f'folder:{folder}', None))
+    for data, data_dir in ways:
+        assert evaluate_model(str(run), data, data_dir=data_dir)['samples'] == (20 if own_test else 10)
+    if own_test:
+        shutil.rmtree(folder / 'test')
+    else:
+        next((folder / 'train' / '3').iterdir()).unlink()
+    for data, data_dir in ways:
+        with pytest.raises(EvaluationError, match=r'would hold some that it was trained on'):
+            evaluate_model(str(run), data, data_dir=data_dir)
+        with pytest.raises(EvaluationError, match=r'would hold some that it was trained on'):
+            measure(str(run), data, data_dir=None if data_dir is None else str(data_dir))
+
+
+def test_shots_go_by_the_images_that_a_run_was_trained_on(script: Script, tmp_path: Path) -> None:
+    folder = write_digits(tmp_path / 'digits', [str(c) for c in range(10)])
+    first, *_ = sorted((folder / 'train' / '3').iterdir())
+    first.write_bytes(b'no image')
+    recipe, run = ROOT / 'recipes' / 'digits_lt' / 'ce.yaml', tmp_path / 'run'
+    number = len(list((folder / 'train' / '3').iterdir()))
+    options = [f'data.name=folder:{folder}', 'data.unreadable=skip', 'model.name=resnet8_cifar', 'batch_size=2']
+    shots = [f'evaluation.many_above={number + 9}', f'evaluation.few_below={number}']
+    assert script('recipes/train.py', recipe, *options, *shots, 'epochs=1', f'output={run}', '--no-progress') == 0
+    scores, written = evaluate_model(str(run), f'folder:{folder}'), json.loads((run / 'results.json').read_text())
+    assert scores['per_class'] == written['per_class']
+    assert scores['per_class'][3]['train_count'] == number - 1
+    assert (scores['medium'], scores['few']) == (written['medium'], written['few'])
+    for file in (folder / 'train' / '3').iterdir():
+        file.write_bytes(b'no image')
+    assert script('recipes/train.py', recipe, *options, f'output={tmp_path / "other"}', '--no-progress') == 2
 
 
 def test_a_model_for_larger_images_gets_larger_images(script: Script, tmp_path: Path) -> None:

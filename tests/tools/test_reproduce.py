@@ -117,8 +117,9 @@ def test_only_and_seeds_are_trained_in_the_order_given(
     assert (packed['seeds'], list(packed['runs'])) == ([5, 3], ['three', 'one'])
 
 
-def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
-    plan = write_plan(tmp_path, [0], {'long': ['epochs=60'], 'later': ['epochs=1']})
+@pytest.mark.parametrize('stop', ['Ctrl-C', 'SIGTERM'])
+def test_stopped_and_the_same_command_again(stop: str, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, [0], {'long': ['epochs=25'], 'later': ['epochs=1']})
     command = [sys.executable, 'tools/reproduce.py', str(plan)]
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
     first = subprocess.Popen(
@@ -131,7 +132,10 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.killpg(first.pid, signal.SIGINT)
+    if stop == 'Ctrl-C':
+        os.killpg(first.pid, signal.SIGINT)
+    else:
+        first.terminate()
     _, told = first.communicate(timeout=60)
     assert first.returncode == 130
     assert told.strip() == 'stopped: the same command goes on from the last checkpoints'
@@ -140,7 +144,7 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'long, seed 0: finished' in done.stdout
-    assert len((checkpoint.parent / 'log.jsonl').read_text().splitlines()) == 60
+    assert len((checkpoint.parent / 'log.jsonl').read_text().splitlines()) == 25
 
 
 def test_a_pack_trains_elsewhere_and_its_archive_comes_home(

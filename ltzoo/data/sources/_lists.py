@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ def from_lists(
         name,
         train=_split(folder, train),
         test=_split(folder, test),
-        class_names=tuple(class_names or _folder_names(parts)),
+        class_names=tuple(_class_names(parts, class_names)),
         spare=None if spare is None else _split(folder, spare),
     )
 
@@ -117,16 +118,19 @@ def _split(folder: Path, part: ImageList) -> Split:
 
 
 def _require_disjoint(parts: list[ImageList]) -> None:
-    seen: set[str] = set()
+    named_in: dict[str, Path] = {}
     for part in parts:
-        paths = set(part.paths)
-        if len(paths) < len(part.paths) or not seen.isdisjoint(paths):
-            raise DataError(f'{part.file} names an image that it or {parts[0].file} has named already')
-        seen |= paths
+        for path in part.paths:
+            before = named_in.setdefault(path, part.file)
+            if before is not part.file:
+                raise DataError(f'{part.file} names the image {path}, which is in {before} too')
+        if len(set(part.paths)) < len(part.paths):
+            twice = Counter(part.paths).most_common(1)[0][0]
+            raise DataError(f'{part.file} names the image {twice} more than once')
 
 
-def _folder_names(parts: list[ImageList]) -> list[str]:
-    """Return the folder of every class, the same in all lists: lists circulate in different class orders."""
+def _class_names(parts: list[ImageList], given: Sequence[str] | None) -> Sequence[str]:
+    """Return the names given, or the folder of every class, which all lists agree on: their orders differ at times."""
     names: dict[int, str] = {}
     for part in parts:
         for path, label in zip(part.paths, part.labels.tolist(), strict=True):
@@ -136,6 +140,8 @@ def _folder_names(parts: list[ImageList]) -> list[str]:
                     f'label {label} is folder {names[label]} in {parts[0].file.name} but {found} in {part.file.name}: '
                     'the lists must come from the same place'
                 )
+    if given is not None:
+        return given
     missing = next((label for label in range(len(names)) if label not in names), None)
     if missing is not None:
         raise DataError(f'{parts[0].file} and its companions have labels up to {max(names)} but none is {missing}')

@@ -59,12 +59,25 @@ def folder(location: Path, download: bool) -> Dataset:
     elif parts and parts.keys() <= {*_TEST_PARTS}:
         raise DataError(f'{location} holds {" and ".join(names)} but no folder train')
     train = _read(location, root, class_names)
+    _warn_of_parts(root, class_names)
     if root == location or beside is None:
         return with_test_part(f'folder:{location}', train, tuple(class_names))
     unknown = sorted(set(_folder_names(beside)) - set(class_names))
     if unknown:
         raise DataError(f'class folder {beside / unknown[0]} has no counterpart in {root}')
     return Dataset(f'folder:{location}', train, _read(location, beside, class_names), tuple(class_names))
+
+
+def _warn_of_parts(root: Path, class_names: list[str]) -> None:
+    """Warn where what was taken for classes may be parts with other names, such as training_set and test_set."""
+    first = {entry.name for entry in os.scandir(root / class_names[0])}
+    if len(class_names) < 2 or len(first) < 2 or not all(entry.is_dir() for entry in os.scandir(root / class_names[0])):
+        return
+    if all({entry.name for entry in os.scandir(root / name)} == first for name in class_names):
+        logger.warning(
+            'the classes of %s are %s, which all hold the folders %s and nothing else: if those are the classes, call '
+            'the upper ones train and test', root, ', '.join(class_names[:5]), ', '.join(sorted(first)[:5]),
+        )  # fmt: skip
 
 
 def _named(beside: Path | None, ignored: list[str]) -> tuple[str, str]:
@@ -74,7 +87,17 @@ def _named(beside: Path | None, ignored: list[str]) -> tuple[str, str]:
 
 
 def _folder_names(root: Path) -> list[str]:
-    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith('.'))
+    names = []
+    for entry in os.scandir(root):
+        if entry.name.startswith('.'):
+            continue
+        if entry.is_symlink() and not os.path.exists(entry):
+            raise DataError(
+                f'{entry.path} is a link to {os.readlink(entry)}, which is not there: remove it or mount that'
+            )
+        if entry.is_dir():
+            names.append(entry.name)
+    return sorted(names)
 
 
 def _read(location: Path, root: Path, class_names: list[str]) -> Split:

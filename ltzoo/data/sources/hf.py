@@ -47,7 +47,7 @@ class HubImages:
         return f'image in row {self.rows[index]} of {self.label}'
 
     def identify(self, digest: Digest) -> None:
-        digest.update(f'rows of {self.label.partition(" ")[2]}'.encode())
+        digest.update(f'rows of {self.label.rpartition(" ")[2]}'.encode())
         digest.update(np.ascontiguousarray(self.rows))
 
 
@@ -73,7 +73,7 @@ def hf(location: Path, download: bool) -> Dataset:
         tables = datasets.load_from_disk(place) if saved else datasets.load_dataset(place)
     except FileNotFoundError as error:
         raise MissingDataError(f'hf:{place} cannot be found: {_first_line(error)}') from error
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+    except (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError) as error:
         raise DataError(f'hf:{place} cannot be loaded: {_first_line(error)}') from error
     if isinstance(tables, datasets.Dataset):
         tables = {'train': tables}
@@ -90,10 +90,12 @@ def hf(location: Path, download: bool) -> Dataset:
     image = 'image' if 'image' in images else images[0]
     label = 'label' if 'label' in classes else max(classes, key=lambda name: classes[name].num_classes)
     train = _split(tables['train'], image, label, f'hf:{place} train')
+    if (unlabelled := train.labels < 0).any():
+        raise DataError(f'row {unlabelled.argmax()} of hf:{place} train has no {label}')
     for part in ('test', 'validation'):
         if part in tables:
             test = _split(tables[part], image, label, f'hf:{place} {part}')
-            # Hidden labels of a competition's test split are written as -1.
+            # Hidden labels of a competition's test split are written as -1, or left out.
             if len(test) and test.labels.min() >= 0:
                 break
     else:
@@ -102,11 +104,10 @@ def hf(location: Path, download: bool) -> Dataset:
 
 
 def _split(table: Any, image: str, label: str, what: str) -> Split:
-    labels = table.select_columns([label])[:][label]
-    if None in labels:
-        raise DataError(f'row {labels.index(None)} of {what} has no {label}')
-    rows = np.arange(len(labels))
-    return Split(HubImages(table.select_columns([image]), image, rows, what), np.array(labels, dtype=np.int64))
+    # A saved table may give tensors.
+    table = table.with_format(None)
+    labels = np.array([-1 if y is None else y for y in table.select_columns([label])[:][label]], dtype=np.int64)
+    return Split(HubImages(table.select_columns([image]), image, np.arange(len(labels)), what), labels)
 
 
 def _first_line(error: Exception) -> str:
