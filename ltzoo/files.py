@@ -13,7 +13,17 @@ from typing import Any
 
 from ltzoo.errors import LtzooError
 
-__all__ = ['LOCK', 'BusyError', 'alone', 'check_target', 'new_folder', 'save_figure', 'write_atomically', 'writing']
+__all__ = [
+    'LOCK',
+    'BusyError',
+    'alone',
+    'check_figure',
+    'check_target',
+    'new_folder',
+    'save_figure',
+    'write_atomically',
+    'writing',
+]
 
 # The file that says that a process is at a folder.
 LOCK = '.lock'
@@ -70,6 +80,21 @@ def check_target(path: Path) -> None:
         raise LtzooError(f'{path} cannot be written: there is no folder {path.parent}')
     if path.is_dir():
         raise LtzooError(f'{path} cannot be written: it is a folder')
+
+
+def check_figure(path: Path) -> None:
+    """Refuse a figure to be drawn later, before anything is computed for it.
+
+    Raises:
+        LtzooError: as `check_target`, or if Matplotlib is missing or has no format of that ending.
+    """
+    check_target(path)
+    with writing(path):
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        ending = path.suffix.removeprefix('.').lower() or 'png'
+        if ending not in FigureCanvasBase.get_supported_filetypes():
+            raise ValueError(f'no plot is made in the format {ending}, take .png, .pdf or .svg')
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def convert(args: argparse.Namespace) -> None:
-    from ltzoo.data import load_data
+    from ltzoo.data import MissingDataError, load_data
     from ltzoo.hub.converted import export_converted, images_of
     from ltzoo.hub.export import check_new_folder
     from ltzoo.models import checkpoints
@@ -50,10 +50,14 @@ def convert(args: argparse.Namespace) -> None:
     check_new_folder(args.to, args.force)
     if args.data_dir and not args.data:
         raise LtzooError('--data-dir goes with --data')
-    # The data need not be here; where they are, the file is checked against them.
-    place = (args.data or '').partition(':')[2]
-    here = args.data_dir or (place and Path(place).exists())
-    class_counts = load_data(args.data, args.data_dir).class_counts.tolist() if here else None
+    class_counts = None
+    if args.data:
+        try:
+            class_counts = load_data(args.data, args.data_dir).class_counts.tolist()
+        except MissingDataError:
+            # The data need not be here, unless it was said where; where they are, the file is checked against them.
+            if args.data_dir:
+                raise
     converted = checkpoints.convert(
         args.file,
         args.family,

@@ -64,7 +64,7 @@ def file(name: str) -> Path:
 def check_options(args: argparse.Namespace) -> None:
     """Refuse, before anything is computed, what could only fail afterwards."""
     from ltzoo.data import check_thresholds
-    from ltzoo.files import check_target
+    from ltzoo.files import check_figure, check_target
 
     if args.batch_size < 1:
         raise LtzooError(f'--batch-size must be 1 or more, not {args.batch_size}')
@@ -74,7 +74,7 @@ def check_options(args: argparse.Namespace) -> None:
         check_thresholds(args.many_above, args.few_below, ('--many-above', '--few-below'))
     targets = [path for path in (args.json, args.csv, args.plot) if path is not None]
     for path in targets:
-        check_target(path)
+        (check_figure if path is args.plot else check_target)(path)
         if targets.count(path) > 1:
             raise LtzooError(f'{path} is given for two of --json, --csv and --plot: each needs a file of its own')
 
@@ -102,16 +102,15 @@ def write(args: argparse.Namespace, results: dict[str, Any]) -> None:
     from ltzoo.files import write_atomically, writing
 
     print(format_scores(results))
-    # The plot comes first: it is what an unknown file ending or a missing matplotlib still refuses.
-    if args.plot:
-        with writing(args.plot):
-            plot_accuracy(results, args.plot, results['many_above'], results['few_below'])
     if args.json:
         with writing(args.json):
             write_atomically(args.json, json.dumps(results, indent=2) + '\n')
     if args.csv:
         with writing(args.csv):
             write_atomically(args.csv, per_class_csv(results))
+    if args.plot:
+        with writing(args.plot):
+            plot_accuracy(results, args.plot, results['many_above'], results['few_below'])
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ import numpy as np
 
 from ltzoo.data import Profile, check_thresholds, load_data, plot_profile, profile_data
 from ltzoo.errors import LtzooError
-from ltzoo.files import check_target, write_atomically, writing
+from ltzoo.files import check_figure, check_target, write_atomically, writing
 
 # Sets with more classes than this show only their largest and smallest classes; --json has them all.
 ALL_CLASSES = 20
@@ -38,8 +38,10 @@ def main() -> int:
     args = parser.parse_args()
     try:
         check_thresholds(args.many_above, args.few_below, ('--many-above', '--few-below'))
-        for path in filter(None, (args.json, args.plot)):
-            check_target(path)
+        if args.json:
+            check_target(args.json)
+        if args.plot:
+            check_figure(args.plot)
         dataset = load_data(args.source, args.data_dir, download=args.download)
         profile = profile_data(
             dataset, many_above=args.many_above, few_below=args.few_below, check_images=not args.skip_images

@@ -222,12 +222,17 @@ def resolve_model(name: str) -> str:
     """
     if not name:
         raise EvaluationError("the model's name is empty: give one of the zoo, a run's folder or local-dir:FOLDER")
-    run = Path(name)
+    kind, colon, place = name.partition(':')
+    if kind == 'local-dir' and place.startswith('~'):
+        return f'{kind}{colon}{Path(place).expanduser()}'
+    run = Path(name).expanduser()
     if not (run / 'recipe.yaml').exists():
         if run.is_dir():
             raise EvaluationError(
                 f'{name} holds no run (recipe.yaml is missing); for an exported model write local-dir:{name}'
             )
+        if '/' in name and ':' not in name and not name.startswith('timm/'):
+            raise EvaluationError(f'there is no folder {name} of a run, nor a model of that name')
         return name
     if not (run / 'model').is_dir():
         raise EvaluationError(f'the run {name} is not finished: continue it with resume=auto')

@@ -250,7 +250,8 @@ def _command(results: Mapping[str, Any]) -> str:
     if not results.get('recipe'):
         return ''
     commit = f', at commit {results["commit"]}' if results.get('commit') else ''
-    return f'\n`accelerate launch recipes/train.py {results["recipe"]}`{commit}:\n'
+    seed = f' seed={results["weights_seed"]}' if results['weights_seed'] else ''
+    return f'\n`accelerate launch recipes/train.py {results["recipe"]}{seed}`{commit}:\n'
 
 
 def _citation(paper: str | None, paper_id: str | None) -> str:

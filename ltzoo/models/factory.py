@@ -47,6 +47,8 @@ _LOCAL = 'local-dir:'
 _HUB = 'hf-hub:'
 _WEIGHTS = 'model.safetensors'
 _FORMS = 'timm/NAME, local-dir:PATH or hf-hub:ORG/NAME'
+# Arguments that users do not give, or that do not make the model.
+_OURS = {'pretrained_cfg_overlay', 'cache_dir', 'backbone'}
 # What timm takes from a config.json without looking.
 _CONFIG = {'num_classes': int, 'model_args': dict, 'pretrained_cfg': dict}
 # What its old, flat form has besides the fields of a PretrainedCfg.
@@ -151,11 +153,15 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         ModelArgumentError: if the model does not take an argument, or it is out of range.
         HeadError: if there is no such head, or the model cannot have it.
     """
+    if not isinstance(name, str):
+        raise UnknownModelError(f'a model has a name, such as resnet32_cifar_bcl, not {name!r}')
     checkpoint = kwargs.pop('checkpoint_path', None)
     if checkpoint and not Path(checkpoint).is_file():
         raise ModelFilesError(f'there is no file {checkpoint}: checkpoint_path takes the file of a state dict')
-    if (kwargs.get('num_classes') or 0) < 0:
-        raise ModelArgumentError(f'num_classes must be 0 or more, not {kwargs["num_classes"]}')
+    for key, least in (('num_classes', 0), ('in_chans', 1)):
+        value = kwargs.get(key)
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise ModelArgumentError(f'{key} must be a whole number, {least} or more, not {value!r}')
     try:
         torch.device(kwargs.get('device') or 'cpu')
     except RuntimeError as error:
@@ -188,10 +194,10 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
         return timm.create_model(entry, pretrained=True, **kwargs)
     except LtzooError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AssertionError, LookupError, AttributeError) as error:
         reason = ' '.join(str(error).split())
-        if 'unexpected keyword argument' in reason:
-            raise ModelArgumentError(f'{name} cannot be made with these arguments: {reason}') from error
+        if given := _given(kwargs):
+            raise ModelArgumentError(f'{name} cannot be made with {given}: {reason}') from error
         if not entry.startswith(_LOCAL):
             raise
         raise ModelFilesError(f'{name} cannot be made with the arguments in its config.json: {reason}') from error
@@ -199,13 +205,20 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
         reason = ' '.join(str(error).split())
         if 'No pretrained weights exist' in reason:
             raise NoWeightsError(f'the pretrained_cfg given for {name} names no weights') from error
+        given = _given(kwargs)
         if not isinstance(error, SafetensorError) and 'loading state_dict' not in reason:
-            raise
-        given = ', '.join(key for key in kwargs if key not in ('pretrained_cfg_overlay', 'cache_dir'))
-        asked = f', or do not go with {given} as given' if given else ''
+            if not given or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ModelArgumentError(f'{name} cannot be made with {given}: {reason}') from error
+        asked = f', or do not go with {given}' if given else ''
         raise ModelFilesError(f'the weights of {name} are damaged or of another model{asked}: {reason}') from error
     except OSError as error:
         raise ModelFilesError(f'{name} cannot be loaded: {" ".join(str(error).split())}') from error
+
+
+def _given(kwargs: dict[str, Any]) -> str:
+    """Return, for a message, the arguments that a user gave."""
+    return ', '.join(f'{key}={value!r}' for key, value in kwargs.items() if key not in _OURS)
 
 
 def _load_checkpoint(model: nn.Module, file: Path, name: str) -> None:
@@ -331,9 +344,10 @@ def _locate(name: str, pretrained: bool, kwargs: dict[str, Any]) -> tuple[str, P
         files = ('config.json', _WEIGHTS) if pretrained else ('config.json',)
         name = _LOCAL + str(fetch(repo, revision=revision or None, files=files, cache_dir=cache_dir))
     if name.startswith(_LOCAL):
-        folder = Path(name.removeprefix(_LOCAL))
+        # Shells leave a ~ behind a colon alone.
+        folder = Path(name.removeprefix(_LOCAL)).expanduser()
         _check_folder(folder, pretrained, called)
-        return name, folder / _WEIGHTS if pretrained else None
+        return f'{_LOCAL}{folder}', folder / _WEIGHTS if pretrained else None
     name = _check_name(name)
     entry = name.removeprefix(_TIMM)
     if not pretrained or kwargs.keys() & {'pretrained_cfg', 'pretrained_cfg_overlay'}:

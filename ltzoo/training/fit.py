@@ -34,6 +34,7 @@ from ltzoo.training.prepare import (
     create_method,
     create_step,
     prepare_data,
+    warn_of_what_never_comes,
 )
 from ltzoo.training.recipe import Recipe
 from ltzoo.training.run import RunFolder, describe_environment
@@ -77,6 +78,7 @@ def _train(
 ) -> dict[str, Any]:
     """Do what `fit` does; the folder is made, and held to the end of `held`, when nothing can be refused any more."""
     set_seed(recipe.seed)
+    warn_of_what_never_comes(recipe)
     dataset = prepare_data(recipe)
     if recipe.data.unreadable == 'stop' and not folder.checkpoint.exists() and accelerator.is_main_process:
         # Training meets its own images in the first epoch, those of the test only after the last one.

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ltzoo.data import ArrayImages, DataError, Dataset, drop_unreadable, load_data, with_holdout
 from ltzoo.data.loader import TrainLoader, train_loader
 from ltzoo.data.views import parse_views
-from ltzoo.errors import LtzooError
 from ltzoo.gkpgsa import GkpGsa
 from ltzoo.losses import create_objective
 from ltzoo.models import create_model
@@ -37,6 +36,7 @@ __all__ = [
     'create_step',
     'describe_batch',
     'prepare_data',
+    'warn_of_what_never_comes',
 ]
 
 
@@ -98,7 +98,8 @@ def create_learner(recipe: Recipe, dataset: Dataset) -> Learner:
     """Create the model for the data's classes, and its objective.
 
     Raises:
-        RecipeError: if the model's constructor cannot work with its arguments, or they are for other classes.
+        RecipeError: if the model's arguments are for another number of classes.
+        LtzooError: as `create_model` and `create_objective`.
     """
     arguments = {'num_classes': dataset.num_classes, **(recipe.model.model_extra or {})}
     if arguments['num_classes'] != dataset.num_classes:
@@ -106,13 +107,7 @@ def create_learner(recipe: Recipe, dataset: Dataset) -> Learner:
             f'model.num_classes={arguments["num_classes"]}, but {dataset.name} has {dataset.num_classes} classes: '
             'leave it out, it follows from the data'
         )
-    try:
-        model = create_model(recipe.model.name, pretrained=recipe.model.pretrained, **arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        if isinstance(error, LtzooError):
-            raise
-        given = ', '.join(f'{key}={value!r}' for key, value in arguments.items())
-        raise RecipeError(f'model {recipe.model.name} cannot be made with {given}: {error}') from error
+    model = create_model(recipe.model.name, pretrained=recipe.model.pretrained, **arguments)
     counts = torch.from_numpy(dataset.class_counts)
     return Learner(
         model, create_objective(recipe.objective.name, model, counts, **(recipe.objective.model_extra or {}))
@@ -163,12 +158,6 @@ def create_method(
         raise RecipeError('sync_batchnorm=true cannot be combined with method.sharpness: each process sees its own')
     if recipe.compile:
         raise RecipeError('compile=true cannot be combined with a method, whose passes are not compiled: leave it out')
-    needs_groups = recipe.method.group_by == 'bank' or recipe.method.preservation is not None
-    if needs_groups and recipe.method.first_grouping >= recipe.epochs:
-        logger.warning(
-            'method.first_grouping=%d: a run of %d epochs has no groups or anchors before its end, the method changes '
-            'nothing', recipe.method.first_grouping, recipe.epochs,
-        )  # fmt: skip
     return GkpGsa(
         learner,
         learner.model,
@@ -182,6 +171,23 @@ def create_method(
         folder=folder,
         seed=recipe.seed,
     )
+
+
+def warn_of_what_never_comes(recipe: Recipe) -> None:
+    """Log what the recipe has and the run is too short for."""
+    run = f'a run of {recipe.epochs} epochs'
+    schedule, method = recipe.schedule, recipe.method
+    if schedule.warmup_epochs > recipe.epochs:
+        logger.warning('schedule.warmup_epochs=%d: %s ends before the full rate', schedule.warmup_epochs, run)
+    missed = [milestone for milestone in schedule.milestones if milestone >= recipe.epochs]
+    if schedule.name == 'multistep' and missed:
+        logger.warning('schedule.milestones: %s ends before the rate falls at %s', run, ', '.join(map(str, missed)))
+    needs_groups = method is not None and (method.group_by == 'bank' or method.preservation is not None)
+    if method is not None and needs_groups and method.first_grouping >= recipe.epochs:
+        logger.warning(
+            'method.first_grouping=%d: %s has no groups or anchors before its end, the method changes nothing',
+            method.first_grouping, run,
+        )  # fmt: skip
 
 
 def create_step(
@@ -217,6 +223,7 @@ def describe_batch(recipe: Recipe) -> str:
     """Return the shapes of one batch and of what the model makes of it, without training."""
     accelerator = create_accelerator(recipe)
     set_seed(recipe.seed)
+    warn_of_what_never_comes(recipe)
     dataset = prepare_data(recipe)
     learner = create_learner(recipe, dataset).to(accelerator.device)
     loader = create_loader(recipe, dataset, learner, accelerator)

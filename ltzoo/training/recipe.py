@@ -7,7 +7,7 @@ import difflib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -81,8 +81,14 @@ class SchedulePart(_Part):
 
     name: Literal['multistep', 'cosine', 'constant'] = 'cosine'
     warmup_epochs: int = Field(0, ge=0)
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
     gamma: float = Field(0.1, gt=0, le=1)
+
+    @model_validator(mode='after')
+    def _consistent(self) -> SchedulePart:
+        if self.name == 'multistep' and not self.milestones:
+            raise ValueError('multistep needs milestones, the epochs at which the rate falls, such as [160, 180]')
+        return self
 
 
 class EvaluationPart(_Part):

@@ -80,6 +80,7 @@ def test_scores_of_three_seeds(make_run: Callable[..., Path], tmp_path: Path) ->
     card = ModelCard.load(tmp_path / 'out' / 'README.md')
     assert f'| Top-1 | {np.mean(top1):.2f} ± {np.std(top1, ddof=1):.2f} |' in card.text
     assert 'seeds 7, 3, 5, the weights are those of seed 7' in card.text
+    assert re.search(r'accelerate launch recipes/train.py .* seed=7`', card.text)
     assert card.data.eval_results[0].metric_value == pytest.approx(np.mean(top1), abs=0.005)
 
 

@@ -19,6 +19,7 @@ from timm.models import get_deprecated_models, save_for_hf
 from torch import nn
 
 import ltzoo
+from ltzoo.evaluation import resolve_model
 from ltzoo.models import (
     CosineLinear,
     HeadError,
@@ -258,14 +259,34 @@ def test_damaged_and_foreign_weights_are_refused(saved: Path) -> None:
     refused(saved, 'damaged or of another model.*layer1.3')
 
 
-@pytest.mark.parametrize(('argument', 'message'), [({'num_classes': -1}, 'not -1'), ({'device': 'nope'}, "'nope'")])
+@pytest.mark.parametrize(
+    ('argument', 'message'),
+    [
+        ({'num_classes': -1}, 'not -1'),
+        ({'num_classes': 'ten'}, "num_classes must be a whole number, 0 or more, not 'ten'"),
+        ({'in_chans': 0}, 'in_chans must be a whole number, 1 or more, not 0'),
+        ({'device': 'nope'}, "'nope'"),
+        ({'global_pool': 'foo'}, "resnet8_cifar cannot be made with global_pool='foo': "),
+        ({'features_only': True, 'out_indices': (9,)}, r'cannot be made with features_only=True, out_indices=\(9,\): '),
+        ({'head': 'cosine', 'head_scale': 'x'}, "head='cosine', head_scale='x'"),
+    ],
+)
 def test_arguments_that_no_model_takes(argument: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelArgumentError, match=message):
         ltzoo.create_model('resnet8_cifar', **argument)
 
 
+def test_a_name_is_text_and_a_place_may_begin_at_home(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnknownModelError, match=r'a model has a name, .*, not None'):
+        ltzoo.create_model(None)  # type: ignore[arg-type]
+    monkeypatch.setenv('HOME', str(saved.parent))
+    name = f'local-dir:~/{saved.name}'
+    assert ltzoo.create_model(name, pretrained=True).num_classes == ltzoo.create_model(f'local-dir:{saved}').num_classes
+    assert resolve_model(name) == f'local-dir:{saved}'
+
+
 def test_weights_that_do_not_go_with_an_argument_are_not_called_damaged_alone() -> None:
-    with pytest.raises(ModelFilesError, match='or of another model, or do not go with head as given'):
+    with pytest.raises(ModelFilesError, match="or of another model, or do not go with head='cosine'"):
         ltzoo.create_model('resnet32_cifar_ce', pretrained=True, head='cosine')
 
 

@@ -104,7 +104,11 @@ def test_the_card_says_where_it_is_from_and_has_no_score(script: Script, checkpo
 
 
 def test_data_with_other_classes_are_refused_and_their_place_is_not_told(
-    script: Script, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    script: Script,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     command = ('tools/convert.py', checkpoint, '--from', 'bcl', '--to', tmp_path / 'out')
     images = np.random.default_rng(0).integers(0, 256, (8, 4, 4), dtype=np.uint8)
@@ -112,7 +116,17 @@ def test_data_with_other_classes_are_refused_and_their_place_is_not_told(
     assert script(*command, '--data', f'npz:{tmp_path / "own.npz"}') == 2
     assert f'{checkpoint} has 10 classes, the data set has 4' in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
-    # Of data that are not here nothing can be checked.
+    # Where data lie is also known without being said.
+    monkeypatch.setenv('LTZOO_DATA', str(tmp_path))
+    for part in ('train', 'test'):
+        (tmp_path / f'Places_LT_{part}.txt').write_text(f'{part}/a/0.png 0\n{part}/b/0.png 1\n')
+        (tmp_path / part / 'a').mkdir(parents=True)
+        Image.new('RGB', (4, 4)).save(tmp_path / part / 'a' / '0.png')
+    assert script(*command, '--data', 'places_lt') == 2
+    assert f'{checkpoint} has 10 classes, the data set has 2' in capsys.readouterr().err
+    # Of data that are not here nothing can be checked, unless they should be.
+    assert script(*command, '--data', 'imagenet_lt', '--data-dir', tmp_path) == 2
+    assert 'ImageNet_LT_train.txt is missing' in capsys.readouterr().err
     assert script(*command, '--data', f'npz:{tmp_path / "elsewhere.npz"}') == 0
     config = json.loads((tmp_path / 'out' / 'config.json').read_text())
     assert config['converted_from']['data'] == 'npz:elsewhere.npz'

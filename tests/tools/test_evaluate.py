@@ -266,7 +266,10 @@ def broken(digits_run: Path, tmp_path: Path) -> Path:
         ('local-dir:{tmp}/broken/diverged', ['--data', 'digits_lt'], 'not finite for 400 of 400 images'),
         ('{run}', ['--data', 'digits_lt', '--csv', '{tmp}/no/c.csv'], 'there is no folder {tmp}/no'),
         ('{run}', ['--data', 'digits_lt', '--csv', '{tmp}/broken'], '{tmp}/broken cannot be written: it is a folder'),
-        ('{run}', ['--data', 'digits_lt', '--plot', '{tmp}/p.xyz'], "'xyz' is not supported"),
+        ('{run}', ['--data', 'digits_lt', '--plot', '{tmp}/p.xyz'], 'no plot is made in the format xyz, take .png'),
+        # Before data and model are looked for.
+        ('local-dir:nowhere', ['--data', 'nothing', '--plot', '{tmp}/p.xyz'], 'no plot is made in the format xyz'),
+        ('runs/nowhere', ['--data', 'digits_lt'], 'there is no folder runs/nowhere of a run, nor a model of that name'),
         ('{run}', [], 'required: --data'),
     ],
 )

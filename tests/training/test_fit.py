@@ -344,7 +344,7 @@ def test_a_tracker_gets_the_numbers(make_recipe: MakeRecipe, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ('override', 'message'),
     [
-        ('model.drop_rate=much', "model timm/vit_tiny_patch16_224 cannot be made with .*drop_rate='much'"),
+        ('model.drop_rate=much', "timm/vit_tiny_patch16_224 cannot be made with .*drop_rate='much'"),
         ('optimizer.name=sgdd', r"optimizer\.name: timm has no 'sgdd'; did you mean sgd\w*\?"),
         ('model.img_size=16', 'no step can be taken'),
         ('method={groups: 2}\0compile=true', 'compile=true cannot be combined with a method'),
@@ -408,6 +408,16 @@ def test_a_method_that_comes_too_late_is_told(
     assert not caplog.records
     describe_batch(make_recipe('epochs=4', 'method.first_grouping=4'))
     assert 'method.first_grouping=4: a run of 4 epochs has no groups or anchors before its end' in caplog.text
+
+
+def test_a_schedule_that_comes_too_late_is_told(make_recipe: MakeRecipe, caplog: pytest.LogCaptureFixture) -> None:
+    steps = 'schedule={name: multistep, warmup_epochs: 4, milestones: [3, 4, 9]}'
+    describe_batch(make_recipe('epochs=10', 'method=null', steps))
+    assert not caplog.records
+    describe_batch(make_recipe('epochs=4', 'method=null', steps))
+    assert caplog.messages == ['schedule.milestones: a run of 4 epochs ends before the rate falls at 4, 9']
+    describe_batch(make_recipe('epochs=3', 'method=null', steps))
+    assert 'schedule.warmup_epochs=4: a run of 3 epochs ends before the full rate' in caplog.text
 
 
 def test_bf16_on_a_cpu_that_has_no_avx_512_is_told(

@@ -114,6 +114,8 @@ def test_a_recipe_written_out_reads_back_the_same(tmp_path: Path) -> None:
         ('epochs=2.5', 'epochs: 2.5 input should be a valid integer'),
         ('epochs', 'not of the form key=value'),
         ('schedule.name=stepwise', "'multistep', 'cosine' or 'constant'"),
+        ('schedule.milestones=[]', 'schedule: multistep needs milestones, the epochs at which the rate falls'),
+        ('schedule.milestones=[0, 9]', 'schedule.milestones.0: 0 input should be greater than or equal to 1'),
         ('evaluation.every_epochs=1', 'test set is touched once'),
         ('data=cifar10', 'data: '),
         ('epochs=true', 'epochs: True input should be a number'),

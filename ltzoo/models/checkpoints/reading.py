@@ -103,7 +103,7 @@ def read_checkpoint(file: Path, unsafe_pickle: bool = False) -> Any:
                 f'{file} holds an object of type {kind}, and loading it could run code of whoever made the file: if '
                 f'you trust them, say --unsafe-pickle'
             ) from error
-        reason = text.rpartition('WeightsUnpickler error: ')[2].partition('. ')[0]
+        reason = re.split(r'\. | Check the documentation', text.rpartition('WeightsUnpickler error: ')[2])[0]
         raise CheckpointError(f'{file} is no checkpoint that torch.load reads: {reason}') from error
     except Exception as error:
         # A damaged pickle can end in anything.

@@ -28,7 +28,7 @@ def timm(checkpoint: Checkpoint, options: Options) -> Network:
         raise CheckpointError("timm needs --arch: the name of timm's, or this package's, model that the weights are of")
     base = split_model_name_tag(options.arch.removeprefix('timm/'))[0]
     if not is_model(base):
-        near = difflib.get_close_matches(base, [*list_models(), *list_all_models()], n=3, cutoff=0)
+        near = difflib.get_close_matches(base, dict.fromkeys([*list_models(), *list_all_models()]), n=3, cutoff=0)
         raise CheckpointError(f'no model is called {options.arch!r}: the nearest are {", ".join(near)}')
     name = options.arch if options.arch.startswith('timm/') or base in list_models() else f'timm/{options.arch}'
     weights = checkpoint.weights(*_AVERAGED, *_PLAIN)
