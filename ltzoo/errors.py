@@ -1,9 +1,13 @@
 """The base of every error that means: what was asked cannot be done as asked."""
 
 import difflib
-from collections.abc import Iterable
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
-__all__ = ['LtzooError', 'did_you_mean']
+__all__ = ['LtzooError', 'command_line', 'did_you_mean']
 
 
 class LtzooError(Exception):
@@ -21,3 +25,31 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f'; did you mean {near[0]}?' if near else '.'
+
+
+def command_line(main: Callable[[], int]) -> Callable[[], int]:
+    """Let the `main` of a tool end as users of a shell expect, whatever ends it.
+
+    An LtzooError becomes one sentence and exit code 2, Ctrl-C exit code 130, and a reader that has gone, as `head` does
+    when it has its lines, exit code 141, as the shell has it of a program that knows nothing of this.
+    """
+
+    @functools.wraps(main)
+    def run() -> int:
+        program = Path(sys.argv[0]).name
+        try:
+            code = main()
+            sys.stdout.flush()
+            return code
+        except LtzooError as error:
+            print(f'{program}: {error}', file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f'\n{program}: stopped', file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            # Python flushes once more when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+
+    return run

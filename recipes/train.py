@@ -14,9 +14,10 @@ from pathlib import Path
 
 import psutil
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, command_line
 
 
+@command_line
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('recipe', type=Path, help='a YAML file under recipes/, or your own')

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks import bank, epoch, load, recipe, step, views, zoo
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, command_line
 from ltzoo.files import check_target, write_atomically, writing
 
 COMMANDS = {
@@ -36,6 +36,7 @@ COMMANDS = {
 COUNTS = ('rounds', 'threads', 'classes', 'epochs', 'batch_size', 'steps', 'loader_seconds', 'gpus')
 
 
+@command_line
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
@@ -46,24 +47,20 @@ def main() -> int:
         if name != 'zoo':
             command.add_argument('--json', type=Path, help='write all figures to this file')
     args = parser.parse_args()
-    try:
-        for name in COUNTS:
-            value = getattr(args, name, None)
-            value = min(value) if isinstance(value, list) else value
-            if value is not None and value < 1:
-                raise LtzooError(f'--{name.replace("_", "-")} must be 1 or more, not {value}')
-        if args.command == 'zoo':
-            return zoo.bench(args)
-        if args.json:
-            check_target(args.json)
-        module, _ = COMMANDS[args.command]
-        results = module.bench(args)
-        if args.json:
-            with writing(args.json):
-                write_atomically(args.json, json.dumps(results, indent=2) + '\n')
-    except LtzooError as error:
-        print(f'benchmark.py: {error}', file=sys.stderr)
-        return 2
+    for name in COUNTS:
+        value = getattr(args, name, None)
+        value = min(value) if isinstance(value, list) else value
+        if value is not None and value < 1:
+            raise LtzooError(f'--{name.replace("_", "-")} must be 1 or more, not {value}')
+    if args.command == 'zoo':
+        return zoo.bench(args)
+    if args.json:
+        check_target(args.json)
+    module, _ = COMMANDS[args.command]
+    results = module.bench(args)
+    if args.json:
+        with writing(args.json):
+            write_atomically(args.json, json.dumps(results, indent=2) + '\n')
     return 0
 
 

@@ -15,9 +15,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, command_line
 
 
+@command_line
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('file', type=Path, metavar='FILE', help='.safetensors, or what torch.save wrote')
@@ -33,11 +34,7 @@ def main() -> int:
     )
     parser.add_argument('--force', action='store_true', help='replace what is in DIR')
     args = parser.parse_args()
-    try:
-        convert(args)
-    except LtzooError as error:
-        print(f'convert.py: {error}', file=sys.stderr)
-        return 2
+    convert(args)
     return 0
 
 

@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, command_line
 
 
+@command_line
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', metavar='MODEL')
@@ -42,16 +43,8 @@ def main() -> int:
     parser.add_argument('--skip-unreadable', action='store_true', help='leave out images that cannot be decoded')
     parser.add_argument('--device', help='cpu, cuda, mps (default: cuda where there is one, else cpu)')
     args = parser.parse_args()
-    try:
-        check_options(args)
-        results = evaluate(args)
-        write(args, results)
-    except LtzooError as error:
-        from ltzoo.data import UnreadableImageError
-
-        hint = '; --skip-unreadable leaves such images out' if isinstance(error, UnreadableImageError) else ''
-        print(f'evaluate.py: {error}{hint}', file=sys.stderr)
-        return 2
+    check_options(args)
+    write(args, evaluate(args))
     return 0
 
 
@@ -80,21 +73,25 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    from ltzoo.data import UnreadableImageError
     from ltzoo.evaluation import evaluate_model
 
-    return evaluate_model(
-        args.model,
-        args.data,
-        data_dir=args.data_dir,
-        split=args.split,
-        batch_size=args.batch_size,
-        device=args.device,
-        workers=args.workers,
-        many_above=args.many_above,
-        few_below=args.few_below,
-        shifted=args.shifted,
-        skip_unreadable=args.skip_unreadable,
-    )
+    try:
+        return evaluate_model(
+            args.model,
+            args.data,
+            data_dir=args.data_dir,
+            split=args.split,
+            batch_size=args.batch_size,
+            device=args.device,
+            workers=args.workers,
+            many_above=args.many_above,
+            few_below=args.few_below,
+            shifted=args.shifted,
+            skip_unreadable=args.skip_unreadable,
+        )
+    except UnreadableImageError as error:
+        raise LtzooError(f'{error}; --skip-unreadable leaves such images out') from error
 
 
 def write(args: argparse.Namespace, results: dict[str, Any]) -> None:

@@ -15,9 +15,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, command_line
 
 
+@command_line
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', nargs='+', metavar='RUN', help='a run folder; for a FILE also the name of a model')
@@ -26,17 +27,13 @@ def main() -> int:
     )
     parser.add_argument('--force', action='store_true', help='replace what is there')
     args = parser.parse_args()
-    try:
-        ending = args.to.suffix.lower()
-        if ending in ('.onnx', '.pt2'):
-            export_file(args.runs, args.to, args.force)
-        elif ending.startswith(('.onnx', '.pt', '.safetensors')):
-            raise LtzooError(f'{args.to} ends in {args.to.suffix}: take .onnx or .pt2, or the name of a folder')
-        else:
-            export([Path(run) for run in args.runs], args.to, args.force)
-    except LtzooError as error:
-        print(f'export.py: {error}', file=sys.stderr)
-        return 2
+    ending = args.to.suffix.lower()
+    if ending in ('.onnx', '.pt2'):
+        export_file(args.runs, args.to, args.force)
+    elif ending.startswith(('.onnx', '.pt', '.safetensors')):
+        raise LtzooError(f'{args.to} ends in {args.to.suffix}: take .onnx or .pt2, or the name of a folder')
+    else:
+        export([Path(run) for run in args.runs], args.to, args.force)
     return 0
 
 

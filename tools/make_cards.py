@@ -14,24 +14,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@command_line
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--to', type=Path, default=ROOT / 'hub_cards', metavar='DIR', help='where the cards are')
     parser.add_argument('--check', action='store_true', help='write nothing; fail if a card is not what it would be')
     args = parser.parse_args()
-    try:
-        if args.check:
-            check(args.to)
-        else:
-            make(args.to)
-    except LtzooError as error:
-        print(f'make_cards.py: {error}', file=sys.stderr)
-        return 2
+    if args.check:
+        check(args.to)
+    else:
+        make(args.to)
     return 0
 
 

@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 
 from ltzoo.data.standin import STANDINS, make_standin
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, command_line
 
 
+@command_line
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('name', choices=STANDINS, help='data set to stand in for')
@@ -38,15 +39,10 @@ def main() -> int:
             size=args.size and tuple(args.size),
             lists=args.lists,
         )
-    except LtzooError as error:
-        print(f'make_standin.py: {error}', file=sys.stderr)
-        return 2
     except OSError as error:
-        print(f'make_standin.py: {args.folder} cannot be made: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f'\nstopped: {args.folder} was not made', file=sys.stderr)
-        return 130
+        if isinstance(error, LtzooError):
+            raise
+        raise LtzooError(f'{args.folder} cannot be made: {error}') from error
     for file, number in numbers.items():
         print(f'{args.folder / file}: {number:,} images')
     print('the images are noise: numbers measured on them mean nothing')

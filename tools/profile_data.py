@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ltzoo.data import Profile, check_thresholds, load_data, plot_profile, profile_data
-from ltzoo.errors import LtzooError
+from ltzoo.errors import command_line
 from ltzoo.files import check_figure, check_target, write_atomically, writing
 
 # Sets with more classes than this show only their largest and smallest classes; --json has them all.
@@ -23,6 +23,7 @@ ALL_CLASSES = 20
 SHOWN_AT_EACH_END = 5
 
 
+@command_line
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', metavar='SOURCE', help='name of the data set')
@@ -36,26 +37,22 @@ def main() -> int:
         '--skip-images', action='store_true', help='do not decode the images to find unreadable and duplicate ones'
     )
     args = parser.parse_args()
-    try:
-        check_thresholds(args.many_above, args.few_below, ('--many-above', '--few-below'))
-        if args.json:
-            check_target(args.json)
-        if args.plot:
-            check_figure(args.plot)
-        dataset = load_data(args.source, args.data_dir, download=args.download)
-        profile = profile_data(
-            dataset, many_above=args.many_above, few_below=args.few_below, check_images=not args.skip_images
-        )
-        print(format_profile(profile))
-        if args.json:
-            with writing(args.json):
-                write_atomically(args.json, json.dumps(profile.to_json(), indent=1) + '\n')
-        if args.plot:
-            with writing(args.plot):
-                plot_profile(profile, args.plot)
-    except LtzooError as error:
-        print(f'profile_data.py: {error}', file=sys.stderr)
-        return 2
+    check_thresholds(args.many_above, args.few_below, ('--many-above', '--few-below'))
+    if args.json:
+        check_target(args.json)
+    if args.plot:
+        check_figure(args.plot)
+    dataset = load_data(args.source, args.data_dir, download=args.download)
+    profile = profile_data(
+        dataset, many_above=args.many_above, few_below=args.few_below, check_images=not args.skip_images
+    )
+    print(format_profile(profile))
+    if args.json:
+        with writing(args.json):
+            write_atomically(args.json, json.dumps(profile.to_json(), indent=1) + '\n')
+    if args.plot:
+        with writing(args.plot):
+            plot_profile(profile, args.plot)
     return 0
 
 

@@ -12,9 +12,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import command_line
 
 
+@command_line
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', type=Path, metavar='DIR')
@@ -24,11 +25,7 @@ def main() -> int:
     parser.add_argument('--force', action='store_true', help='replace a different model')
     parser.add_argument('--dry-run', action='store_true', help='check everything and change nothing')
     args = parser.parse_args()
-    try:
-        print(publish(args))
-    except LtzooError as error:
-        print(f'publish.py: {error}', file=sys.stderr)
-        return 2
+    print(publish(args))
     return 0
 
 

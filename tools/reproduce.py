@@ -25,7 +25,7 @@ import sys
 import time
 from pathlib import Path
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import command_line
 from ltzoo.plans.archive import check_archive, collect, write_archive
 from ltzoo.plans.pack import pack, untracked
 from ltzoo.plans.plan import PlanError, load_plan, plan_jobs
@@ -35,6 +35,7 @@ from ltzoo.plans.table import format_table, summarise, write_table
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@command_line
 def main() -> int:
     started = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,9 +94,6 @@ def main() -> int:
             folders = [job.folder for job in jobs]
             for file in write_archive(args.archive, folders, megabytes=args.max_mb, to_continue=args.with_unfinished):
                 print(f'{file}: {file.stat().st_size / 1e6:.1f} MB')
-    except LtzooError as error:
-        print(f'reproduce.py: {error}', file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print('\nstopped: the same command goes on from the last checkpoints', file=sys.stderr)
         return 130
