@@ -31,8 +31,10 @@ def main() -> int:
         from ltzoo.data import UnreadableImageError
 
         hint = '; data.unreadable=skip leaves such images out' if isinstance(error, UnreadableImageError) else ''
-        if os.environ.get('RANK', '0') == '0':
-            print(f'train.py: {error}{hint}', file=sys.stderr)
+        rank = int(os.environ.get('RANK', 0))
+        # What all processes find is said once; an image or a disk may be one process's own.
+        if rank == 0 or hint or isinstance(error.__cause__, OSError):
+            print(f'train.py{f" (process {rank})" if rank else ""}: {error}{hint}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('\nstopped: continue from the last checkpoint with the same command and resume=auto', file=sys.stderr)

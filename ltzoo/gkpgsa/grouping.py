@@ -203,7 +203,7 @@ def _starts(weights: np.ndarray, n_groups: int, seed: int) -> Iterator[np.ndarra
     by_angle = (np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0), np.ones_like(degrees))
     for points, masses in (by_cut, by_angle):
         for start in range(_STARTS):
-            means = KMeans(n_groups, n_init=1, random_state=seed * _STARTS + start)
+            means = KMeans(n_groups, n_init=1, random_state=(seed * _STARTS + start) % 2**32)
             with warnings.catch_warnings():
                 # Fewer distinct points than groups are no fault: the empty groups are filled afterwards.
                 warnings.simplefilter('ignore')

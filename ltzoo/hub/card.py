@@ -250,8 +250,13 @@ def _command(results: Mapping[str, Any]) -> str:
     if not results.get('recipe'):
         return ''
     commit = f', at commit {results["commit"]}' if results.get('commit') else ''
-    seed = f' seed={results["weights_seed"]}' if results['weights_seed'] else ''
-    return f'\n`accelerate launch recipes/train.py {results["recipe"]}{seed}`{commit}:\n'
+    # Its weights' run, where it was not trained at one commit throughout.
+    earlier = next(run for run in results['runs'] if run['seed'] == results['weights_seed'])['environment'].get(
+        'earlier'
+    )
+    commit += ''.join(f', until epoch {part["until_epoch"]} {part["commit"]}' for part in earlier or ())
+    command = f'accelerate launch recipes/train.py {results["recipe"]} seed={results["weights_seed"]}'
+    return f'\n`{command}`{commit}:\n'
 
 
 def _citation(paper: str | None, paper_id: str | None) -> str:

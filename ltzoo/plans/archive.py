@@ -8,10 +8,11 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from ltzoo.errors import LtzooError
-from ltzoo.files import check_target, new_folder, write_atomically, writing
+from ltzoo.files import alone, check_target, new_folder, write_atomically, writing
 from ltzoo.training.checkpoint import CheckpointError
 from ltzoo.training.recipe import Recipe
 from ltzoo.training.run import RunFolder
@@ -106,6 +107,7 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
 
     Raises:
         ArchiveError: if a file is no such archive, or holds a run of another plan or recipe; nothing is changed then.
+        BusyError: if one of these runs is being trained here.
         LtzooError: if a run folder cannot be written.
     """
     done: dict[str, str] = {}
@@ -127,12 +129,15 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
                 raise ArchiveError(f'the archives hold a run {name}, which is none of those that the plan has')
             _check_recipe(brought / name, recipes[name])
         for brought, name in runs:
-            new, there = _progress(brought / name), _progress(output / name)
             done.setdefault(name, 'nothing newer than here')
-            if new > there:
-                done[name] = 'finished' if new[0] else 'unfinished'
-                with writing(output / name), new_folder(output / name) as made:
-                    shutil.copytree(brought / name, made, dirs_exist_ok=True)
+            place = output / name
+            # A training that goes on here would go on writing into what takes its folder's place.
+            with alone(place) if place.is_dir() else nullcontext():
+                new, there = _progress(brought / name), _progress(place)
+                if new > there:
+                    done[name] = 'finished' if new[0] else 'unfinished'
+                    with writing(place), new_folder(place) as made:
+                        shutil.copytree(brought / name, made, dirs_exist_ok=True)
             log = brought / f'{name}.log'
             if log.is_file() and new >= there:
                 with writing(output / log.name):

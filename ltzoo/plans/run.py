@@ -62,7 +62,8 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
             return 130
         if last_call is not None and time.monotonic() >= last_call:
             return None
-        with open(job.log, 'w') as log:
+        # What an earlier attempt said stays.
+        with open(job.log, 'a') as log:
             process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment)
             running.add(process)
             if stopped.is_set():

@@ -63,7 +63,7 @@ def format_table(summaries: list[dict[str, Any]]) -> str:
     lines = ['| | seeds | ' + ' | '.join(_SCORES[key] for key in columns) + ' | minutes |']
     lines.append('|---' * (len(columns) + 3) + '|')
     for summary in summaries:
-        seeds = f'{len(summary["seeds"])}{"" if summary["alike"] else ", recipes differ"}'
+        seeds = f'{len(summary["seeds"])}{"" if summary["alike"] else ", recipes or images differ"}'
         cells = [summary['name'], seeds, *(_format_mean(summary[key]) for key in columns)]
         lines.append(f'| {" | ".join(cells)} | {_format_mean(summary["minutes"], deviation=False)} |')
     of_method = [summary for summary in summaries if summary['method']]
@@ -83,11 +83,15 @@ def format_table(summaries: list[dict[str, Any]]) -> str:
 def _summarise(name: str, folders: dict[int, RunFolder]) -> dict[str, Any]:
     runs = list(folders.values())
     results = [run.read_results() for run in runs]
-    recipes = [{**result.get('recipe', {}), 'seed': None} for result in results]
+    # What they were trained with, and on how many images of each class.
+    trained = [
+        ({**result.get('recipe', {}), 'seed': None}, [row.get('train_count') for row in result.get('per_class', ())])
+        for result in results
+    ]
     summary: dict[str, Any] = {
         'name': name,
         'seeds': list(folders),
-        'alike': all(recipe == recipes[0] for recipe in recipes),
+        'alike': all(run == trained[0] for run in trained),
     }
     for key in _SCORES:
         summary[key] = _mean_and_deviation([result.get(key) for result in results])

@@ -38,7 +38,7 @@ def create_optimizer(learner: Learner, part: OptimizerPart) -> torch.optim.Optim
     """Return timm's optimiser of that name over everything trainable.
 
     Raises:
-        RecipeError: if timm has no such optimiser, or it needs more than gradients.
+        RecipeError: if timm has no such optimiser, or it needs more than gradients, other settings or a GPU.
     """
     if part.name not in list_optimizers():
         raise RecipeError(
@@ -46,14 +46,17 @@ def create_optimizer(learner: Learner, part: OptimizerPart) -> torch.optim.Optim
         )
     if get_optimizer_info(part.name).second_order:
         raise RecipeError(f'optimizer.name: {part.name} needs second derivatives, which training does not compute')
-    return create_optimizer_v2(
-        learner,
-        opt=part.name,
-        lr=part.lr,
-        momentum=part.momentum,
-        weight_decay=part.weight_decay,
-        filter_bias_and_bn=not part.decay_norm_and_bias,
-    )
+    try:
+        return create_optimizer_v2(
+            learner,
+            opt=part.name,
+            lr=part.lr,
+            momentum=part.momentum,
+            weight_decay=part.weight_decay,
+            filter_bias_and_bn=not part.decay_norm_and_bias,
+        )
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise RecipeError(f'optimizer.name={part.name}, optimizer.momentum={part.momentum:g}: {error}') from error
 
 
 def learning_rate_factor(part: SchedulePart, epoch: int, epochs: int) -> float:

@@ -123,12 +123,31 @@ class RunFolder:
             part.unlink()
         kept = [] if state is None else [line for line in self.read_log() if line['epoch'] < state['epoch']]
         write_atomically(self.recipe, recipe.to_yaml())
-        write_atomically(self.environment, json.dumps(environment, indent=2) + '\n')
+        write_atomically(self.environment, json.dumps(self._with_earlier(environment, recipe, state), indent=2) + '\n')
         write_atomically(self.log, ''.join(json.dumps(line) + '\n' for line in kept))
         if state is None:
             self.results.unlink(missing_ok=True)
             shutil.rmtree(self.model, ignore_errors=True)
             shutil.rmtree(self.bank, ignore_errors=True)
+
+    def _with_earlier(
+        self, environment: dict[str, Any], recipe: Recipe, state: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Return the environment with those that the run was trained in before, where they differ."""
+        if state is None:
+            return environment
+        try:
+            before = dict(json.loads(self.environment.read_text()))
+        except (OSError, ValueError, TypeError):
+            return environment
+        if state['epoch'] >= recipe.epochs:
+            # Nothing is left to be trained.
+            return before
+        earlier = before.pop('earlier', [])
+        former, present = ({k: v for k, v in part.items() if k != 'command'} for part in (before, environment))
+        if former != present:
+            earlier = [*earlier, {**former, 'until_epoch': state['epoch']}]
+        return {**environment, **({'earlier': earlier} if earlier else {})}
 
     def read_recipe(self) -> Recipe:
         """Return what `recipe.yaml` holds.

@@ -203,6 +203,11 @@ def test_numbering_and_repetition() -> None:
     assert adjusted_rand_score(plain[order], labels.numpy()) == 1
 
 
+def test_any_seed_will_do() -> None:
+    affinity = torch.from_numpy(gaussian(np.random.default_rng(0).normal(size=(8, 2))))
+    assert len(normalized_cut(affinity, 4, seed=2**32 - 1).unique()) == 4
+
+
 def test_bad_graphs_are_refused() -> None:
     square = torch.ones(3, 3)
     for affinity, message in (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ltzoo.files import BusyError, alone
 from ltzoo.plans.archive import collect, write_archive
 from ltzoo.training.recipe import load_recipe
 
@@ -35,4 +36,8 @@ def test_of_two_archives_of_one_run_the_further_one_is_taken_whole(order: int, t
     run = home / 'base_seed0'
     assert len((run / 'log.jsonl').read_text().splitlines()) == 10
     assert json.loads((run / 'environment.json').read_text()) == {'device': 'second'}
+    run.joinpath('log.jsonl').write_text('')
+    with alone(run), pytest.raises(BusyError, match='base_seed0 is being written by another process'):
+        collect(archives, home, {'base_seed0': recipe})
+    assert run.joinpath('log.jsonl').read_text() == ''
     assert {'results.json'} == {path.name for path in run.iterdir()} & {'results.json', 'checkpoint.pt'}

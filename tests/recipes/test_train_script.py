@@ -24,6 +24,7 @@ import yaml
 from PIL import Image
 
 import ltzoo
+from ltzoo.data import UnreadableImageError
 from ltzoo.training.checkpoint import load_checkpoint
 from ltzoo.training.recipe import Recipe, load_recipe
 
@@ -325,3 +326,21 @@ def test_a_full_disk_at_the_end_leaves_no_results_until_it_is_finished(
     assert train(CE, *overrides) == 0
     again = json.loads((run / 'results.json').read_text())
     assert again['per_class'] == results['per_class']
+
+
+@pytest.mark.parametrize(('rank', 'said'), [('0', 'train.py: '), ('3', 'train.py (process 3): ')])
+def test_an_image_that_one_process_alone_meets_is_named(
+    rank: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise UnreadableImageError('image x.jpg cannot be decoded')
+
+    monkeypatch.setattr('ltzoo.training.fit.fit', fail)
+    monkeypatch.setenv('RANK', rank)
+    assert train(CE, f'output={tmp_path / "run"}') == 2
+    assert capsys.readouterr().err.endswith(
+        f'{said}image x.jpg cannot be decoded; data.unreadable=skip leaves such images out\n'
+    )
+    # What all of them find is said once.
+    assert train(CE, 'epochs=none') == 2
+    assert ('train.py' in capsys.readouterr().err) == (rank == '0')

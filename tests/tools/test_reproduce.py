@@ -95,9 +95,11 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
     assert 'there is no key optimiser; did you mean optimizer?' in capsys.readouterr().err
     damaged = tmp_path / 'out' / 'base_seed3' / 'results.json'
     results = json.loads(damaged.read_text())
-    damaged.write_text(json.dumps({**results, 'recipe': {**results['recipe'], 'precision': 'bf16'}}))
-    assert script('tools/reproduce.py', plan, '--table') == 0
-    assert '| base | 2, recipes differ |' in capsys.readouterr().out
+    fewer = [{**row, 'train_count': row['train_count'] - 1} for row in results['per_class']]
+    for other in ({'recipe': {**results['recipe'], 'precision': 'bf16'}}, {'per_class': fewer}):
+        damaged.write_text(json.dumps({**results, **other}))
+        assert script('tools/reproduce.py', plan, '--table') == 0
+        assert '| base | 2, recipes or images differ |' in capsys.readouterr().out
     for content in ('', '{}', '[]'):
         damaged.write_text(content)
         assert script('tools/reproduce.py', plan, '--table') == 2

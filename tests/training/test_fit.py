@@ -347,6 +347,7 @@ def test_a_tracker_gets_the_numbers(make_recipe: MakeRecipe, tmp_path: Path) -> 
         ('model.drop_rate=much', "timm/vit_tiny_patch16_224 cannot be made with .*drop_rate='much'"),
         ('optimizer.name=sgdd', r"optimizer\.name: timm has no 'sgdd'; did you mean sgd\w*\?"),
         ('model.img_size=16', 'no step can be taken'),
+        ('optimizer.name=sgd\0optimizer.momentum=0', r'optimizer\.name=sgd, optimizer\.momentum=0: Nesterov'),
         ('method={groups: 2}\0compile=true', 'compile=true cannot be combined with a method'),
     ],
 )
@@ -543,3 +544,17 @@ def test_own_files_train_even_smaller_than_the_crop_and_their_place_is_not_publi
         text = (tmp_path / 'run' / 'model' / name).read_text()
         assert 'folder:images' in text
         assert str(tmp_path) not in text
+
+
+def test_the_environments_that_a_run_was_trained_in_are_all_kept(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    folder, recipe = RunFolder(tmp_path / 'run'), make_recipe('epochs=9')
+    one, other = ({'commit': commit, 'threads': 2, 'command': commit} for commit in 'ab')
+    folder.start(recipe, one, None)
+    folder.start(recipe, {**one, 'command': 'c'}, {'epoch': 2})
+    assert json.loads(folder.environment.read_text()) == {**one, 'command': 'c'}
+    folder.start(recipe, other, {'epoch': 3})
+    folder.start(recipe, one, {'epoch': 5})
+    earlier = [{'commit': 'a', 'threads': 2, 'until_epoch': 3}, {'commit': 'b', 'threads': 2, 'until_epoch': 5}]
+    assert json.loads(folder.environment.read_text()) == {**one, 'earlier': earlier}
+    folder.start(recipe, other, {'epoch': 9})
+    assert json.loads(folder.environment.read_text()) == {**one, 'earlier': earlier}
