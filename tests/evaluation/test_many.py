@@ -282,7 +282,7 @@ def test_models_by_pattern(saved: str) -> None:
         ),
         ('timm/resnet5O', "no model is called 'timm/resnet5O': the nearest are timm/resnet50"),
         (f'{saved}s', f'{saved.removeprefix("local-dir:")}s holds no exported model: config.json is missing'),
-        ('some/place', 'some/place is neither a folder, nor local-dir:PATH, nor hf-hub:ORG/NAME[@REVISION]'),
+        ('some/place', 'there is no folder some/place of a run, nor a model of that name'),
         ('hf-hub:name', 'hf-hub:name is neither a folder'),
     ):
         with pytest.raises(ltzoo.LtzooError, match=re.escape(message)):

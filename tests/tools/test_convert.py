@@ -196,8 +196,10 @@ def test_mislas_takes_the_order_of_classes_from_the_data(
     file = tmp_path / 'model.pth'
     torch.save({'state_dict_model': encoder, 'state_dict_classifier': classifier}, file)
     command = ('tools/convert.py', file, '--from', 'mislas', '--to', tmp_path / 'out', '--data', 'folder')
-    assert script(*command) == 2
+    assert script(*command[:-2]) == 2
     assert 'give --data NAME and --data-dir DIR' in capsys.readouterr().err
+    assert script(*command) == 2
+    assert 'folder needs a place' in capsys.readouterr().err
     assert script(*command, '--data-dir', tmp_path / 'images') == 0
     assert 'classes: numbered as folder numbers them' in capsys.readouterr().out
     assert 'Classes: in the order of the data set' in (tmp_path / 'out' / 'README.md').read_text()
