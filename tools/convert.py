@@ -48,7 +48,9 @@ def convert(args: argparse.Namespace) -> None:
     if args.data_dir and not args.data:
         raise LtzooError('--data-dir goes with --data')
     class_counts = None
-    if args.data:
+    place = (args.data or '').partition(':')[2]
+    # What is on the Hub is not fetched for this.
+    if args.data and (args.data_dir or not place or Path(place).exists()):
         try:
             class_counts = load_data(args.data, args.data_dir).class_counts.tolist()
         except MissingDataError:

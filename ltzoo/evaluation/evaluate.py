@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -222,10 +223,10 @@ def resolve_model(name: str) -> str:
     """
     if not name:
         raise EvaluationError("the model's name is empty: give one of the zoo, a run's folder or local-dir:FOLDER")
-    kind, colon, place = name.partition(':')
+    kind, _, place = name.partition(':')
     if kind == 'local-dir' and place.startswith('~'):
-        return f'{kind}{colon}{Path(place).expanduser()}'
-    run = Path(name).expanduser()
+        return f'{kind}:{os.path.expanduser(place)}'
+    run = Path(os.path.expanduser(name))
     if not (run / 'recipe.yaml').exists():
         if run.is_dir():
             raise EvaluationError(

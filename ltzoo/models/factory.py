@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -345,7 +346,7 @@ def _locate(name: str, pretrained: bool, kwargs: dict[str, Any]) -> tuple[str, P
         name = _LOCAL + str(fetch(repo, revision=revision or None, files=files, cache_dir=cache_dir))
     if name.startswith(_LOCAL):
         # Shells leave a ~ behind a colon alone.
-        folder = Path(name.removeprefix(_LOCAL)).expanduser()
+        folder = Path(os.path.expanduser(name.removeprefix(_LOCAL)))
         _check_folder(folder, pretrained, called)
         return f'{_LOCAL}{folder}', folder / _WEIGHTS if pretrained else None
     name = _check_name(name)

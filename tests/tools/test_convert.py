@@ -127,7 +127,8 @@ def test_data_with_other_classes_are_refused_and_their_place_is_not_told(
     # Of data that are not here nothing can be checked, unless they should be.
     assert script(*command, '--data', 'imagenet_lt', '--data-dir', tmp_path) == 2
     assert 'ImageNet_LT_train.txt is missing' in capsys.readouterr().err
-    assert script(*command, '--data', f'npz:{tmp_path / "elsewhere.npz"}') == 0
+    assert script(*command, '--data', 'hf:nobody/nothing') == 0
+    assert script(*command, '--data', f'npz:{tmp_path / "elsewhere.npz"}', '--force') == 0
     config = json.loads((tmp_path / 'out' / 'config.json').read_text())
     assert config['converted_from']['data'] == 'npz:elsewhere.npz'
 

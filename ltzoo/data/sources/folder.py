@@ -70,10 +70,11 @@ def folder(location: Path, download: bool) -> Dataset:
 
 def _warn_of_parts(root: Path, class_names: list[str]) -> None:
     """Warn where what was taken for classes may be parts with other names, such as training_set and test_set."""
-    first = {entry.name for entry in os.scandir(root / class_names[0])}
-    if len(class_names) < 2 or len(first) < 2 or not all(entry.is_dir() for entry in os.scandir(root / class_names[0])):
+    entries = list(os.scandir(root / class_names[0]))
+    first = {entry.name for entry in entries}
+    if len(class_names) < 2 or len(first) < 2 or not all(entry.is_dir() for entry in entries):
         return
-    if all({entry.name for entry in os.scandir(root / name)} == first for name in class_names):
+    if all(set(os.listdir(root / name)) == first for name in class_names):
         logger.warning(
             'the classes of %s are %s, which all hold the folders %s and nothing else: if those are the classes, call '
             'the upper ones train and test', root, ', '.join(class_names[:5]), ', '.join(sorted(first)[:5]),
