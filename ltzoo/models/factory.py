@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
@@ -161,7 +162,7 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         raise ModelFilesError(f'there is no file {checkpoint}: checkpoint_path takes the file of a state dict')
     for key, least in (('num_classes', 0), ('in_chans', 1)):
         value = kwargs.get(key)
-        if value is not None and (not isinstance(value, int) or value < least):
+        if value is not None and (not isinstance(value, Integral) or value < least):
             raise ModelArgumentError(f'{key} must be a whole number, {least} or more, not {value!r}')
     try:
         torch.device(kwargs.get('device') or 'cpu')

@@ -285,6 +285,10 @@ def test_a_name_is_text_and_a_place_may_begin_at_home(saved: Path, monkeypatch: 
     assert resolve_model(name) == f'local-dir:{saved}'
 
 
+def test_a_number_of_classes_may_be_numpys() -> None:
+    assert ltzoo.create_model('resnet8_cifar', num_classes=np.int64(7), in_chans=np.int32(1)).num_classes == 7
+
+
 def test_weights_that_do_not_go_with_an_argument_are_not_called_damaged_alone() -> None:
     with pytest.raises(ModelFilesError, match="or of another model, or do not go with head='cosine'"):
         ltzoo.create_model('resnet32_cifar_ce', pretrained=True, head='cosine')
