@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ['LtzooError', 'command_line', 'did_you_mean']
+__all__ = ['LtzooError', 'command_line', 'did_you_mean', 'one_line']
 
 
 class LtzooError(Exception):
@@ -25,6 +25,11 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f'; did you mean {near[0]}?' if near else '.'
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says as one line, or the name of its class if it says nothing."""
+    return ' '.join(str(error).split()) or type(error).__name__
 
 
 def command_line(main: Callable[[], int]) -> Callable[[], int]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, one_line
 
 __all__ = ['Recorded', 'RecordingError']
 
@@ -95,7 +95,7 @@ class Recorded:
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode='thread_local'):
                 self.outputs = self.function(*self.inputs)
         except RuntimeError as error:
-            reason = ' '.join(str(error).split())[:300]
+            reason = one_line(error)[:300]
             raise RecordingError(f'this step cannot be recorded, take cuda_graphs=false: {reason}') from error
         self.gradients = [(p, p.grad) for p in self.parameters if p.grad is not None]
         self.graph = graph

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from ltzoo.errors import LtzooError, command_line
+from ltzoo.errors import LtzooError, command_line, one_line
 
 
 @command_line
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         if isinstance(error, LtzooError):
             raise
-        reason = ' '.join(str(error).split())
+        reason = one_line(error)
         raise LtzooError(f'the run {output} stopped: {reason}; once that is put right, use resume=auto') from error
     if PartialState().is_main_process:
         print(format_scores(results))

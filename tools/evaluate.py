@@ -107,7 +107,7 @@ def write(args: argparse.Namespace, results: dict[str, Any]) -> None:
             write_atomically(args.csv, per_class_csv(results))
     if args.plot:
         with writing(args.plot):
-            plot_accuracy(results, args.plot, results['many_above'], results['few_below'])
+            plot_accuracy(results, args.plot)
 
 
 if __name__ == '__main__':

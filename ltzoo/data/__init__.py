@@ -18,6 +18,7 @@ from ltzoo.data.dataset import (
 from ltzoo.data.holdout import split_off, with_holdout
 from ltzoo.data.images import ArrayImages, FileImages, Images, UnreadableImageError
 from ltzoo.data.longtail import longtail_counts, longtail_indices
+from ltzoo.data.parts import load_parts
 from ltzoo.data.profile import Profile, gini_coefficient, imbalance_ratio, plot_profile, profile_data
 from ltzoo.data.shots import ShotError, check_thresholds, shot_classes
 
@@ -39,6 +40,7 @@ __all__ = [
     'imbalance_ratio',
     'list_data',
     'load_data',
+    'load_parts',
     'longtail_counts',
     'longtail_indices',
     'plot_profile',

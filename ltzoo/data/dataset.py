@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ltzoo.data.images import ArrayImages, Images, UnreadableImageError, examine
 from ltzoo.data.longtail import ProfileKind, longtail_indices
@@ -32,9 +33,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class DataError(LtzooError, ValueError):
@@ -127,8 +125,8 @@ class Dataset:
     train: Split
     test: Split
     class_names: tuple[str, ...]
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     image_size: int = 224
     spare: Split | None = None
     drawn_from: str | None = None

@@ -28,8 +28,6 @@ class Digest(Protocol):
 
     def update(self, data: Any, /) -> None: ...
 
-    def hexdigest(self) -> str: ...
-
 
 class UnreadableImageError(LtzooError, OSError):
     """An image that is missing, truncated or not an image; the message names it."""

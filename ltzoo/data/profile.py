@@ -14,7 +14,7 @@ from PIL import Image
 
 from ltzoo.data.dataset import Dataset
 from ltzoo.data.images import UnreadableImageError, examine
-from ltzoo.data.shots import shot_classes
+from ltzoo.data.shots import SHOT_COLOURS, shot_classes
 from ltzoo.files import save_figure
 
 __all__ = ['ImagesCheck', 'Profile', 'gini_coefficient', 'imbalance_ratio', 'plot_profile', 'profile_data']
@@ -168,15 +168,14 @@ def plot_profile(profile: Profile, path: Path) -> None:
     floor = 0.7
     figure = Figure(figsize=(8, 4.5), layout='constrained')
     axes = figure.subplots()
-    colours = {'many': 'tab:blue', 'medium': 'tab:orange', 'few': 'tab:red'}
     for shot, classes in profile.shots.items():
         ranks = np.flatnonzero(np.isin(order, classes))
         label = f'{shot.capitalize()}: none'
         if len(ranks):
             label = f'{shot.capitalize()}: {_count(ranks, "class", "classes")}, {counts[ranks].sum():,} images'
             edges = np.append(ranks, ranks[-1] + 1)
-            axes.stairs(np.maximum(counts[ranks], floor), edges, baseline=floor, fill=True, color=colours[shot])
-        axes.plot([], [], color=colours[shot], linewidth=6, label=label)
+            axes.stairs(np.maximum(counts[ranks], floor), edges, baseline=floor, fill=True, color=SHOT_COLOURS[shot])
+        axes.plot([], [], color=SHOT_COLOURS[shot], linewidth=6, label=label)
     for threshold in (profile.many_above, profile.few_below):
         axes.axhline(threshold, color='black', linewidth=0.8, linestyle='--')
     axes.set_yscale('log')

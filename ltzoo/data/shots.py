@@ -9,7 +9,10 @@ import numpy as np
 
 from ltzoo.errors import LtzooError
 
-__all__ = ['ShotError', 'check_thresholds', 'shot_classes']
+__all__ = ['SHOT_COLOURS', 'ShotError', 'check_thresholds', 'shot_classes']
+
+# In every plot.
+SHOT_COLOURS = {'many': 'tab:blue', 'medium': 'tab:orange', 'few': 'tab:red'}
 
 
 class ShotError(LtzooError, ValueError):

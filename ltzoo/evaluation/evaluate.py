@@ -14,7 +14,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from ltzoo.data import Dataset, Split, check_thresholds, drop_unreadable, load_data, with_place, without_folders
+from ltzoo.data import (
+    Dataset,
+    Split,
+    check_thresholds,
+    drop_unreadable,
+    load_data,
+    load_parts,
+    with_place,
+    without_folders,
+)
 from ltzoo.errors import LtzooError
 from ltzoo.evaluation.metrics import Scores, score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
@@ -289,15 +298,12 @@ def _held_out(name: str, data: str, data_dir: str | Path | None) -> Dataset:
     if lt.get('data') != without_folders(with_place(data, data_dir)):
         raise EvaluationError(f'{name} left out images of {lt.get("data")}, not of {data}')
     try:
-        from ltzoo.training.prepare import prepare_data
-        from ltzoo.training.recipe import check_recipe
-    except ImportError as error:
-        raise EvaluationError(
-            f"a hold-out is made anew by training's packages, {error.name} is missing: pip install 'ltzoo[train]'"
-        ) from error
-    recipe = check_recipe(lt.get('recipe'), f'{name}, recipe')
-    place = {'name': data, 'data_dir': None if data_dir is None else str(data_dir)}
-    dataset = prepare_data(recipe.model_copy(update={'data': recipe.data.model_copy(update=place)}))
+        part, measured = lt['recipe']['data'], lt['recipe']['evaluation']
+        drawn = {'split_seed': part['split_seed'], 'holdout_per_class': measured['holdout_per_class']}
+        unreadable = part['unreadable']
+    except (KeyError, TypeError) as error:
+        raise EvaluationError(f'{name} does not say how its hold-out was drawn: score it on the test set') from error
+    dataset = load_parts(data, data_dir, split='holdout', unreadable=unreadable, **drawn)
     check_draw(name, dataset, lt)
     found = (dataset.class_counts.tolist(), len(dataset.test))
     if found != (lt.get('class_counts'), lt.get('scores', {}).get('samples')):

@@ -16,7 +16,7 @@ def leaderboard(rows: Sequence[Mapping[str, Any]], papers: Sequence[Mapping[str,
     """Return a page that needs nothing but itself.
 
     Args:
-        rows: what was measured, with the keys of `ltzoo.evaluation.many.COLUMNS`.
+        rows: what was measured, with the keys of `ltzoo.evaluation.benchmark.COLUMNS`.
         papers: what papers report: model, data, top1, source, and as far as given many, medium, few.
     """
     # Inside a script element only this could end it.

@@ -20,6 +20,7 @@ from ltzoo.data.images import ArrayImages
 from ltzoo.data.loader import ImageLoader
 from ltzoo.data.views import normalise
 from ltzoo.errors import LtzooError
+from ltzoo.models.mode import evaluating
 
 __all__ = ['PredictionError', 'Predictions', 'image_batches', 'predict']
 
@@ -73,18 +74,13 @@ def predict(
     predictions = torch.zeros(len(split), dtype=torch.int64, device=device)
     confidences = torch.zeros(len(split), dtype=torch.float32, device=device)
     batches = image_batches(split.select(share), config, batch_size, device, workers)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), _full_precision():
-            start = 0
-            for batch in batches:
-                probabilities = model(batch).float().softmax(1)
-                rows = torch.from_numpy(share[start : start + len(batch)]).to(device)
-                confidences[rows], predictions[rows] = probabilities.max(1)
-                start += len(batch)
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.inference_mode(), _full_precision():
+        start = 0
+        for batch in batches:
+            probabilities = model(batch).float().softmax(1)
+            rows = torch.from_numpy(share[start : start + len(batch)]).to(device)
+            confidences[rows], predictions[rows] = probabilities.max(1)
+            start += len(batch)
     if processes > 1:
         dist.all_reduce(predictions)
         dist.all_reduce(confidences)

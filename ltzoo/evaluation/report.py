@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ltzoo.data.shots import SHOT_COLOURS, shot_classes
 from ltzoo.files import save_figure
 
 __all__ = ['format_scores', 'per_class_csv', 'plot_accuracy']
@@ -41,13 +44,12 @@ def per_class_csv(results: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def plot_accuracy(results: Mapping[str, Any], path: Path, many_above: int = 100, few_below: int = 20) -> None:
+def plot_accuracy(results: Mapping[str, Any], path: Path) -> None:
     """Draw the accuracy of every class against its number of training images.
 
     Args:
         results: with the keys of `tools/evaluate.py --json`.
         path: a PNG, PDF or SVG file to write, whole or not at all.
-        many_above, few_below: the shots' thresholds.
 
     Raises:
         OSError: if it cannot be written.
@@ -57,26 +59,22 @@ def plot_accuracy(results: Mapping[str, Any], path: Path, many_above: int = 100,
 
     figure = Figure(figsize=(7, 4.2), layout='constrained')
     axes = figure.subplots()
-    shots = {
-        'Many': ('many', 'tab:blue', lambda count: count > many_above),
-        'Medium': ('medium', 'tab:orange', lambda count: few_below <= count <= many_above),
-        'Few': ('few', 'tab:red', lambda count: count < few_below),
-    }
     tested = [row for row in results['per_class'] if row['accuracy'] is not None]
-    for name, (key, colour, belongs) in shots.items():
-        rows = [row for row in tested if belongs(row['train_count'])]
+    groups = shot_classes(np.array([row['train_count'] for row in tested]), results['many_above'], results['few_below'])
+    for shot, members in groups.items():
+        rows = [tested[i] for i in members]
         if rows:
             counts = [row['train_count'] for row in rows]
             axes.scatter(
                 counts,
                 [row['accuracy'] for row in rows],
                 s=max(8, 36 - len(tested) // 40),
-                color=colour,
+                color=SHOT_COLOURS[shot],
                 alpha=0.7,
                 linewidths=0,
-                label=f'{name}: {results[key]:.1f}',
+                label=f'{shot.capitalize()}: {results[shot]:.1f}',
             )
-            axes.hlines(results[key], min(counts), max(counts), color=colour, linewidth=1)
+            axes.hlines(results[shot], min(counts), max(counts), color=SHOT_COLOURS[shot], linewidth=1)
     axes.set_xscale('symlog', linthresh=1)
     axes.set_xlim(left=0 if any(row['train_count'] == 0 for row in tested) else 0.9)
     axes.set_ylim(-3, 103)

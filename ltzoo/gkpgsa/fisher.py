@@ -7,8 +7,7 @@ different matrices: Kunstner et al., Limitations of the Empirical Fisher Approxi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltzoo.errors import LtzooError
+from ltzoo.models.mode import evaluating
 
 __all__ = ['FisherError', 'FisherKind', 'diagonal_fisher', 'group_sample_indices']
 
@@ -93,7 +93,7 @@ def diagonal_fisher(
     of_units = vmap(grad(mean_log_likelihood), in_dims=(None, 0, 0))
     classes = terms = 0
     # Fused attention cannot be batched over samples: torch would loop, and warn.
-    with _evaluating(model), sdpa_kernel(SDPBackend.MATH):
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH):
         for inputs, labels in batches:
             if labels.shape != inputs.shape[:1]:
                 raise FisherError(
@@ -188,15 +188,3 @@ def _default_chunk_size(point: Mapping[str, Tensor]) -> int:
 def _draw(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
     device = probabilities.device if generator is None else generator.device
     return torch.multinomial(probabilities.to(device), 1, generator=generator)[:, 0].to(probabilities.device)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Set evaluation mode and give every module its own flag back."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag

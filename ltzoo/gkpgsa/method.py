@@ -19,7 +19,7 @@ from ltzoo.gkpgsa.affinity import GramMatrix, parameter_affinity
 from ltzoo.gkpgsa.bank import DiskStore, HostStore, MemoryBank, SnapshotStore
 from ltzoo.gkpgsa.fisher import diagonal_fisher, group_sample_indices
 from ltzoo.gkpgsa.grouping import classes_moved, group_anchors, group_classes
-from ltzoo.gkpgsa.passes import Losses, Reduce, Views
+from ltzoo.gkpgsa.passes import Losses, Views
 from ltzoo.gkpgsa.preservation import KnowledgePreservation
 from ltzoo.gkpgsa.quality import FeatureQuality
 from ltzoo.gkpgsa.schedule import alpha_schedule
@@ -44,7 +44,6 @@ class GkpGsa:
         settings: see `GkpGsaSettings`.
         log_prior: what the objective adds to the logits, shape (C,), for the Fisher; None for nothing.
         folder: of the bank's snapshots, if they are kept on disk.
-        reduce, processes: as for `GroupedSharpness`.
         seed: of the grouping and the Fisher's samples.
 
     Raises:
@@ -62,8 +61,6 @@ class GkpGsa:
         *,
         log_prior: Tensor | None = None,
         folder: Path | None = None,
-        reduce: Reduce | None = None,
-        processes: int = 1,
         seed: int = 0,
     ) -> None:
         self.model, self.settings = model, settings
@@ -90,8 +87,6 @@ class GkpGsa:
             self.class_groups,
             self._samples_by_group(self.class_groups),
             settings.sharpness,
-            reduce=reduce,
-            processes=processes,
         )
         self.quality: FeatureQuality | None = None
         self.epoch = 0

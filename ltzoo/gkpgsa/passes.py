@@ -8,24 +8,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ltzoo.gkpgsa.flat import FlatParameters
 from ltzoo.gkpgsa.grouped_weights import GroupedWeights
 from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, SampleRows
 
-__all__ = ['Losses', 'Passes', 'Reduce', 'Views', 'buffers_kept']
+__all__ = ['Losses', 'Passes', 'Views', 'buffers_kept']
 
 Views = tuple[Tensor, ...]
 # Takes views and labels of samples; returns their losses, shape (B,).
 Losses = Callable[[Views, Tensor], Tensor]
-# Sums a tensor over all processes, in place.
-Reduce = Callable[[Tensor], None]
 
 
 @dataclass
 class Passes:
-    """The passes of one step; every one returns the mean loss and its gradient, summed over processes.
+    """The passes of one step; every one returns this process's mean loss, and the gradient's mean over processes.
 
     Args:
         layout: the parameters that gradients are taken of, d numbers in all.
@@ -35,8 +34,6 @@ class Passes:
         autocast: makes the context of the forward passes.
         loss_scale: what the loss is multiplied by for fp16; the gradients keep it.
         total: samples of this process.
-        reduce: sums a tensor over all processes, in place; None with one process.
-        processes: how many there are.
     """
 
     layout: FlatParameters
@@ -46,8 +43,6 @@ class Passes:
     autocast: Callable[[], Any] | None
     loss_scale: Tensor | float
     total: int
-    reduce: Reduce | None
-    processes: int
     # Places of the parameters that a loss used, and which groups are in the batch, over all pieces and processes.
     used: set[int] = field(default_factory=set)
     present: Tensor | None = None
@@ -160,9 +155,9 @@ class Passes:
 
     def reduced(self, x: Tensor) -> Tensor:
         """Return the mean over processes, as DistributedDataParallel gives it."""
-        if self.reduce is not None:
-            self.reduce(x)
-            x /= self.processes
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(x)
+            x /= dist.get_world_size()
         return x
 
     def context(self) -> Any:

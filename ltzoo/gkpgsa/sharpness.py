@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ltzoo.gkpgsa.direction import SharpnessError, group_direction, group_radius
 from ltzoo.gkpgsa.flat import FlatParameters
-from ltzoo.gkpgsa.passes import Losses, Passes, Reduce, Views, buffers_kept
+from ltzoo.gkpgsa.passes import Losses, Passes, Views, buffers_kept
 from ltzoo.gkpgsa.settings import SharpnessSettings
 
 __all__ = ['GroupedSharpness', 'StepReport']
@@ -53,8 +53,6 @@ class GroupedSharpness:
         class_groups: group of every class, int64, shape (C,).
         group_samples: training samples of every group, |G_g|, shape (G,).
         settings: see `SharpnessSettings`.
-        reduce: sums a tensor over all processes, in place; None with one process.
-        processes: how many there are.
         static_shapes: whether every tensor of a step has a shape that does not depend on the groups' samples in the
             batch, and the host never waits for the device to learn them; see `ltzoo.gkpgsa.grouped_weights`. By default
             on GPUs, with up to 8 groups.
@@ -70,16 +68,12 @@ class GroupedSharpness:
         group_samples: Tensor,
         settings: SharpnessSettings | None = None,
         *,
-        reduce: Reduce | None = None,
-        processes: int = 1,
         static_shapes: bool | None = None,
     ) -> None:
         self.module = module
         self.static_shapes = static_shapes
         self.settings = settings or SharpnessSettings()
         self.layout = FlatParameters([p for p in module.parameters() if p.requires_grad])
-        self.reduce = reduce
-        self.processes = processes
         self.steps = 0
         self.groups = 0
         self.class_groups: Tensor
@@ -256,8 +250,6 @@ class GroupedSharpness:
             autocast,
             loss_scale,
             total,
-            self.reduce,
-            self.processes,
         )
 
     def _set_grad(self, gradient: Tensor, used: set[int]) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ltzoo.errors import LtzooError
+from ltzoo.files import check_target, writing
 from ltzoo.hub.export import ExportError
 from ltzoo.hub.release import test_vectors
 
@@ -39,29 +40,23 @@ def deploy(model: nn.Module, file: Path) -> float:
         Largest difference of a logit to the model's own, relative to the largest logit, for batches of 2 and 3.
 
     Raises:
-        ExportError: if the file cannot be written, its ending is no format, or the packages for ONNX are missing.
+        LtzooError: if the file cannot be written.
+        ExportError: if its ending is no format, or the packages for ONNX are missing.
         DeployError: if the exporter cannot take the model, or what comes out gives other logits.
     """
     if file.suffix not in FORMATS:
         raise ExportError(f'{file} is of no known format: the ending can be {" or ".join(FORMATS)}')
-    if not file.parent.is_dir():
-        raise ExportError(f'{file} cannot be written: there is no folder {file.parent}')
+    check_target(file)
     plain = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
     images = test_vectors(plain)['images']
     batches = [images[:1].repeat(2, 1, 1, 1).flip(-1), images[:1].repeat(3, 1, 1, 1)]
     run = _onnx if file.suffix == '.onnx' else _program
-    try:
-        beside = tempfile.TemporaryDirectory(prefix=f'.{file.name}.', dir=file.parent)
-    except OSError as error:
-        raise ExportError(f'{file} cannot be written: {error.strerror or error}') from error
-    with beside as place:
+    with writing(file), tempfile.TemporaryDirectory(prefix=f'.{file.name}.', dir=file.parent) as place:
         made = Path(place) / file.name
         try:
             outputs = run(plain, batches, made)
-        except LtzooError:
+        except (LtzooError, OSError):
             raise
-        except OSError as error:
-            raise ExportError(f'{file} cannot be written: {error.strerror or error}') from error
         except Exception as error:  # Exporters raise whatever the code they trace through does.
             lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
             raise DeployError(f'{file} was not written: the exporter does not take this model: {lines[0]}') from error
@@ -73,10 +68,7 @@ def deploy(model: nn.Module, file: Path) -> float:
         )
         if not difference <= _TOLERANCE:
             raise DeployError(f'{file} was not written: its logits differ by {difference:.1e} of the largest')
-        try:
-            os.replace(made, file)
-        except OSError as error:
-            raise ExportError(f'{file} cannot be written: {error.strerror or error}') from error
+        os.replace(made, file)
     return difference
 
 

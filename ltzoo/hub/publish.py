@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, one_line
 from ltzoo.hub.card import METRICS, PLACE
 from ltzoo.hub.verify import VerificationError, check_vectors
 from ltzoo.models import create_model
@@ -57,10 +57,11 @@ def publish(
     force: bool = False,
     private: bool = False,
     revision: str = 'main',
-    token: str | None = None,
     dry_run: bool = False,
 ) -> Publication:
     """Put a model folder on the Hub, all of it in one commit, and make its repository if there is none.
+
+    The token is that of `hf auth login` or HF_TOKEN.
 
     Args:
         folder: as `ltzoo.hub.release` writes it.
@@ -68,7 +69,6 @@ def publish(
         force: replace a different model, and remove what was there of it.
         private: make a private repository; one that is there must be private already.
         revision: the branch.
-        token: by default that of `hf auth login` or HF_TOKEN.
         dry_run: check everything, also what is on the Hub, and change nothing.
 
     Raises:
@@ -89,7 +89,7 @@ def publish(
     place = results['name'] if name == f'hf-hub:{results.get("hub_id")}' else name
     content['README.md'] = content['README.md'].replace(PLACE.encode(), place.encode())
     probe()
-    api = HfApi(token=token)
+    api = HfApi()
     try:
         api.whoami()
         info = _look(api, repo, revision)
@@ -156,7 +156,7 @@ def check_folder(folder: Path) -> dict[str, bytes]:
     except (VerificationError, SafetensorError, KeyError, RuntimeError) as error:
         if isinstance(error, LtzooError) and not isinstance(error, VerificationError):
             raise
-        reason = ' '.join(str(error).split())
+        reason = one_line(error)
         raise PublishError(f'{folder} does not load back equal: {reason}') from error
     names = [*_NEEDED, *(str(path.relative_to(folder)) for pattern in _OPTIONAL for path in folder.glob(pattern))]
     return {name: (folder / name).read_bytes() for name in names}
@@ -235,4 +235,4 @@ def _explain(error: Exception) -> str:
         return f'the Hub answers {status}; log in with a token that may write there (hf auth login, or HF_TOKEN)'
     if status == 412:
         return 'it was changed meanwhile; look at what is there and publish again'
-    return ' '.join(str(error).split()) or type(error).__name__
+    return one_line(error)

@@ -18,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ltzoo.data import without_folders
+from ltzoo.data import imbalance_ratio, without_folders
 from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder
 from ltzoo.hub.card import LICENCE, METRICS, PLACE, eval_results, model_card
@@ -140,7 +141,7 @@ def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str = 
         'hub_id': entry.hub_id if entry else None,
         'sha256': sha256,
         'data': first['data'],
-        'imbalance_ratio': max(counts) / max(min(counts), 1),
+        'imbalance_ratio': imbalance_ratio(np.array(counts)),
         'method': entry.method if entry else method,
         'recipe': first['recipe_file'],
         'commit': first['environment']['commit'],

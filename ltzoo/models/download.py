@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, one_line
 from ltzoo.files import write_atomically
 
 __all__ = ['PICKLES', 'DownloadError', 'fetch', 'file_hash', 'probe']
@@ -83,7 +83,7 @@ def fetch(
     return folder
 
 
-def probe(endpoint: str | None = None) -> None:
+def probe() -> None:
     """Return if the Hub answers.
 
     Raises:
@@ -91,13 +91,12 @@ def probe(endpoint: str | None = None) -> None:
     """
     from huggingface_hub import errors, get_session
 
-    url = endpoint or _endpoint()
     try:
         if _offline():
             raise errors.OfflineModeIsEnabled
-        get_session().head(url, timeout=_timeout())
+        get_session().head(_endpoint(), timeout=_timeout())
     except Exception as error:  # Whatever HTTP library the client is built on.
-        raise DownloadError(f'{url} cannot be reached: {_reason(error)}') from error
+        raise DownloadError(f'{_endpoint()} cannot be reached: {_reason(error)}') from error
 
 
 def file_hash(path: Path, kind: str = 'sha256') -> str:
@@ -256,7 +255,7 @@ def _reason(error: Exception) -> str:
 
     if isinstance(error, errors.OfflineModeIsEnabled):
         return 'HF_HUB_OFFLINE is set'
-    return ' '.join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def _endpoint() -> str:

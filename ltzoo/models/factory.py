@@ -23,7 +23,7 @@ from timm.models import PretrainedCfg, get_deprecated_models, is_model, load_che
 from torch import Tensor
 from torchvision import transforms
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, one_line
 from ltzoo.models.entries import entry_of, get_results
 from ltzoo.models.input_config import input_config
 from ltzoo.models.lt_zoo import METHODS, ZOO, ZooEntry
@@ -197,14 +197,14 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     except LtzooError:
         raise
     except (TypeError, ValueError, AssertionError, LookupError, AttributeError) as error:
-        reason = ' '.join(str(error).split())
+        reason = one_line(error)
         if given := _given(kwargs):
             raise ModelArgumentError(f'{name} cannot be made with {given}: {reason}') from error
         if not entry.startswith(_LOCAL):
             raise
         raise ModelFilesError(f'{name} cannot be made with the arguments in its config.json: {reason}') from error
     except (SafetensorError, RuntimeError) as error:
-        reason = ' '.join(str(error).split())
+        reason = one_line(error)
         if 'No pretrained weights exist' in reason:
             raise NoWeightsError(f'the pretrained_cfg given for {name} names no weights') from error
         given = _given(kwargs)
@@ -215,7 +215,7 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
         asked = f', or do not go with {given}' if given else ''
         raise ModelFilesError(f'the weights of {name} are damaged or of another model{asked}: {reason}') from error
     except OSError as error:
-        raise ModelFilesError(f'{name} cannot be loaded: {" ".join(str(error).split())}') from error
+        raise ModelFilesError(f'{name} cannot be loaded: {one_line(error)}') from error
 
 
 def _given(kwargs: dict[str, Any]) -> str:
@@ -228,7 +228,7 @@ def _load_checkpoint(model: nn.Module, file: Path, name: str) -> None:
     try:
         load_checkpoint(model, str(file))
     except Exception as error:  # Reading a damaged file can end in anything.
-        reason = ' '.join(str(error).split())
+        reason = one_line(error)
         if 'weights_only' in reason:
             reason = 'it is no state dict, or holds more than tensors, and reading that could run code'
         elif not isinstance(error, RuntimeError):

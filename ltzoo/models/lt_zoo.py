@@ -93,6 +93,7 @@ DATA = {
         {'inat18': 8142},
         ('resnet50',),
         'recipes/{tag}/{method}_{architecture}.yaml',
+        # Of its training images, as the long-tailed literature uses them.
         mean=(0.466, 0.471, 0.380),
         std=(0.195, 0.194, 0.192),
     ),

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, one_line
 from ltzoo.training.recipe import Recipe, load_recipe
 from ltzoo.training.run import RunFolder
 
@@ -87,7 +87,7 @@ def load_plan(path: Path) -> Plan:
         # A key that is there twice is an error here, and not in plain PyYAML.
         return Plan.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise PlanError(f'{path} cannot be read as a plan: {" ".join(str(error).split())}') from error
+        raise PlanError(f'{path} cannot be read as a plan: {one_line(error)}') from error
     except ValidationError as error:
         first = error.errors()[0]
         key = '.'.join(map(str, first['loc'])) or 'the file'

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from timm.utils import ModelEmaV3
+from torch import Tensor
 
 from ltzoo.errors import LtzooError
 from ltzoo.files import write_atomically
 from ltzoo.gkpgsa import GkpGsa
 from ltzoo.training.learner import Learner
-from ltzoo.training.loop import restore_rng, rng_states
 
 __all__ = ['CheckpointError', 'Training', 'load_checkpoint', 'save_checkpoint']
 
@@ -93,7 +94,7 @@ class Training:
             'scaler': None if scaler is None else scaler.state_dict(),
             'ema': None if self.ema is None else self.ema.state_dict(),
             'method': None if self.method is None else self.method.state_dict(),
-            'rng': rng_states(self.accelerator.device),
+            'rng': _rng_states(self.accelerator.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -111,5 +112,24 @@ class Training:
             self.method.load_state_dict(state['method'])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state['scaler'])
-        restore_rng(state['rng'], self.accelerator)
+        _restore_rng(state['rng'], self.accelerator)
         self.epoch, self.seconds = state['epoch'], state['seconds']
+
+
+def _rng_states(device: torch.device) -> list[dict[str, Tensor]]:
+    """Return the state of the global random generators of every process, in order of rank."""
+    states = {'cpu': torch.get_rng_state()}
+    if device.type == 'cuda':
+        states['cuda'] = torch.cuda.get_rng_state(device)
+    return gather_object([states])
+
+
+def _restore_rng(states: list[dict[str, Tensor]], accelerator: Accelerator) -> None:
+    """Undo `_rng_states`; a run continued with more processes seeds the new ones by rank."""
+    if accelerator.process_index >= len(states):
+        torch.manual_seed(accelerator.process_index)
+        return
+    own = states[accelerator.process_index]
+    torch.set_rng_state(own['cpu'])
+    if 'cuda' in own and accelerator.device.type == 'cuda':
+        torch.cuda.set_rng_state(own['cuda'], accelerator.device)

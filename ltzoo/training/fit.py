@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ltzoo.data import Dataset, require_readable, without_folders
 from ltzoo.data.loader import Batch
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, one_line
 from ltzoo.evaluation import Scores, plot_accuracy
 from ltzoo.files import write_atomically
 from ltzoo.hub import export_model
@@ -95,7 +95,7 @@ def _train(
     try_step(learner, view_sizes(recipe, dataset), dataset.num_classes, recipe, accelerator)
     if recipe.compile:
         learner.compile()
-    method = create_method(recipe, dataset, learner, accelerator, folder.bank)
+    method = create_method(recipe, dataset, learner, folder.bank)
     prepared, optimizer = accelerator.prepare(learner, optimizer)
     set_seed(recipe.seed, device_specific=True)
 
@@ -206,7 +206,7 @@ def _restore(folder: RunFolder, recipe: Recipe, training: Training) -> None:
     except LtzooError as error:
         raise CheckpointError(f'{folder.checkpoint} cannot be gone on from: {error}') from error
     except (RuntimeError, KeyError, ValueError) as error:
-        reason = ' '.join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         raise CheckpointError(f'{folder.checkpoint} is not of this model and optimiser: {reason}') from error
 
 
@@ -251,7 +251,7 @@ def _finish(folder: RunFolder, model: nn.Module, recipe: Recipe, dataset: Datase
     }
     export_model(model, folder.model, lt, **image_config(recipe, dataset), force=True)
     plot_curves(folder.read_log(), folder.path / 'curves.png')
-    plot_accuracy(results, folder.path / 'accuracy.png', recipe.evaluation.many_above, recipe.evaluation.few_below)
+    plot_accuracy(results, folder.path / 'accuracy.png')
     write_atomically(folder.results, json.dumps(results, indent=2) + '\n')
     shutil.rmtree(folder.bank, ignore_errors=True)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -178,22 +177,3 @@ def train_one_epoch(
     mean_loss = float(accelerator.reduce(total, 'mean')) / loader.steps_per_epoch
     seconds = time.perf_counter() - started
     return EpochLog(mean_loss, seconds, loader.steps_per_epoch * batch_size / seconds)
-
-
-def rng_states(device: torch.device) -> list[dict[str, Tensor]]:
-    """Return the state of the global random generators of every process, in order of rank."""
-    states = {'cpu': torch.get_rng_state()}
-    if device.type == 'cuda':
-        states['cuda'] = torch.cuda.get_rng_state(device)
-    return gather_object([states])
-
-
-def restore_rng(states: list[dict[str, Tensor]], accelerator: Accelerator) -> None:
-    """Undo `rng_states`; a run continued with more processes seeds the new ones by rank."""
-    if accelerator.process_index >= len(states):
-        torch.manual_seed(accelerator.process_index)
-        return
-    own = states[accelerator.process_index]
-    torch.set_rng_state(own['cpu'])
-    if 'cuda' in own and accelerator.device.type == 'cuda':
-        torch.cuda.set_rng_state(own['cuda'], accelerator.device)

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ltzoo.data.shots import SHOT_COLOURS
 from ltzoo.files import save_figure
 
 __all__ = ['plot_curves']
@@ -29,7 +30,7 @@ def plot_curves(log: list[dict[str, Any]], path: Path) -> None:
     axes[0].set_ylabel('training loss')
     if held_out:
         at = [line['epoch'] + 1 for line in held_out]
-        for shot, colour in (('top1', 'black'), ('many', 'tab:blue'), ('medium', 'tab:orange'), ('few', 'tab:red')):
+        for shot, colour in {'top1': 'black', **SHOT_COLOURS}.items():
             if held_out[0]['holdout'][shot] is not None:
                 axes[1].plot(at, [line['holdout'][shot] for line in held_out], label=shot, color=colour, marker='.')
         axes[1].set_ylabel('hold-out accuracy (%)')

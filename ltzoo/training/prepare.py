@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import nn
 
-from ltzoo.data import ArrayImages, DataError, Dataset, drop_unreadable, load_data, with_holdout
+from ltzoo.data import Dataset, load_parts
 from ltzoo.data.loader import TrainLoader, train_loader
 from ltzoo.data.views import parse_views
 from ltzoo.gkpgsa import GkpGsa
@@ -58,7 +57,6 @@ def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerato
         mixed_precision='no' if recipe.precision == 'fp32' else recipe.precision,
         log_with=list(recipe.trackers) or None,
         project_dir=output,
-        step_scheduler_with_optimizer=False,
     )
     on_cpu = accelerator.device.type == 'cpu'
     if recipe.sync_batchnorm and on_cpu:
@@ -75,23 +73,16 @@ def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerato
 
 def prepare_data(recipe: Recipe) -> Dataset:
     """Load the recipe's data; its `test` is what the run is measured on."""
-    part = recipe.data
-    dataset = load_data(part.name, part.data_dir, split_seed=part.split_seed, download=part.download)
-    if recipe.evaluation.split == 'holdout':
-        dataset = with_holdout(dataset, per_class=recipe.evaluation.holdout_per_class)
-    if part.unreadable == 'skip':
-        before = dataset.class_counts
-        dataset = replace(dataset, train=drop_unreadable(dataset.train), test=drop_unreadable(dataset.test))
-        if (lost := (before > 0) & (dataset.class_counts == 0)).any():
-            c = lost.argmax()
-            raise DataError(
-                f'none of the {before[c]} training images of class {dataset.class_names[c]} of {dataset.name} can be '
-                'decoded: replace them or remove the class'
-            )
-    if isinstance(dataset.test.images, ArrayImages):
-        # A pack may have been made without them: that is better known before training than after it.
-        dataset.test.images[0]
-    return dataset
+    part, measured = recipe.data, recipe.evaluation
+    return load_parts(
+        part.name,
+        part.data_dir,
+        split_seed=part.split_seed,
+        download=part.download,
+        split=measured.split,
+        holdout_per_class=measured.holdout_per_class,
+        unreadable=part.unreadable,
+    )
 
 
 def create_learner(recipe: Recipe, dataset: Dataset) -> Learner:
@@ -144,10 +135,8 @@ def can_record(recipe: Recipe, accelerator: Accelerator) -> bool:
     return recipe.cuda_graphs and accelerator.device.type == 'cuda' and accelerator.num_processes == 1
 
 
-def create_method(
-    recipe: Recipe, dataset: Dataset, learner: Learner, accelerator: Accelerator, folder: Path
-) -> GkpGsa | None:
-    """Create the method's state, if the recipe has one.
+def create_method(recipe: Recipe, dataset: Dataset, learner: Learner, folder: Path) -> GkpGsa | None:
+    """Create the method's state, if the recipe has one; `folder` is for the bank's snapshots.
 
     Raises:
         RecipeError: if it cannot be combined with the rest of the recipe.
@@ -166,8 +155,6 @@ def create_method(
         recipe.epochs,
         recipe.method,
         log_prior=learner.objective.logit_adjustment,
-        reduce=_sum_over_processes if accelerator.num_processes > 1 else None,
-        processes=accelerator.num_processes,
         folder=folder,
         seed=recipe.seed,
     )
@@ -215,10 +202,6 @@ def create_step(
     )
 
 
-def _sum_over_processes(x: Tensor) -> None:
-    torch.distributed.all_reduce(x)
-
-
 def describe_batch(recipe: Recipe) -> str:
     """Return the shapes of one batch and of what the model makes of it, without training."""
     accelerator = create_accelerator(recipe)
@@ -228,7 +211,7 @@ def describe_batch(recipe: Recipe) -> str:
     learner = create_learner(recipe, dataset).to(accelerator.device)
     loader = create_loader(recipe, dataset, learner, accelerator)
     try_step(learner, view_sizes(recipe, dataset), dataset.num_classes, recipe, accelerator)
-    create_method(recipe, dataset, learner, accelerator, Path('bank'))
+    create_method(recipe, dataset, learner, Path('bank'))
     batch = next(loader.epoch(0))
     losses = learner(batch.views, batch.labels)
     parameters = sum(p.numel() for p in learner.model.parameters())

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ltzoo.data import check_thresholds
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, one_line
 from ltzoo.gkpgsa import GkpGsaSettings
 
 __all__ = ['Recipe', 'RecipeError', 'check_recipe', 'load_recipe']
@@ -204,7 +204,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         changes = [_parse_override(override) for override in overrides]
         merged = OmegaConf.to_container(_merge(config, OmegaConf.merge({}, *changes)), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise RecipeError(f'{" ".join(overrides)}: {_first_line(error)}') from error
+        raise RecipeError(f'{" ".join(overrides)}: {one_line(error)}') from error
     except TypeError as error:
         raise RecipeError(
             f'{" ".join(overrides)}: an entry of a list cannot be changed by itself: give the whole list'
@@ -238,7 +238,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Any:
     try:
         config = OmegaConf.load(path)
     except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f'{path} is not a YAML file: {_first_line(error)}') from error
+        raise RecipeError(f'{path} is not a YAML file: {one_line(error)}') from error
     if not isinstance(config, DictConfig):
         raise RecipeError(f'{path} holds a list, a recipe is a mapping of keys')
     base = config.pop('base', None)
@@ -264,10 +264,6 @@ def _parse_override(override: str) -> DictConfig:
     # What OmegaConf would take for a reference to another key.
     OmegaConf.update(tree, key, value.replace('${', r'\${'))
     return tree
-
-
-def _first_line(error: Exception) -> str:
-    return ' '.join(str(error).split())
 
 
 def _fields(part: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from ltzoo.errors import one_line
 from ltzoo.files import LOCK, alone, write_atomically
 from ltzoo.training.checkpoint import CheckpointError, load_checkpoint
 from ltzoo.training.recipe import Recipe
@@ -159,7 +160,7 @@ class RunFolder:
             return Recipe.model_validate(yaml.safe_load(self.recipe.read_text()))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise CheckpointError(
-                f'{self.recipe} is damaged, or of another version of ltzoo: {" ".join(str(error).split())[:200]}; '
+                f'{self.recipe} is damaged, or of another version of ltzoo: {one_line(error)[:200]}; '
                 f'give another output'
             ) from error
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator
 
+from ltzoo.errors import one_line
 from ltzoo.training.learner import Learner, create_optimizer
 from ltzoo.training.recipe import Recipe, RecipeError
 
@@ -46,7 +47,7 @@ def try_step(
             with torch.inference_mode():
                 logits = trial.model.eval()(views[0])
         except (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError) as error:
-            reason = ' '.join(str(error).split())
+            reason = one_line(error)
             raise RecipeError(
                 f'no step can be taken with model {recipe.model.name}, objective {recipe.objective.name} and optimizer '
                 f'{recipe.optimizer.name} on images of {sizes[0][0]} x {sizes[0][1]} pixels, {count} at once: {reason}'

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from ltzoo.evaluation.benchmark import COLUMNS
 from ltzoo.evaluation.leaderboard import leaderboard
-from ltzoo.evaluation.many import COLUMNS
 
 sync_api = pytest.importorskip('playwright.sync_api')
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)

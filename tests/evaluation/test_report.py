@@ -14,6 +14,7 @@ from PIL import Image
 
 from ltzoo.evaluation import format_scores, per_class_csv, plot_accuracy, score, shifted_accuracy
 
+SHOTS = {'many_above': 100, 'few_below': 20}
 NAMES = ('cat', 'dog, small', 'a "quoted" one', 'never tested')
 COUNTS = np.array([200, 60, 30, 25])
 
@@ -24,7 +25,7 @@ def results() -> dict[str, Any]:
     labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
     predictions = np.array([0, 0, 0, 1, 1, 0, 2, 2])
     scores = score(labels, predictions, np.full(8, 0.75), COUNTS, NAMES)
-    return {'model': 'net', 'data': 'pets', **scores.to_json_dict(), 'shifted': shifted_accuracy(scores)}
+    return {'model': 'net', 'data': 'pets', **SHOTS, **scores.to_json_dict(), 'shifted': shifted_accuracy(scores)}
 
 
 def test_the_table_shows_every_score_and_none_for_an_empty_shot(results: dict[str, Any]) -> None:
@@ -72,7 +73,7 @@ def test_the_plot_has_a_point_for_every_tested_class(
 
     monkeypatch.setattr(figure_module.Figure, 'savefig', keep_and_save)
     scores = score(np.array([0, 1, 1, 2]), np.array([0, 1, 0, 2]), np.full(4, 0.5), counts, NAMES)
-    plot_accuracy({'model': 'net', 'data': 'pets', **scores.to_json_dict()}, tmp_path / 'plot.png')
+    plot_accuracy({'model': 'net', 'data': 'pets', **SHOTS, **scores.to_json_dict()}, tmp_path / 'plot.png')
     with Image.open(tmp_path / 'plot.png') as image:
         assert image.format == 'PNG'
         assert image.width > 500

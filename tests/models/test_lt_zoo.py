@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import ltzoo
-from ltzoo.data.sources import cifar, inat18
 from ltzoo.models import CosineLinear
 from ltzoo.models.lt_zoo import ZOO
 from ltzoo.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 # Published sizes of the encoders: those of ResNet-50 and ResNeXt-50 are torchvision's, less the 1000-class classifier.
 ENCODERS = {'resnet32': 463_504, 'resnet50': 25_557_032 - 2_049_000, 'resnext50': 25_028_904 - 2_049_000}
 CLASSES = {'cifar100': 100, 'cifar10': 10, 'imagenet': 1000, 'inat18': 8142}
@@ -65,13 +65,13 @@ def test_the_first_tag_is_the_default_and_classes_follow_the_tag() -> None:
 @pytest.mark.parametrize(
     ('name', 'mean', 'std', 'input_size', 'crop_pct'),
     [
-        ('resnet32_cifar_bcl', cifar.MEAN, cifar.STD, (3, 32, 32), 1.0),
-        ('resnet32_cifar', cifar.MEAN, cifar.STD, (3, 32, 32), 1.0),
+        ('resnet32_cifar_bcl', *CIFAR, (3, 32, 32), 1.0),
+        ('resnet32_cifar', *CIFAR, (3, 32, 32), 1.0),
         ('resnet50_imagenetlt_ce', *IMAGENET, (3, 224, 224), 0.875),
-        ('resnet50_inat18_bs', inat18.MEAN, inat18.STD, (3, 224, 224), 0.875),
+        ('resnet50_inat18_bs', (0.466, 0.471, 0.380), (0.195, 0.194, 0.192), (3, 224, 224), 0.875),
     ],
 )
-def test_images_are_fed_as_the_data_sources_say(name, mean, std, input_size, crop_pct) -> None:
+def test_images_are_fed_as_the_literature_has_it(name, mean, std, input_size, crop_pct) -> None:
     cfg = ltzoo.get_pretrained_cfg(name)
     assert (cfg.mean, cfg.std, cfg.input_size, cfg.crop_pct) == (mean, std, input_size, crop_pct)
 

@@ -20,10 +20,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def bench(args: argparse.Namespace) -> int:
     """Measure many models; the exit code is 1 if one failed."""
-    from ltzoo.evaluation.many import choose_models, evaluate_many
+    from ltzoo.evaluation.benchmark import benchmark_models, choose_models
 
     try:
-        rows = evaluate_many(
+        rows = benchmark_models(
             choose_models(args.models),
             args.data,
             args.output,

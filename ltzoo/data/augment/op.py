@@ -16,8 +16,8 @@ from ltzoo.errors import LtzooError, did_you_mean
 
 __all__ = ['Op', 'Params', 'ViewError', 'apply_where', 'create_op', 'join_rows', 'list_ops', 'register_op', 'take_rows']
 
-# What was drawn for each of n images: tensors whose first dimension is n, possibly nested.
-Params = dict[str, Any]
+# What was drawn for each of n images: tensors whose first dimension is n.
+Params = dict[str, Tensor]
 
 
 class ViewError(LtzooError, ValueError):
@@ -115,20 +115,14 @@ def _in_words(kind: Any) -> str:
 
 def take_rows(params: Params, rows: Any) -> Params:
     """Return the parameters of some of the images: `rows` is a slice or an index tensor."""
-    return {key: take_rows(v, rows) if isinstance(v, dict) else v[rows] for key, v in params.items()}
+    return {key: value[rows] for key, value in params.items()}
 
 
 def join_rows(parts: Sequence[Params]) -> Params:
     """Return the parameters of the images of all parts, one part after the other."""
-    first, *others = parts
-    if not others:
-        return first
-    return {
-        key: join_rows([part[key] for part in parts])
-        if isinstance(value, dict)
-        else torch.cat([part[key] for part in parts])
-        for key, value in first.items()
-    }
+    if len(parts) == 1:
+        return parts[0]
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
 def apply_where(mask: Tensor, images: Tensor, change: Callable[[Tensor, Params], Tensor], params: Params) -> Tensor:

@@ -13,17 +13,14 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from ltzoo.data.dataset import Dataset, MissingDataError, Split, register_source
 from ltzoo.data.images import ArrayImages
 from ltzoo.data.sources.packed_cifar import pack_file, read_packed
-
-# The statistics of CIFAR-10's training images, which the LDAM line uses for both sets.
-MEAN = (0.4914, 0.4822, 0.4465)
-STD = (0.2023, 0.1994, 0.2010)
+from ltzoo.models.cifar_resnet import CIFAR_MEAN, CIFAR_STD
 
 
 def _read(reader: type[CIFAR10], location: Path, download: bool) -> Dataset:
     pack = pack_file(location, reader.__name__.lower())
     if pack.is_file() and not (location / reader.base_folder).is_dir():
         packed_train, packed_test, names = read_packed(pack)
-        return Dataset(reader.__name__, packed_train, packed_test, names, MEAN, STD, image_size=32)
+        return Dataset(reader.__name__, packed_train, packed_test, names, CIFAR_MEAN, CIFAR_STD, image_size=32)
     parts = []
     for train in (True, False):
         try:
@@ -36,7 +33,7 @@ def _read(reader: type[CIFAR10], location: Path, download: bool) -> Dataset:
             ) from error
         parts.append((Split(ArrayImages(part.data), np.array(part.targets, dtype=np.int64)), part.classes))
     (train_split, classes), (test_split, _) = parts
-    return Dataset(reader.__name__, train_split, test_split, tuple(classes), MEAN, STD, image_size=32)
+    return Dataset(reader.__name__, train_split, test_split, tuple(classes), CIFAR_MEAN, CIFAR_STD, image_size=32)
 
 
 @register_source('cifar10')

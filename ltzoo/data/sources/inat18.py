@@ -15,14 +15,12 @@ import numpy as np
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, register_source
 from ltzoo.data.sources._lists import ImageList, find_folder, from_lists, read_list
+from ltzoo.models.lt_zoo import DATA
 
 LISTS = {'train': 'iNaturalist18_train.txt', 'val': 'iNaturalist18_val.txt'}
 ANNOTATIONS = {'train': 'train2018.json', 'val': 'val2018.json'}
 CATEGORIES = 'categories.json'
 ORIGIN = 'from https://github.com/visipedia/inat_comp/tree/master/2018 (the competition of 2018)'
-# Of its training images, as the long-tailed literature uses them.
-MEAN = (0.466, 0.471, 0.380)
-STD = (0.195, 0.194, 0.192)
 
 
 @register_source('inat18')
@@ -50,7 +48,7 @@ def inat18(location: Path, download: bool) -> Dataset:
         class_names=_read_names(folder / CATEGORIES) if (folder / CATEGORIES).exists() else None,
         images_origin=f'get train_val2018.tar.gz {ORIGIN} and unpack or link it as {folder / "train_val2018"}',
     )
-    return replace(dataset, mean=MEAN, std=STD)
+    return replace(dataset, mean=DATA['inat18'].mean, std=DATA['inat18'].std)
 
 
 def _read_part(folder: Path, part: str) -> ImageList:

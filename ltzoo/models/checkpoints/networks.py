@@ -43,9 +43,9 @@ class Network:
     by_frequency: bool = False
 
 
-def depths(weights: Weights, stages: int, suffix: str = '') -> tuple[int, ...]:
-    """Return the number of blocks in layer1, layer2, ... (or `layer2` + suffix)."""
-    return tuple(weights.count(rf'layer{stage}{suffix}\.(\d+)\.') for stage in range(1, stages + 1))
+def depths(weights: Weights, stages: int) -> tuple[int, ...]:
+    """Return the number of blocks in layer1, layer2, ..."""
+    return tuple(weights.count(rf'layer{stage}\.(\d+)\.') for stage in range(1, stages + 1))
 
 
 def resnet(weights: Weights, arguments: dict[str, Any]) -> Network:
@@ -93,11 +93,11 @@ def _large(weights: Weights) -> tuple[str, dict[str, Any]]:
     return (f'timm/{name}', {}) if name else (f'timm/{default}', {'layers': list(layers)})
 
 
-def classifier(weights: Weights, name: str, scale: float = 30.0) -> dict[str, Any]:
+def classifier(weights: Weights, name: str) -> dict[str, Any]:
     """Place a classifier as `fc`; return the arguments of the model that have to do with it.
 
     One with a bias is linear. One without is LDAM's normalised layer: class vectors are columns, features and class
-    vectors are normalised, the cosine is multiplied by `scale`.
+    vectors are normalised, the cosine is multiplied by 30.
     """
     weight = weights.take(f'{name}.weight')
     if weight.ndim != 2:
@@ -108,7 +108,7 @@ def classifier(weights: Weights, name: str, scale: float = 30.0) -> dict[str, An
         weights.put('fc.bias', bias)
         return {'num_classes': weight.shape[0]}
     weights.put('fc.weight', weight.t().contiguous())
-    return {'num_classes': weight.shape[1], 'head': 'cosine', 'head_scale': scale}
+    return {'num_classes': weight.shape[1], 'head': 'cosine', 'head_scale': 30.0}
 
 
 def place(network: Network) -> tuple[nn.Module, list[str]]:

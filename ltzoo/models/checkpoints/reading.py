@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, one_line
 
 __all__ = ['CheckpointError', 'read_checkpoint']
 
@@ -96,7 +96,7 @@ def read_checkpoint(file: Path, unsafe_pickle: bool = False) -> Any:
     except (OSError, SafetensorError, zipfile.BadZipFile) as error:
         raise CheckpointError(f'{file} cannot be read: {error}') from error
     except (pickle.UnpicklingError, RuntimeError) as error:
-        text = ' '.join(str(error).split())
+        text = one_line(error)
         if found := re.search(r'GLOBAL (\S+)|Unsupported class (\S+)', text):
             kind = next(filter(None, found.groups()))
             raise CheckpointError(

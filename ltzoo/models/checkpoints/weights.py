@@ -116,7 +116,7 @@ class Checkpoint:
             if isinstance(self.content.get(key), Mapping):
                 self.used.add(key)
                 return self.content[key]
-        if self.content and all(isinstance(value, Tensor) for value in self.content.values()):
+        if all(isinstance(value, Tensor) for value in self.content.values()):
             self.used.update(self.content)
             return self.content
         raise LayoutError(f'it has no {" or ".join(keys)} (it has {shortened(map(str, self.content), 8)})')

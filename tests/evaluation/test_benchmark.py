@@ -22,9 +22,9 @@ from torch import nn
 
 import ltzoo
 from ltzoo.data import DataError, MissingDataError, load_data
-from ltzoo.evaluation import EvaluationError, many
-from ltzoo.evaluation.many import COLUMNS, ManyError, _images_of, choose_models, evaluate_many
-from ltzoo.evaluation.measure import FAILED, OUT_OF_MEMORY, UNFIT, is_out_of_memory, macs, main, measure
+from ltzoo.evaluation import EvaluationError, benchmark
+from ltzoo.evaluation.benchmark import COLUMNS, BenchmarkError, _images_of, benchmark_models, choose_models
+from ltzoo.evaluation.benchmark_one import FAILED, OUT_OF_MEMORY, UNFIT, is_out_of_memory, macs, main, measure
 from ltzoo.files import BusyError
 from ltzoo.hub import export_model
 
@@ -67,14 +67,14 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             f'{body}\n'
         )
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setattr(many.sys, 'executable', str(script))
+        monkeypatch.setattr(benchmark.sys, 'executable', str(script))
         return calls
 
     return use
 
 
 def quiet(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
-    return evaluate_many(*args, say=lambda line: None, **kwargs)
+    return benchmark_models(*args, say=lambda line: None, **kwargs)
 
 
 def test_what_is_measured(saved: str, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_image_files_written_anew_are_told_apart(tmp_path: Path) -> None:
 def test_pairs_apart_tables_and_going_on(saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / 'out'
     said: list[str] = []
-    rows = evaluate_many([saved, HUNDRED], ['digits_lt'], output, batch_size=64, threads=1, say=said.append)
+    rows = benchmark_models([saved, HUNDRED], ['digits_lt'], output, batch_size=64, threads=1, say=said.append)
     assert [row['status'] for row in rows] == ['ok', 'skipped']
     assert rows[0]['method'] == 'bs'
     assert rows[1]['reason'] == f'{HUNDRED} has 100 classes, digits_lt has 10'
@@ -158,7 +158,7 @@ def test_pairs_apart_tables_and_going_on(saved: str, tmp_path: Path, monkeypatch
     assert rows[1]['reason'] in (output / 'leaderboard.html').read_text()
     assert sorted(path.name for path in output.iterdir()) == ['leaderboard.html', 'results.csv', 'results.json', 'rows']
     # What is done is not measured again.
-    monkeypatch.setattr(many.sys, 'executable', '/bin/false')
+    monkeypatch.setattr(benchmark.sys, 'executable', '/bin/false')
     same = {'batch_size': 64, 'threads': 1}
     assert quiet([saved, HUNDRED], ['digits_lt'], output, **same) == rows
     # With other threads its speed is another, too.
@@ -184,7 +184,7 @@ def test_what_is_wrong_with_the_call_is_a_failure_and_another_number_of_classes_
 
 def test_memory_is_that_of_the_process_and_not_of_its_parent() -> None:
     held = torch.ones(2**28)  # 1 GiB
-    command = 'from ltzoo.evaluation import measure; print(measure._peak_memory())'
+    command = 'from ltzoo.evaluation import benchmark_one; print(benchmark_one._peak_memory())'
     child = subprocess.run([PYTHON, '-c', command], stdout=subprocess.PIPE, check=True)
     assert int(child.stdout) < held.nbytes
 
@@ -261,7 +261,7 @@ def test_ctrl_c_ends_the_child_and_keeps_what_is_done(
         started.append(self)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(many.subprocess.Popen, 'communicate', interrupted)
+    monkeypatch.setattr(benchmark.subprocess.Popen, 'communicate', interrupted)
     with pytest.raises(KeyboardInterrupt):
         quiet(['timm/a', 'timm/b'], ['digits_lt'], output)
     assert started[0].poll() is not None, 'the child goes on'
@@ -295,15 +295,15 @@ def test_what_cannot_be_begun(stub: Any, tmp_path: Path) -> None:
     calls = stub('done()')
     (tmp_path / 'used').mkdir()
     (tmp_path / 'used' / 'thesis.txt').write_text('mine')
-    with pytest.raises(ManyError, match='used is not empty and holds no benchmark'):
+    with pytest.raises(BenchmarkError, match='used is not empty and holds no benchmark'):
         quiet(['timm/a'], ['digits_lt'], tmp_path / 'used')
-    with pytest.raises(ManyError, match=r'thesis\.txt is a file; give a folder'):
+    with pytest.raises(BenchmarkError, match=r'thesis\.txt is a file; give a folder'):
         quiet(['timm/a'], ['digits_lt'], tmp_path / 'used' / 'thesis.txt')
     with pytest.raises(DataError):
         quiet(['timm/a'], ['digits_lt', 'cifra100'], tmp_path / 'out')
     with pytest.raises(MissingDataError):
         quiet(['timm/a'], ['cifar100'], tmp_path / 'out', data_dir=str(tmp_path))
-    with pytest.raises(ManyError, match='cannot be made: Not a directory'):
+    with pytest.raises(BenchmarkError, match='cannot be made: Not a directory'):
         quiet(['timm/a'], ['digits_lt'], tmp_path / 'used' / 'thesis.txt' / 'out')
     assert sorted(os.listdir(tmp_path / 'used')) == ['thesis.txt']
     assert not (tmp_path / 'out').exists()

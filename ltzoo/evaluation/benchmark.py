@@ -22,16 +22,16 @@ from typing import Any
 
 from ltzoo.data import ArrayImages, Dataset, load_data
 from ltzoo.errors import LtzooError
+from ltzoo.evaluation.benchmark_one import FAILED, OUT_OF_MEMORY, UNFIT
 from ltzoo.evaluation.evaluate import resolve_model, training_of, usable_device
 from ltzoo.evaluation.leaderboard import leaderboard
-from ltzoo.evaluation.measure import FAILED, OUT_OF_MEMORY, UNFIT
 from ltzoo.files import LOCK, alone, write_atomically, writing
 from ltzoo.models import get_pretrained_cfg, list_pretrained
 from ltzoo.models.download import file_hash
 from ltzoo.models.entries import entry_of, method_of
 from ltzoo.models.paper_results import PAPER_RESULTS
 
-__all__ = ['COLUMNS', 'ManyError', 'choose_models', 'evaluate_many']
+__all__ = ['COLUMNS', 'BenchmarkError', 'benchmark_models', 'choose_models']
 
 COLUMNS = (
     *('model', 'data', 'method', 'status', 'samples', 'top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece'),
@@ -42,7 +42,7 @@ COLUMNS = (
 _STATUS = {0: 'ok', UNFIT: 'skipped', FAILED: 'failed'}
 
 
-class ManyError(LtzooError, ValueError):
+class BenchmarkError(LtzooError, ValueError):
     """A list of models or a folder that cannot be used."""
 
 
@@ -54,7 +54,7 @@ def choose_models(patterns: Sequence[str]) -> list[str]:
             `timm/NAME`, `hf-hub:ORG/NAME`, `local-dir:PATH`, folders of runs.
 
     Raises:
-        ManyError: if one stands for nothing; the message gives the nearest name.
+        BenchmarkError: if one stands for nothing; the message gives the nearest name.
         UnknownModelError: if timm has no such model.
         EvaluationError: if a folder is no finished run.
     """
@@ -73,7 +73,7 @@ def choose_models(patterns: Sequence[str]) -> list[str]:
         if not found:
             nearest = difflib.get_close_matches(pattern, list_pretrained(), n=1, cutoff=0)
             hint = f'; the nearest is {nearest[0]}' if nearest else ''
-            raise ManyError(f'{pattern} matches no model with published weights{hint}')
+            raise BenchmarkError(f'{pattern} matches no model with published weights{hint}')
         chosen.update(dict.fromkeys(found))
     return list(chosen)
 
@@ -84,12 +84,12 @@ def _check_place(name: str) -> None:
     if kind == 'local-dir':
         # A typing error in one of many is said before hours of measuring.
         if not (Path(place) / 'config.json').is_file():
-            raise ManyError(f'{place} holds no exported model: config.json is missing')
+            raise BenchmarkError(f'{place} holds no exported model: config.json is missing')
     elif kind != 'hf-hub' or not re.fullmatch(r'[\w.-]+/[\w.-]+(@.+)?', place):
-        raise ManyError(f'{name} is neither a folder, nor local-dir:PATH, nor hf-hub:ORG/NAME[@REVISION]')
+        raise BenchmarkError(f'{name} is neither a folder, nor local-dir:PATH, nor hf-hub:ORG/NAME[@REVISION]')
 
 
-def evaluate_many(
+def benchmark_models(
     models: Sequence[str],
     data: Sequence[str],
     output: Path,
@@ -120,7 +120,7 @@ def evaluate_many(
         data) or `failed`.
 
     Raises:
-        ManyError: if the folder holds something else or cannot be made.
+        BenchmarkError: if the folder holds something else or cannot be made.
         BusyError: if another process is at it.
         LtzooError: if a data set cannot be loaded, or the device cannot be used.
     """
@@ -130,13 +130,13 @@ def evaluate_many(
     images = {name: _images_of(load_data(name, data_dir)) for name in data}
     rows_folder = output / 'rows'
     if output.exists() and not output.is_dir():
-        raise ManyError(f'{output} is a file; give a folder')
+        raise BenchmarkError(f'{output} is a file; give a folder')
     if output.is_dir() and not rows_folder.is_dir() and any(path.name != LOCK for path in output.iterdir()):
-        raise ManyError(f'{output} is not empty and holds no benchmark; give another folder')
+        raise BenchmarkError(f'{output} is not empty and holds no benchmark; give another folder')
     try:
         rows_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ManyError(f'{output} cannot be made: {error.strerror}') from error
+        raise BenchmarkError(f'{output} cannot be made: {error.strerror}') from error
     options = ['--data-dir', data_dir] if data_dir else []
     options += ['--device', device] if device else []
     options += ['--threads', str(threads)] if threads else []
@@ -190,7 +190,7 @@ def _listed(row: Mapping[str, Any]) -> dict[str, Any]:
 def _measure_apart(model: str, data: str, out: Path, batch_size: int, options: Sequence[str]) -> dict[str, Any]:
     out.unlink(missing_ok=True)
     while True:
-        command = [sys.executable, '-m', 'ltzoo.evaluation.measure', model, data, str(out.resolve())]
+        command = [sys.executable, '-m', 'ltzoo.evaluation.benchmark_one', model, data, str(out.resolve())]
         child = subprocess.Popen(
             [*command, '--batch-size', str(batch_size), *options], stderr=subprocess.PIPE, text=True
         )

@@ -1,6 +1,6 @@
 """One model on one data set: its scores, its size and its speed, measured in a process of its own.
 
-python -m ltzoo.evaluation.measure MODEL DATA OUT.json [options]
+python -m ltzoo.evaluation.benchmark_one MODEL DATA OUT.json [options]
 
 The process ends with code 0 and a row in OUT.json; with OUT_OF_MEMORY where a smaller batch may help; with a reason in
 OUT.json and UNFIT where model and data do not go together, or FAILED where something is wrong.
