@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
-from ltzoo.models.lt_zoo import METHODS, ZooEntry
+from ltzoo.models.lt_zoo import ARCHITECTURES, METHODS, ZooEntry
 
 __all__ = ['LICENCE', 'METRICS', 'PLACE', 'eval_results', 'model_card', 'planned_card']
 
@@ -36,8 +36,6 @@ _PURPOSE = """## Intended use
 Comparing methods for long-tailed recognition, starting point for tuning on related images, teaching. It is no ground
 for decisions about people."""
 
-Summary = Mapping[str, Mapping[str, Any] | None]
-
 
 def model_card(
     lt: Mapping[str, Any],
@@ -53,16 +51,15 @@ def model_card(
         lt: data, class_counts, many_above, few_below, recipe, seed, split and scores of the training that made the
             weights, as `export_model` takes them.
         pretrained_cfg: timm's, for architecture, licence and paper.
-        results: of several trainings, as `ltzoo.get_results` returns them; without, the scores are those of `lt`.
+        results: of several trainings, as `ltzoo.get_results` returns them, to show beside the scores of `lt`, which are
+            those of the weights.
         plots: files beside the card to show.
         place: the name that loads the model.
     """
     recipe, data = lt['recipe'], lt['data']
     title = f'{recipe["model"]["name"]} on {data}'
     results = results or {}
-    scores: Summary = results.get('scores') or {
-        key: None if lt['scores'][key] is None else {'mean': lt['scores'][key], 'std': None} for key in METRICS
-    }
+    scores = {key: lt['scores'][key] for key in METRICS}
     counts = lt['class_counts']
     paper = pretrained_cfg.get('paper_name')
     source = f'- Paper: {paper} ({pretrained_cfg.get("paper_ids")})\n' if paper else ''
@@ -89,7 +86,7 @@ An image classifier for long-tailed data, trained with ltzoo.
 
 In percent, on {lt['scores']['samples']:,} images of {part}, after the last epoch{_seeds(results)}.
 
-{_table(scores, results.get('paper'))}
+{_table(scores, results)}
 
 Many-shot classes have more than {lt['many_above']} training images, few-shot classes fewer than {lt['few_below']}.
 {''.join(f'{chr(10)}![{plot.partition(".")[0]}]({plot}){chr(10)}' for plot in plots)}
@@ -120,12 +117,14 @@ def planned_card(entry: ZooEntry, paper: Mapping[str, Any] | None) -> str:
     front = _front(entry.full_name, cfg.license, entry.tag, 'test', {})
     rows = ''
     if paper:
+        # `gkpgsa` has a setting of ours.
+        note = ' Its setting is another one, so that they predict nothing of this recipe.' * (entry.method == 'gkpgsa')
         rows = f"""
 ## What the paper reports
 
-{_table({}, paper)}
+{_table({}, {'paper': paper})}
 
-Not measured by us.
+The paper's numbers, not ours.{note}
 """
     method = METHODS[entry.method]
     return f"""---
@@ -134,12 +133,12 @@ Not measured by us.
 
 # {entry.full_name}
 
-An image classifier for long-tailed data. **Its weights do not exist yet**: nobody has published a training of this
-recipe, so there are no scores of ours.
+An image classifier for long-tailed data. **There are no weights of it yet**, and no scores of ours: this
+recipe has not been trained.
 
-- Architecture: {entry.architecture}
+- Architecture: {ARCHITECTURES[entry.architecture].backbone}
 - Data: {entry.tag}, {cfg.num_classes} classes
-- Objective: {entry.method}
+- Method: {method.trained_with}
 
 ## Make the weights
 
@@ -158,7 +157,7 @@ The network without trained weights:
 
 ## Limits
 
-Nothing is known of it yet.
+Not measured by us yet.
 {_citation(method.paper, method.paper_id)}"""
 
 
@@ -171,13 +170,12 @@ def eval_results(results: Mapping[str, Any]) -> str | None:
     dataset = _HUB_DATA.get(results['data'].partition('_')[0])
     if dataset is None or any(run['split'] != 'test' for run in results['runs']):
         return None
-    count = len(results['seeds'])
     entries = [
         EvalResultEntry(
             dataset_id=dataset,
             task_id=f'{results["data"]}_{key}',
-            value=round(score['mean'], 2),
-            notes=f'last epoch, {f"mean of {count} seeds" if count > 1 else "one seed"}',
+            value=round(score['values'][results['seeds'].index(results['weights_seed'])], 2),
+            notes=f'these weights: last epoch, seed {results["weights_seed"]}',
         )
         for key, score in results['scores'].items()
         if score is not None
@@ -185,7 +183,7 @@ def eval_results(results: Mapping[str, Any]) -> str | None:
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
 
 
-def _front(title: str, licence: str | None, data: str, split: str, scores: Summary) -> ModelCardData:
+def _front(title: str, licence: str | None, data: str, split: str, scores: Mapping[str, float | None]) -> ModelCardData:
     known = {key: score for key, score in scores.items() if score is not None}
     results = [
         EvalResult(
@@ -195,7 +193,7 @@ def _front(title: str, licence: str | None, data: str, split: str, scores: Summa
             dataset_split=split,
             metric_type=metric,
             metric_name=name,
-            metric_value=round(known[key]['mean'], 2),
+            metric_value=round(known[key], 2),
         )
         for key, (metric, name) in METRICS.items()
         if key in known
@@ -223,14 +221,25 @@ def _seeds(results: Mapping[str, Any]) -> str:
     seeds = results.get('seeds') or []
     if len(seeds) < 2:
         return '; one seed'
-    listed = ', '.join(map(str, seeds))
-    return f'; mean and standard deviation of seeds {listed}, the weights are those of seed {results["weights_seed"]}'
+    return f'; mean and standard deviation of seeds {", ".join(map(str, seeds))}'
 
 
-def _table(scores: Summary, paper: Mapping[str, Any] | None) -> str:
-    ours = {key: _shown(score) for key, score in scores.items()}
-    theirs = {key: f'{paper[key]:.1f}' for key in METRICS if key in paper} if paper else {}
-    columns = [(title, column) for title, column in (('ltzoo', ours), ('paper', theirs)) if column]
+def _table(scores: Mapping[str, float | None], results: Mapping[str, Any]) -> str:
+    paper, seeds = results.get('paper') or {}, results.get('seeds') or []
+    several = {}
+    if len(seeds) > 1:
+        several = {
+            key: 'none' if score is None else f'{score["mean"]:.2f} ± {score["std"]:.2f}'
+            for key, score in results['scores'].items()
+        }
+    ours = {key: 'none' if score is None else f'{score:.2f}' for key, score in scores.items()}
+    theirs = {key: f'{paper[key]:.1f}' for key in METRICS if key in paper}
+    own = f'these weights, seed {results["weights_seed"]}' if several else 'ltzoo'
+    columns = [
+        (title, column)
+        for title, column in ((f'ltzoo, {len(seeds)} seeds', several), (own, ours), ('paper', theirs))
+        if column
+    ]
     lines = ['| | ' + ' | '.join(title for title, _ in columns) + ' |', '|' + '---|' * (len(columns) + 1)]
     for key, (_, title) in METRICS.items():
         if any(key in column for _, column in columns):
@@ -238,12 +247,6 @@ def _table(scores: Summary, paper: Mapping[str, Any] | None) -> str:
     if paper:
         lines += ['', f'Paper: {paper["source"]}.']
     return '\n'.join(lines)
-
-
-def _shown(score: Mapping[str, Any] | None) -> str:
-    if score is None:
-        return 'none'
-    return f'{score["mean"]:.2f}' + ('' if score['std'] is None else f' ± {score["std"]:.2f}')
 
 
 def _command(results: Mapping[str, Any]) -> str:
@@ -262,13 +265,15 @@ def _command(results: Mapping[str, Any]) -> str:
 def _citation(paper: str | None, paper_id: str | None) -> str:
     if not paper or not paper_id:
         return ''
+    number = paper_id.removeprefix('arXiv:')
     return f"""
 ## Citation
 
 ```bibtex
-@misc{{{paper_id},
+@misc{{{paper_id.replace(':', '')},
   title = {{{paper}}},
-  eprint = {{{paper_id.removeprefix('arXiv:')}}},
+  year = {{20{number[:2]}}},
+  eprint = {{{number}}},
   archivePrefix = {{arXiv}}
 }}
 ```

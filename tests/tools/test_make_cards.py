@@ -95,7 +95,7 @@ def test_every_model_has_a_card(script: Script) -> None:
 def test_a_model_without_weights_says_so_and_prints_no_score_of_ours(name: str) -> None:
     found = card(name)
     assert found.data.eval_results is None
-    assert 'Its weights do not exist yet' in found.text
+    assert 'There are no weights of it yet' in found.text
     assert f'accelerate launch recipes/train.py {ZOO[name].recipe}' in found.text
     paper = paper_results(name) or {}
     cells = [cell.strip() for line in found.text.splitlines() if line.startswith('|') for cell in line.split('|')]
