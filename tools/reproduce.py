@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument('plan', type=Path)
     parser.add_argument('--jobs', type=int, default=1, help='trainings at once, on the one device (default: 1)')
     parser.add_argument('--data-dir', help='where the data lies (default: as the recipes say)')
+    parser.add_argument('--output', type=Path, metavar='DIR', help="where the runs go (default: the plan's)")
     parser.add_argument('--only', nargs='+', metavar='NAME', help='only these runs of the plan, in this order')
     parser.add_argument('--seeds', nargs='+', type=int, metavar='S', help='only these seeds of the plan, in this order')
     parser.add_argument('--set', nargs='+', default=[], metavar='key=value', help='what to change in all recipes')
@@ -60,7 +61,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         check_options(args)
-        plan = load_plan(args.plan)
+        plan = load_plan(args.plan, args.output)
         jobs = plan_jobs(
             plan,
             args.plan.parent,

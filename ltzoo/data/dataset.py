@@ -117,6 +117,7 @@ class Dataset:
         mean, std: per channel, of images scaled to 0..1.
         image_size: side in pixels that images of this set are usually trained at.
         spare: training images that a long-tailed profile left out, None where nothing was left out.
+        missing_spare: the list of those images, where the data set has one and it is not there.
         drawn_from: digest of the images that `test` was drawn from by chance, None where it is a part of its own. Of
             others the draw is another one, in which images are tested on that a model was trained on.
     """
@@ -129,6 +130,7 @@ class Dataset:
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     image_size: int = 224
     spare: Split | None = None
+    missing_spare: Path | None = None
     drawn_from: str | None = None
 
     def __post_init__(self) -> None:

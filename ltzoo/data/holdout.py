@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ltzoo.data.dataset import DataError, Dataset, Split
+from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split
 from ltzoo.data.images import join_images
 
 __all__ = ['split_off', 'with_holdout', 'with_test_part']
@@ -36,12 +36,17 @@ def with_holdout(
 
     Raises:
         DataError: if a class has too few images for it.
+        MissingDataError: if the official list of images left out is not there, unless a fraction is asked for.
         ValueError: if both `per_class` and `fraction` are given, or one is out of range.
     """
     if per_class is not None and fraction is not None:
         raise ValueError('give per_class for a balanced hold-out or fraction for a stratified one, not both')
     if per_class is not None and per_class < 1:
         raise ValueError(f'per_class must be at least 1, not {per_class}')
+    if dataset.missing_spare is not None and fraction is None:
+        raise MissingDataError(
+            f'{dataset.missing_spare} is missing: a hold-out of {dataset.name} is drawn from the images that it lists'
+        )
     if per_class is None and fraction is None and dataset.spare is not None:
         per_class = _most_per_class(dataset) or None
     if per_class is not None:

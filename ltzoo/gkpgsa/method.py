@@ -44,6 +44,7 @@ class GkpGsa:
         settings: see `GkpGsaSettings`.
         log_prior: what the objective adds to the logits, shape (C,), for the Fisher; None for nothing.
         folder: of the bank's snapshots, if they are kept on disk.
+        static_shapes: as for `GroupedSharpness`.
         seed: of the grouping and the Fisher's samples.
 
     Raises:
@@ -61,6 +62,7 @@ class GkpGsa:
         *,
         log_prior: Tensor | None = None,
         folder: Path | None = None,
+        static_shapes: bool = False,
         seed: int = 0,
     ) -> None:
         self.model, self.settings = model, settings
@@ -87,6 +89,7 @@ class GkpGsa:
             self.class_groups,
             self._samples_by_group(self.class_groups),
             settings.sharpness,
+            static_shapes=static_shapes,
         )
         self.quality: FeatureQuality | None = None
         self.epoch = 0
@@ -246,7 +249,9 @@ class GkpGsa:
 
     @property
     def _weighted(self) -> bool:
-        return self.settings.alpha_start is not None and self.preservation is not None
+        # A penalty of no strength leaves the step of the loss as it is.
+        held = self.preservation is not None and self.preservation.strength > 0
+        return held and self.settings.alpha_start is not None
 
     @property
     def _penalty_weight(self) -> float:

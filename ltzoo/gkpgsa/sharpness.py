@@ -21,7 +21,7 @@ from ltzoo.gkpgsa.settings import SharpnessSettings
 
 __all__ = ['GroupedSharpness', 'StepReport']
 
-# So many groups share a GPU's arithmetic at once before slices are cheaper there too.
+# So many groups share a GPU's arithmetic at once before slices are cheaper there even for a small network.
 MOST_AT_ONCE = 8
 
 
@@ -53,9 +53,9 @@ class GroupedSharpness:
         class_groups: group of every class, int64, shape (C,).
         group_samples: training samples of every group, |G_g|, shape (G,).
         settings: see `SharpnessSettings`.
-        static_shapes: whether every tensor of a step has a shape that does not depend on the groups' samples in the
-            batch, and the host never waits for the device to learn them; see `ltzoo.gkpgsa.grouped_weights`. By default
-            on GPUs, with up to 8 groups.
+        static_shapes: whether every tensor of a step with up to 8 groups has a shape that does not depend on the
+            groups' samples in the batch, and the host never waits for the device to learn them, so that the step can be
+            recorded; see `ltzoo.gkpgsa.grouped_weights`. It costs the arithmetic of as many passes as there are groups.
 
     Raises:
         SharpnessError: if the settings do not suit the groups.
@@ -68,7 +68,7 @@ class GroupedSharpness:
         group_samples: Tensor,
         settings: SharpnessSettings | None = None,
         *,
-        static_shapes: bool | None = None,
+        static_shapes: bool = False,
     ) -> None:
         self.module = module
         self.static_shapes = static_shapes
@@ -82,7 +82,8 @@ class GroupedSharpness:
         self.group_averages: Tensor | None = None
         # What the groups' averages have of 1 by now, as they start at zero; the last is the global one's.
         self.seen: Tensor | None = None
-        self.kept: Tensor | None = None
+        # The perturbation of each group when it was last in a batch with a first pass, and its length as in Eq. 13.
+        self.kept: tuple[Tensor, Tensor] | None = None
         self.set_groups(class_groups, group_samples)
 
     def set_groups(self, class_groups: Tensor, group_samples: Tensor) -> None:
@@ -149,21 +150,23 @@ class GroupedSharpness:
                 loss, by_group, rest = run.shared(losses, used, None)
             if first_only:
                 loss = None
-            perturbation, report = self._perturbation(theta, by_group / loss_scale, rest / loss_scale, shares)
-            self.kept = perturbation if isinstance(self.settings.ascent, int) else None
+            perturbation, length = self._perturbation(theta, by_group / loss_scale, rest / loss_scale, shares)
+            if isinstance(self.settings.ascent, int):
+                self._keep(perturbation, length, shares)
         elif self.settings.ascent == 'ema':
-            perturbation, report = self._from_averages(theta, shares)
+            perturbation, length = self._from_averages(theta, shares)
         else:
             assert self.kept is not None
-            lengths = self.kept.norm(dim=1)
-            perturbation, report = self.kept, (lengths, self._regulariser(theta.norm(), lengths))
+            there = shares > 0
+            perturbation, length = torch.where(there[:, None], self.kept[0], 0), torch.where(there, self.kept[1], 0)
+        lengths, regulariser = perturbation.norm(dim=1), self._regulariser(theta.norm(), length)
 
         with buffers_kept(self.module) if loss is not None else nullcontext():
             if self.settings.mode == 'per_group':
                 perturbed_loss, by_group, rest = run.per_group(losses, pieces, theta, perturbation)
             else:
                 combined = shares @ perturbation
-                report = (combined.norm().expand(self.groups), report[1])
+                lengths = combined.norm().expand(self.groups)
                 if self.settings.ascent == 'ema':
                     perturbed_loss, by_group, rest = run.shared(losses, pieces, theta + combined)
                 else:
@@ -172,7 +175,6 @@ class GroupedSharpness:
         if self.settings.ascent == 'ema':
             self._average(by_group / loss_scale, rest / loss_scale, shares)
         gradient = by_group.sum(0) + rest
-        lengths, regulariser = report
         if self.settings.regulariser:
             gradient = gradient + self.settings.regulariser * regulariser * loss_scale * theta / theta.square().sum()
         self._set_grad(gradient, run.used)
@@ -221,7 +223,7 @@ class GroupedSharpness:
             'global_average': self.global_average,
             'group_averages': self.group_averages,
             'seen': self.seen,
-            'kept': self.kept,
+            'kept_perturbation': self.kept,
             'class_groups': self.class_groups,
             'group_samples': self.group_samples,
         }
@@ -230,16 +232,16 @@ class GroupedSharpness:
         self.set_groups(state['class_groups'], state['group_samples'])
         device = self.class_groups.device
         self.steps = state['steps']
-        for name in ('global_average', 'group_averages', 'seen', 'kept'):
+        for name in ('global_average', 'group_averages', 'seen'):
             # A copy: averages are updated in place.
             setattr(self, name, None if state[name] is None else state[name].to(device, copy=True))
+        if state['kept_perturbation'] is not None:
+            self.kept = (state['kept_perturbation'][0].to(device), state['kept_perturbation'][1].to(device))
 
     @property
     def static(self) -> bool:
         """Whether a step's shapes are static, see `static_shapes`."""
-        if self.static_shapes is not None:
-            return self.static_shapes
-        return self.class_groups.device.type != 'cpu' and self.groups <= MOST_AT_ONCE
+        return self.static_shapes and self.groups <= MOST_AT_ONCE
 
     def _passes(self, autocast: Callable[[], Any] | None, loss_scale: Tensor | float, total: int) -> Passes:
         return Passes(
@@ -262,27 +264,31 @@ class GroupedSharpness:
         order = self.class_groups[labels].argsort(stable=True)
         return tuple(view[order] for view in views), labels[order]
 
-    def _perturbation(
-        self, theta: Tensor, by_group: Tensor, rest: Tensor, shares: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return (G, d), and what is reported, of the groups' shares of the gradient."""
+    def _perturbation(self, theta: Tensor, by_group: Tensor, rest: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (G, d), and its length as in Eq. 13, of the groups' shares of the gradient."""
         batch_gradient = by_group.sum(0) + rest
         reference = self._global_gradient(batch_gradient)
         means = _group_means(by_group, rest, shares)
         return self._bounded(theta, means, reference, shares)
 
-    def _from_averages(self, theta: Tensor, shares: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def _keep(self, perturbation: Tensor, length: Tensor, shares: Tensor) -> None:
+        """Keep the perturbations of this batch's groups; a group that is not in it keeps its former one."""
+        if self.kept is not None:
+            there = shares > 0
+            perturbation = torch.where(there[:, None], perturbation, self.kept[0])
+            length = torch.where(there, length, self.kept[1])
+        self.kept = perturbation, length
+
+    def _from_averages(self, theta: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         if self.group_averages is None or self.global_average is None or self.seen is None:
             nothing = torch.zeros(self.groups, len(theta), device=theta.device, dtype=theta.dtype)
-            return nothing, (nothing[:, 0], nothing[0, 0])
+            return nothing, nothing[:, 0]
         # A group that was in no batch yet has no direction.
         known = torch.where(self.seen[:-1] > 0, shares, 0)
         seen = torch.where(self.seen > 0, self.seen, 1)
         return self._bounded(theta, self.group_averages / seen[:-1, None], self.global_average / seen[-1], known)
 
-    def _bounded(
-        self, theta: Tensor, means: Tensor, reference: Tensor, shares: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def _bounded(self, theta: Tensor, means: Tensor, reference: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         settings = self.settings
         direction = group_direction(means, reference, settings.direction, settings.subtract_strength)
         direction = torch.where((shares > 0)[:, None], direction, 0)
@@ -291,22 +297,20 @@ class GroupedSharpness:
         if stretch is not None:
             direction = direction * stretch
         norm = direction.norm(dim=1)
-        theta_norm = theta.norm()
         if settings.radius is not None:
             length = torch.where(norm > 0, settings.radius, 0.0).to(norm.dtype)
         else:
-            radius = group_radius(theta_norm, norm, len(theta), self.group_samples, settings.scale)
+            radius = group_radius(theta.norm(), norm, len(theta), self.group_samples, settings.scale)
             length = len(theta) ** 0.5 * radius
         if settings.clamp is not None:
             length = torch.where(norm > 0, length.clamp(*settings.clamp), 0)
         length = length * self.factors
-        regulariser = self._regulariser(theta_norm, length)
         if stretch is not None:
             direction = direction * stretch
         perturbation = direction * (length / torch.where(norm > 0, norm, 1))[:, None]
         # An overflow in half precision must not reach the weights; the loss scaler skips the step.
         perturbation = torch.where(perturbation.isfinite().all(1, keepdim=True), perturbation, 0)
-        return perturbation, (perturbation.norm(dim=1), regulariser)
+        return perturbation, length
 
     def _regulariser(self, theta_norm: Tensor, length: Tensor) -> Tensor:
         """Return the second term of Eq. 15, summed over groups; one not perturbed has no radius to divide by."""
@@ -316,6 +320,8 @@ class GroupedSharpness:
 
     def _global_gradient(self, batch_gradient: Tensor) -> Tensor:
         if self.settings.global_gradient == 'batch' and self.groups > 1:
+            # The average that a single group falls back on would be an old one when it is alone again.
+            self.global_average = None
             return batch_gradient
         if self.global_average is None:
             self.global_average = torch.zeros_like(batch_gradient)

@@ -101,7 +101,7 @@ DATA = {
 
 _GKPGSA = Method('cosine', 'gkpgsa', 'Reframing Long-Tailed Learning via Loss Landscape Geometry', 'arXiv:2603.21217')
 
-# `gkpgsa` has the setting that is best by our hold-out, `gkpgsa_paper` the paper's.
+# `gkpgsa` has our setting, `gkpgsa_paper` the paper's.
 METHODS = {
     'ce': Method('linear', 'ce'),
     'bs': Method(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -77,15 +78,18 @@ class Job:
         return self.folder.with_name(f'{self.folder.name}.log')
 
 
-def load_plan(path: Path) -> Plan:
-    """Read a plan.
+def load_plan(path: Path, output: Path | None = None) -> Plan:
+    """Read a plan; its runs go to `output`, if given, instead of where it says.
 
     Raises:
         PlanError: if it is missing, not YAML, or a key is unknown, missing or of the wrong type.
     """
     try:
         # A key that is there twice is an error here, and not in plain PyYAML.
-        return Plan.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+        if output is not None and isinstance(content, dict):
+            content['output'] = output
+        return Plan.model_validate(content)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise PlanError(f'{path} cannot be read as a plan: {one_line(error)}') from error
     except ValidationError as error:

@@ -28,7 +28,8 @@ def summarise(
 
     Returns:
         For each: `name`, `seeds`, `alike` (whether the seed is all that they differ in: they may have been trained with
-        other `--set`), [mean, sample standard deviation] of every score and of the minutes, and `method`.
+        other `--set`), `measured_on` (what the scores are of, where that is not the test set of split seed 0),
+        [mean, sample standard deviation] of every score and of the minutes, and `method`.
 
     Raises:
         CheckpointError: if results are damaged.
@@ -64,7 +65,8 @@ def format_table(summaries: list[dict[str, Any]]) -> str:
     lines.append('|---' * (len(columns) + 3) + '|')
     for summary in summaries:
         seeds = f'{len(summary["seeds"])}{"" if summary["alike"] else ", recipes or images differ"}'
-        cells = [summary['name'], seeds, *(_format_mean(summary[key]) for key in columns)]
+        name = ', '.join([summary['name'], *summary['measured_on']])
+        cells = [name, seeds, *(_format_mean(summary[key]) for key in columns)]
         lines.append(f'| {" | ".join(cells)} | {_format_mean(summary["minutes"], deviation=False)} |')
     of_method = [summary for summary in summaries if summary['method']]
     if of_method:
@@ -92,6 +94,7 @@ def _summarise(name: str, folders: dict[int, RunFolder]) -> dict[str, Any]:
         'name': name,
         'seeds': list(folders),
         'alike': all(run == trained[0] for run in trained),
+        'measured_on': _measured_on(results),
     }
     for key in _SCORES:
         summary[key] = _mean_and_deviation([result.get(key) for result in results])
@@ -99,6 +102,13 @@ def _summarise(name: str, folders: dict[int, RunFolder]) -> dict[str, Any]:
     logs = [[line['method'] for line in run.read_log() if 'method' in line] for run in runs]
     summary['method'] = _summarise_method(logs)
     return summary
+
+
+def _measured_on(results: list[dict[str, Any]]) -> list[str]:
+    """Return what is not as the protocol has it, which is the test set of the fixed split."""
+    said = ['hold-out'] if any(result.get('split') == 'holdout' for result in results) else []
+    seeds = sorted({result.get('split_seed', 0) for result in results} - {0})
+    return said + [f'split seed {seed}' for seed in seeds]
 
 
 def _summarise_method(logs: list[list[dict[str, Any]]]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def _train(
     try_step(learner, view_sizes(recipe, dataset), dataset.num_classes, recipe, accelerator)
     if recipe.compile:
         learner.compile()
-    method = create_method(recipe, dataset, learner, folder.bank)
+    method = create_method(recipe, dataset, learner, accelerator, folder.bank)
     prepared, optimizer = accelerator.prepare(learner, optimizer)
     set_seed(recipe.seed, device_specific=True)
 

@@ -85,12 +85,13 @@ class Step:
 
     def _replayed_or_not(self) -> Callable[..., Tensor]:
         """Return what puts a batch's gradient into `grad`: the recording, anew where the method does other work now."""
-        if self.recording is None or (self.method is not None and not self.method.static):
+        if self.recording is None:
             return self.gradient
         if self.method is not None and self.method.form != self.form:
+            # Also where the new form is not recorded: what the former one read may be gone when it comes back.
             self.recording.forget()
             self.form = self.method.form
-        return self.recording
+        return self.recording if self.method is None or self.method.static else self.gradient
 
     def _ordinary_gradient(self, *tensors: Tensor) -> Tensor:
         pieces = self._pieces(tensors)

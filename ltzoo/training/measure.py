@@ -39,8 +39,8 @@ def measure(model: nn.Module, images: Split, dataset: Dataset, recipe: Recipe, a
 def training_samples(
     dataset: Dataset, indices: np.ndarray, recipe: Recipe, accelerator: Accelerator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield training images as evaluation would see them, with their labels."""
-    part, size = dataset.train.select(indices), recipe.evaluation.batch_size
+    """Yield training images as evaluation would see them, with their labels, in batches as large as training's."""
+    part, size = dataset.train.select(indices), recipe.batch_size
     images = image_batches(part, image_config(recipe, dataset), size, accelerator.device, recipe.workers)
     labels = torch.from_numpy(part.labels).to(accelerator.device).split(size)
     yield from zip(images, labels, strict=True)

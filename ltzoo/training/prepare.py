@@ -135,7 +135,9 @@ def can_record(recipe: Recipe, accelerator: Accelerator) -> bool:
     return recipe.cuda_graphs and accelerator.device.type == 'cuda' and accelerator.num_processes == 1
 
 
-def create_method(recipe: Recipe, dataset: Dataset, learner: Learner, folder: Path) -> GkpGsa | None:
+def create_method(
+    recipe: Recipe, dataset: Dataset, learner: Learner, accelerator: Accelerator, folder: Path
+) -> GkpGsa | None:
     """Create the method's state, if the recipe has one; `folder` is for the bank's snapshots.
 
     Raises:
@@ -156,6 +158,7 @@ def create_method(recipe: Recipe, dataset: Dataset, learner: Learner, folder: Pa
         recipe.method,
         log_prior=learner.objective.logit_adjustment,
         folder=folder,
+        static_shapes=can_record(recipe, accelerator),
         seed=recipe.seed,
     )
 
@@ -169,12 +172,17 @@ def warn_of_what_never_comes(recipe: Recipe) -> None:
     missed = [milestone for milestone in schedule.milestones if milestone >= recipe.epochs]
     if schedule.name == 'multistep' and missed:
         logger.warning('schedule.milestones: %s ends before the rate falls at %s', run, ', '.join(map(str, missed)))
-    needs_groups = method is not None and (method.group_by == 'bank' or method.preservation is not None)
-    if method is not None and needs_groups and method.first_grouping >= recipe.epochs:
-        logger.warning(
-            'method.first_grouping=%d: %s has no groups or anchors before its end, the method changes nothing',
-            method.first_grouping, run,
-        )  # fmt: skip
+    if method is None:
+        return
+    late = method.first_grouping >= recipe.epochs
+    if late and method.preservation is not None:
+        logger.warning('method.first_grouping=%d: %s has no anchors before its end', method.first_grouping, run)
+    if method.sharpness is not None:
+        if late and method.group_by == 'bank':
+            logger.warning('method.first_grouping=%d: %s has no groups before its end', method.first_grouping, run)
+        elif method.sharpness.start_epoch >= recipe.epochs:
+            start = method.sharpness.start_epoch
+            logger.warning('method.sharpness.start_epoch=%d: %s ends before any step is perturbed', start, run)
 
 
 def create_step(
@@ -211,7 +219,7 @@ def describe_batch(recipe: Recipe) -> str:
     learner = create_learner(recipe, dataset).to(accelerator.device)
     loader = create_loader(recipe, dataset, learner, accelerator)
     try_step(learner, view_sizes(recipe, dataset), dataset.num_classes, recipe, accelerator)
-    create_method(recipe, dataset, learner, Path('bank'))
+    create_method(recipe, dataset, learner, accelerator, Path('bank'))
     batch = next(loader.epoch(0))
     losses = learner(batch.views, batch.labels)
     parameters = sum(p.numel() for p in learner.model.parameters())

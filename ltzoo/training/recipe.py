@@ -68,7 +68,7 @@ class ObjectivePart(_Part):
 class OptimizerPart(_Part):
     """Optimiser by timm's name. `decay_norm_and_bias` applies weight decay to every parameter, as LDAM and BCL do."""
 
-    name: str = 'sgd'
+    name: str = 'momentum'
     lr: float = Field(gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)

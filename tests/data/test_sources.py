@@ -16,7 +16,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltzoo.data import DataError, Dataset, MissingDataError, UnreadableImageError, list_data, load_data, without_folders
+from ltzoo.data import (
+    DataError,
+    Dataset,
+    MissingDataError,
+    UnreadableImageError,
+    list_data,
+    load_data,
+    with_holdout,
+    without_folders,
+)
 from ltzoo.errors import LtzooError
 
 
@@ -568,7 +577,13 @@ class TestOfficialLists:
         assert dataset.train.images.name(0) == str(tmp_path / 'Places_LT' / first[0])
         assert dataset.train.images[0].mode == 'RGB'
         (tmp_path / 'Places_LT' / 'Places_LT_val.txt').unlink()
-        assert load_data(f'places_lt:{tmp_path / "Places_LT"}').spare is None
+        dataset = load_data(f'places_lt:{tmp_path / "Places_LT"}')
+        assert dataset.spare is None
+        options: dict[str, Any]
+        for options in ({}, {'per_class': 1}):
+            with pytest.raises(MissingDataError, match=r'Places_LT_val\.txt is missing: a hold-out of places_lt'):
+                with_holdout(dataset, **options)
+        assert with_holdout(dataset, fraction=0.2).test is not dataset.test
 
     def test_imagenet_test_list(self, split_lists: Path, tmp_path: Path) -> None:
         """The train list is not at hand: the validation list, which has the same form, takes its place."""

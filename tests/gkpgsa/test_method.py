@@ -85,11 +85,8 @@ class Run:
         return nn.utils.parameters_to_vector(self.learner.parameters()).detach()
 
 
-def test_without_radius_strength_and_weighting_it_is_the_base_method() -> None:
-    run = Run(
-        sharpness=SharpnessSettings(scale=0.0), preservation=PreservationSettings(strength=0.0),
-        alpha_start=None, alpha_end=None,
-    )  # fmt: skip
+def test_without_radius_and_strength_it_is_the_base_method() -> None:
+    run = Run(sharpness=SharpnessSettings(scale=0.0), preservation=PreservationSettings(strength=0.0))
     base = Run()
     for epoch in range(3):
         run.epoch(epoch)

@@ -208,6 +208,62 @@ def test_one_group_falls_back_on_the_average() -> None:
     torch.testing.assert_close(s.gradient, s.gradient_at(s.theta + len(g) ** 0.5 * rho * v / v.norm()))
 
 
+def test_one_group_falls_back_on_an_average_of_its_own_time() -> None:
+    one, samples = torch.zeros(CLASSES, dtype=torch.int64), torch.tensor([208])
+    s = Setting(one, samples, scale=0.05)
+    s.step()
+    s.engine.set_groups(CLASS_GROUPS, SAMPLES)
+    s.step()
+    s.engine.set_groups(one, samples)
+    s.x = torch.randn_like(s.x)
+    # As in the first step: the average, begun anew, is parallel to the gradient.
+    assert s.step().length.item() == 0
+
+
+@pytest.mark.parametrize('mode', ['per_group', 'combined'])
+def test_a_perturbation_is_kept_until_the_group_is_in_a_batch_with_a_first_pass(mode: str) -> None:
+    s = Setting(scale=0.05, ascent=2, direction='full', mode=mode)
+    there, gone = LABELS, torch.where(CLASS_GROUPS[LABELS] == 2, 0, LABELS)
+    s.labels = there
+    s.step()
+    assert s.engine.kept is not None
+    kept = s.engine.kept[0].clone()
+    s.step()
+    s.labels, s.x = gone, torch.randn_like(s.x)
+    # The third step has a first pass, without group 2, which the fourth is taken without; then it comes back.
+    s.step()
+    s.step()
+    changed = (s.engine.kept[0] != kept).any(1)
+    assert changed.tolist() == [True, True, False]
+    s.engine.steps = 3
+    s.labels = there
+    shares = torch.bincount(CLASS_GROUPS[there]) / len(there)
+    report = s.step()
+    if mode == 'combined':
+        torch.testing.assert_close(s.gradient, s.gradient_at(s.theta + shares @ s.engine.kept[0]))
+    else:
+        torch.testing.assert_close(report.length, s.engine.kept[0].norm(dim=1))
+
+
+def test_a_group_that_is_not_in_the_batch_has_no_length() -> None:
+    s = Setting(scale=0.05, ascent=2, regulariser=0.1)
+    s.step()
+    s.labels = torch.where(CLASS_GROUPS[LABELS] == 2, 0, LABELS)
+    report = s.step()
+    assert (report.length > 0).tolist() == [True, True, False]
+    assert s.engine.kept is not None
+    s.engine.kept[1][2] = 0
+    s.engine.steps = 1
+    assert s.step().regulariser == report.regulariser
+
+
+def test_the_regulariser_is_the_same_with_a_kept_perturbation() -> None:
+    s = Setting(scale=0.05, ascent=2, adaptive=1)
+    reports = [s.step() for _ in range(2)]
+    torch.testing.assert_close(reports[0].regulariser, reports[1].regulariser)
+    torch.testing.assert_close(reports[0].length, reports[1].length)
+
+
 @pytest.mark.parametrize('labels', [[0, 1, 0, 0, 1, 0, 1, 1, 2, 3], [0, 1, 0, 0, 1, 0, 1, 1, 1, 4]])
 def test_missing_groups_and_groups_of_one_sample(labels: list[int]) -> None:
     s = Setting(scale=0.05)

@@ -59,7 +59,7 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
             assert summary[key] == pytest.approx([statistics.mean(values), statistics.stdev(values)])
     assert results_of(tmp_path, 'base', [3])[0]['top1'] != results_of(tmp_path, 'base', [4])[0]['top1']
     mean, deviation = base['top1']
-    assert f'| base | 2 | {mean:.1f} ± {deviation:.1f} |' in told.out
+    assert f'| base, hold-out | 2 | {mean:.1f} ± {deviation:.1f} |' in told.out
     assert (tmp_path / 'out' / 'table.md').read_text().strip() in told.out
     assert base['method'] == {}
     logs = [[json.loads(line) for line in (tmp_path / 'out' / f'gkp_seed{s}' / 'log.jsonl').open()] for s in (3, 4)]
@@ -73,7 +73,7 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
 
     # A table trains nothing: what is there may be of other recipes.
     assert script('tools/reproduce.py', plan, '--table', '--set', 'optimizer.lr=0.3') == 0
-    assert f'| base | 2 | {mean:.1f} ± {deviation:.1f} |' in capsys.readouterr().out
+    assert f'| base, hold-out | 2 | {mean:.1f} ± {deviation:.1f} |' in capsys.readouterr().out
     assert script('tools/reproduce.py', plan, '--set', 'optimizer.lr=0.3') == 2
     assert 'another recipe' in capsys.readouterr().err
 
@@ -81,7 +81,7 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
     whole = (tmp_path / 'out' / 'table.md').read_text()
     assert script('tools/reproduce.py', plan, '--table', '--only', 'gkp', '--seeds', 4) == 0
     chosen = capsys.readouterr().out
-    assert '| gkp | 1 |' in chosen and '| base |' not in chosen
+    assert '| gkp, hold-out | 1 |' in chosen and '| base' not in chosen
     assert (tmp_path / 'out' / 'table.md').read_text() == whole
 
     # Asked again, it trains only what is missing.
@@ -99,7 +99,10 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
     for other in ({'recipe': {**results['recipe'], 'precision': 'bf16'}}, {'per_class': fewer}):
         damaged.write_text(json.dumps({**results, **other}))
         assert script('tools/reproduce.py', plan, '--table') == 0
-        assert '| base | 2, recipes or images differ |' in capsys.readouterr().out
+        assert '| base, hold-out | 2, recipes or images differ |' in capsys.readouterr().out
+    damaged.write_text(json.dumps({**results, 'split': 'test', 'split_seed': 7}))
+    assert script('tools/reproduce.py', plan, '--table', '--only', 'base', '--seeds', 3) == 0
+    assert '| base, split seed 7 | 1 |' in capsys.readouterr().out
     for content in ('', '{}', '[]'):
         damaged.write_text(content)
         assert script('tools/reproduce.py', plan, '--table') == 2
@@ -114,6 +117,13 @@ def test_only_and_seeds_are_trained_in_the_order_given(
     assert script('tools/reproduce.py', plan, *chosen) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if line.endswith('finished') and 'seed' in line]
     assert told == [f'{name}, seed {seed}: finished' for seed in (5, 3) for name in ('three', 'one')]
+    elsewhere = tmp_path / 'elsewhere'
+    one = ('--only', 'one', '--seeds', 4, '--output', elsewhere)
+    # What another recipe has been trained to is no matter there.
+    assert script('tools/reproduce.py', plan, *one, '--set', 'optimizer.name=sgd') == 0
+    assert (elsewhere / 'one_seed4' / 'results.json').is_file()
+    assert (elsewhere / 'table.md').is_file()
+    assert not (tmp_path / 'out' / 'one_seed4').exists()
     assert script('tools/reproduce.py', plan, *chosen, '--pack', tmp_path / 'pack') == 0
     packed = yaml.safe_load((tmp_path / 'pack' / 'plan.yaml').read_text())
     assert (packed['seeds'], list(packed['runs'])) == ([5, 3], ['three', 'one'])
@@ -172,7 +182,7 @@ def test_a_pack_trains_elsewhere_and_its_archive_comes_home(
     assert len(archives) == 2 and all(file.stat().st_size <= 0.7e6 for file in archives)
     assert script('tools/reproduce.py', plan, '--collect', *archives) == 0
     told = capsys.readouterr().out
-    assert 'base_seed3: finished\nbase_seed4: finished\n' in told and '| base | 2 |' in told
+    assert 'base_seed3: finished\nbase_seed4: finished\n' in told and '| base, hold-out | 2 |' in told
     home = tmp_path / 'out' / 'base_seed3'
     kept = {'recipe.yaml', 'environment.json', 'log.jsonl', 'results.json', 'model', 'curves.png', 'accuracy.png'}
     assert {path.name for path in home.iterdir()} == kept

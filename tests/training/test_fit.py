@@ -409,7 +409,17 @@ def test_a_method_that_comes_too_late_is_told(
     describe_batch(make_recipe('epochs=4', 'method.first_grouping=3'))
     assert not caplog.records
     describe_batch(make_recipe('epochs=4', 'method.first_grouping=4'))
-    assert 'method.first_grouping=4: a run of 4 epochs has no groups or anchors before its end' in caplog.text
+    said = 'method.first_grouping=4: a run of 4 epochs has no'
+    assert caplog.messages == [f'{said} anchors before its end', f'{said} groups before its end']
+    caplog.clear()
+    # Groups that need no bank are there from the start.
+    describe_batch(make_recipe('epochs=4', 'method.first_grouping=4', 'method.group_by=frequency'))
+    assert caplog.messages == [f'{said} anchors before its end']
+    caplog.clear()
+    describe_batch(make_recipe('epochs=4', 'method.first_grouping=1', 'method.sharpness.start_epoch=3'))
+    assert not caplog.records
+    describe_batch(make_recipe('epochs=4', 'method.first_grouping=1', 'method.sharpness.start_epoch=4'))
+    assert caplog.messages == ['method.sharpness.start_epoch=4: a run of 4 epochs ends before any step is perturbed']
 
 
 def test_a_schedule_that_comes_too_late_is_told(make_recipe: MakeRecipe, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,18 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import emulated_graphs
+import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ltzoo import recorded
 from ltzoo.data.augment import op
+from ltzoo.data.loader import Batch
+from ltzoo.gkpgsa import GkpGsa, GkpGsaSettings, SharpnessSettings, sharpness
 from ltzoo.gkpgsa.sharpness import GroupedSharpness
+from ltzoo.losses import create_objective
+from ltzoo.models import create_model
 from ltzoo.recorded import Recorded, RecordingError
 from ltzoo.training import prepare
 from ltzoo.training.fit import fit
+from ltzoo.training.learner import Learner
+from ltzoo.training.loop import Step
 from ltzoo.training.recipe import RecipeError, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +108,37 @@ def test_steps_that_differ_are_not_recorded(
         load_recipe(recipe_file(tmp_path, **BCL, method=method), ['cuda_graphs=true']), tmp_path / 'run', progress=False
     )
     assert len(graphs) == 1  # of the views
+
+
+def test_groups_that_are_not_recorded_leave_no_former_recording(
+    monkeypatch: pytest.MonkeyPatch, graphs: list[emulated_graphs.Graph]
+) -> None:
+    monkeypatch.setattr(recorded, 'WARM_UP', 1)
+    monkeypatch.setattr(sharpness, 'MOST_AT_ONCE', 4)
+    classes = 6
+    counts = torch.full((classes,), 20)
+    accelerator = Accelerator(cpu=True)
+    four, six = torch.arange(classes) % 4, torch.arange(classes)
+    settings = GkpGsaSettings(preservation=None, sharpness=SharpnessSettings(scale=0.3))
+    weights = []
+    for recorded_steps in (False, True):
+        torch.manual_seed(0)
+        model = create_model('resnet8_cifar', num_classes=classes)
+        learner = Learner(model, create_objective('ce', model, counts))
+        labels = np.repeat(np.arange(classes), 20)
+        method = GkpGsa(learner, model, counts, labels, 9, settings, static_shapes=True)
+        optimizer = accelerator.prepare_optimizer(torch.optim.SGD(learner.parameters(), lr=0.1), device_placement=False)
+        step = Step(learner, optimizer, accelerator, method=method, recorded=recorded_steps)
+        for epoch, groups in enumerate((four, six, four.flip(0))):
+            method.has_groups = True
+            method.sharpness.set_groups(groups, torch.bincount(groups) * 20)
+            method.start_epoch(epoch)
+            for _ in range(3):
+                views = (torch.randn(12, 3, 8, 8),)
+                step(Batch(views, torch.randint(0, classes, (12,)), torch.arange(12)))
+        weights.append(nn.utils.parameters_to_vector(learner.parameters()).detach())
+    assert len(graphs) == 2
+    assert torch.equal(*weights)
 
 
 class Small(nn.Module):

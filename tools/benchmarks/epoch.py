@@ -55,7 +55,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             if recipe.channels_last:
                 learner.to(memory_format=torch.channels_last)
             optimizer = accelerator.prepare_optimizer(create_optimizer(learner, recipe.optimizer))
-            method = create_method(recipe, dataset, learner, Path(bank))
+            method = create_method(recipe, dataset, learner, accelerator, Path(bank))
             assert method is not None
             batch = next(loader.epoch(0))
             step = Step(learner, optimizer, accelerator, method=method)

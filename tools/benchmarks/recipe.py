@@ -160,7 +160,7 @@ def time_steps(recipe: Any, dataset: Any, accelerator: Any, steps: int, folder: 
     optimizer = create_optimizer(learner, recipe.optimizer)
     if recipe.compile:
         learner.compile()
-    method = create_method(recipe, dataset, learner, folder)
+    method = create_method(recipe, dataset, learner, accelerator, folder)
     prepared, optimizer = accelerator.prepare(learner, optimizer)
     step = create_step(recipe, learner, prepared, optimizer, accelerator, method)
     if method is not None:

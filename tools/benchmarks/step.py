@@ -87,7 +87,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         state = None
         if method is not None:
             with_method = load_recipe(args.recipe, [*overrides, *method.split()])
-            state = create_method(with_method, dataset, learner, bank)
+            state = create_method(with_method, dataset, learner, accelerator, bank)
         step = Step(learner, optimizer, accelerator, method=state, recorded=recorded)
 
         def run() -> None:

@@ -77,7 +77,7 @@ def from_lists(
     test: ImageList,
     *,
     images_origin: str,
-    spare: ImageList | None = None,
+    spare: ImageList | Path | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Dataset:
     """Make a data set of images that lists name.
@@ -85,7 +85,7 @@ def from_lists(
     Args:
         name: the source's name.
         folder: what the paths start from.
-        train, test, spare: the parts; `spare` are images left out of training.
+        train, test, spare: the parts; `spare` are images left out of training, or the file that would list them.
         images_origin: where users get the images and how they must lie, for the error message.
         class_names: by default the folders that the images of a class lie in.
 
@@ -93,7 +93,7 @@ def from_lists(
         MissingDataError: if the first image of a list is not there.
         DataError: if the lists share images or do not agree on the labels.
     """
-    parts = [train, test] if spare is None else [train, test, spare]
+    parts = [part for part in (train, test, spare) if isinstance(part, ImageList)]
     for part in parts:
         if part.paths and not (folder / part.paths[0]).is_file():
             raise MissingDataError(
@@ -109,7 +109,8 @@ def from_lists(
         train=_split(folder, train),
         test=_split(folder, test),
         class_names=tuple(_class_names(parts, class_names)),
-        spare=None if spare is None else _split(folder, spare),
+        spare=_split(folder, spare) if isinstance(spare, ImageList) else None,
+        missing_spare=spare if isinstance(spare, Path) else None,
     )
 
 

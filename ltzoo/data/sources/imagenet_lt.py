@@ -22,7 +22,7 @@ def imagenet_lt(location: Path, download: bool) -> Dataset:
 
         ImageNet_LT/ImageNet_LT_train.txt    lines such as: train/n01440764/n01440764_190.JPEG 0
         ImageNet_LT/ImageNet_LT_test.txt     lines such as: val/n01440764/ILSVRC2012_val_00029930.JPEG 0
-        ImageNet_LT/ImageNet_LT_val.txt      optional: 20 training images of each class that the split left out
+        ImageNet_LT/ImageNet_LT_val.txt      for hold-outs: 20 training images of each class that the split left out
         ImageNet_LT/train/n01440764/...
         ImageNet_LT/val/n01440764/...
 
@@ -38,7 +38,7 @@ def imagenet_lt(location: Path, download: bool) -> Dataset:
         folder,
         train=read_list(folder / TRAIN, origin),
         test=read_list(folder / TEST, origin),
-        spare=read_list(folder / VAL, origin) if (folder / VAL).exists() else None,
+        spare=read_list(folder / VAL, origin) if (folder / VAL).exists() else folder / VAL,
         images_origin=(
             f'get ILSVRC2012 from https://image-net.org and put or link it so that {folder / "train"} and '
             f'{folder / "val"} hold one folder for each class'

@@ -22,7 +22,7 @@ def places_lt(location: Path, download: bool) -> Dataset:
 
         Places_LT/Places_LT_train.txt    lines such as: train/airfield/00004851.jpg 0
         Places_LT/Places_LT_test.txt     lines such as: val/airfield/Places365_val_00003597.jpg 0
-        Places_LT/Places_LT_val.txt      optional: 20 training images of each class that the split left out
+        Places_LT/Places_LT_val.txt      for hold-outs: 20 training images of each class that the split left out
         Places_LT/train/airfield/...
         Places_LT/val/airfield/...
 
@@ -38,7 +38,7 @@ def places_lt(location: Path, download: bool) -> Dataset:
         folder,
         train=read_list(folder / TRAIN, origin),
         test=read_list(folder / TEST, origin),
-        spare=read_list(folder / VAL, origin) if (folder / VAL).exists() else None,
+        spare=read_list(folder / VAL, origin) if (folder / VAL).exists() else folder / VAL,
         images_origin=(
             'get Places365-Standard (easy directory structure) from http://places2.csail.mit.edu and put or link it so '
             f'that {folder / "train"} and {folder / "val"} hold one folder for each scene'
