@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+# Tests that run side by side share the cores: read by PyTorch, which is not imported yet, here and in what tests start.
+_WORKERS = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
+os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // _WORKERS)))
+
 SHARED = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 
 
