@@ -10,7 +10,9 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 
 from ltzoo.models.lt_zoo import ARCHITECTURES, METHODS, ZooEntry
 
-__all__ = ['LICENCE', 'METRICS', 'PLACE', 'eval_results', 'model_card', 'planned_card']
+__all__ = ['LICENCE', 'METRICS', 'PLACE', 'TAGS', 'eval_results', 'model_card', 'planned_card', 'usage']
+
+TAGS = ('ltzoo', 'timm', 'image-classification', 'long-tailed')
 
 # What loads a model whose folder is not known yet.
 PLACE = 'local-dir:FOLDER'
@@ -80,7 +82,7 @@ An image classifier for long-tailed data, trained with ltzoo.
 
 ## Use
 
-{_usage(place, pretrained=True)}
+{usage(place, pretrained=True)}
 
 ## Scores
 
@@ -151,7 +153,7 @@ python tools/export.py RUN --to DIR
 
 The network without trained weights:
 
-{_usage(entry.full_name, pretrained=False)}
+{usage(entry.full_name, pretrained=False)}
 {rows}
 {_PURPOSE}
 
@@ -202,13 +204,14 @@ def _front(title: str, licence: str | None, data: str, split: str, scores: Mappi
         library_name='timm',
         license=licence or LICENCE,
         pipeline_tag='image-classification',
-        tags=['ltzoo', 'timm', 'image-classification', 'long-tailed'],
+        tags=list(TAGS),
         model_name=title,
         eval_results=results or None,
     )
 
 
-def _usage(name: str, pretrained: bool) -> str:
+def usage(name: str, pretrained: bool) -> str:
+    """Return, in Markdown, how the model of this name is loaded and used."""
     return f"""```python
 import ltzoo
 

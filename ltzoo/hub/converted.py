@@ -11,6 +11,7 @@ from huggingface_hub import ModelCardData
 
 from ltzoo.data import check_data_name, without_folders
 from ltzoo.errors import LtzooError
+from ltzoo.hub.card import PLACE, TAGS, usage
 from ltzoo.hub.export import write_folder
 from ltzoo.models.checkpoints import Converted
 from ltzoo.models.download import file_hash
@@ -104,7 +105,7 @@ def _card(converted: Converted, source: Mapping[str, Any], images: Mapping[str, 
         library_name='timm',
         license='other',
         pipeline_tag='image-classification',
-        tags=['ltzoo', 'timm', 'image-classification', 'long-tailed'],
+        tags=list(TAGS),
     )
     lines = [
         f'- Architecture: {network}, {model.num_classes} classes',
@@ -136,12 +137,7 @@ weights, from which data and under which licence, the file does not say.
 
 ## Use
 
-```python
-import ltzoo
-
-model, _, transform = ltzoo.create_model_and_transforms('local-dir:FOLDER', pretrained=True)
-logits = model.eval()(transform(image).unsqueeze(0))  # image: a PIL image in RGB
-```
+{usage(PLACE, pretrained=True)}
 
 ## Scores
 

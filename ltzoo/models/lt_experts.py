@@ -191,27 +191,34 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+_LARGE: dict[str, Any] = {'layers': [3, 4, 6, 3], 'channels': [64, 128, 192, 384], 'shared': 2}
+# Blocks and channels of each stage, and how many stages the experts share.
+SHAPES: dict[str, dict[str, Any]] = {
+    'resnet32_cifar_experts': {'layers': [5, 5, 5], 'channels': [16, 24, 48], 'shared': 1},
+    'resnet50_experts': _LARGE,
+    'resnext50_experts': _LARGE,
+}
+
+
 def _create(name: str, pretrained: bool, maps: tuple[int, ...], **kwargs: Any) -> ExpertResNet:
+    kwargs = {**SHAPES[name], **kwargs}
     return build_model_with_cfg(ExpertResNet, name, pretrained, feature_cfg={'out_indices': maps}, **kwargs)
 
 
 @register_model
 def resnet32_cifar_experts(pretrained: bool = False, **kwargs: Any) -> ExpertResNet:
     """Three experts on the first stage of a ResNet-32 for CIFAR."""
-    kwargs = {'num_classes': 10, 'layers': (5, 5, 5), 'channels': (16, 24, 48), 'shared': 1, **kwargs}
-    return _create('resnet32_cifar_experts', pretrained, (0, 1, 2, 3), **kwargs)
+    return _create('resnet32_cifar_experts', pretrained, (0, 1, 2, 3), **{'num_classes': 10, **kwargs})
 
 
 @register_model
 def resnet50_experts(pretrained: bool = False, **kwargs: Any) -> ExpertResNet:
     """Three experts on the first two stages of a ResNet-50."""
-    args = {'bottleneck': True, 'layers': (3, 4, 6, 3), 'channels': (64, 128, 192, 384), 'shared': 2}
-    return _create('resnet50_experts', pretrained, (0, 1, 2, 3, 4), **{**args, **kwargs})
+    return _create('resnet50_experts', pretrained, (0, 1, 2, 3, 4), **{'bottleneck': True, **kwargs})
 
 
 @register_model
 def resnext50_experts(pretrained: bool = False, **kwargs: Any) -> ExpertResNet:
     """Three experts on the first two stages of a ResNeXt-50 (32x4d)."""
-    args = {'bottleneck': True, 'layers': (3, 4, 6, 3), 'channels': (64, 128, 192, 384), 'shared': 2}
-    args |= {'cardinality': 32, 'base_width': 4}
+    args = {'bottleneck': True, 'cardinality': 32, 'base_width': 4}
     return _create('resnext50_experts', pretrained, (0, 1, 2, 3, 4), **{**args, **kwargs})

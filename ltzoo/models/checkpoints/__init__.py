@@ -4,12 +4,12 @@ import importlib
 import pkgutil
 
 from ltzoo.models.checkpoints.families import FAMILIES, Converted, Family, convert
-from ltzoo.models.checkpoints.reading import CheckpointError, read_checkpoint
+from ltzoo.models.checkpoints.reading import ConversionError, read_checkpoint
 from ltzoo.models.checkpoints.weights import LayoutError, shortened
 
 __all__ = [
     'FAMILIES',
-    'CheckpointError',
+    'ConversionError',
     'Converted',
     'Family',
     'LayoutError',

@@ -20,7 +20,7 @@ import torch
 from ltzoo.models.checkpoints.families import Options, family
 from ltzoo.models.checkpoints.mislas import scale_classifier
 from ltzoo.models.checkpoints.networks import Network, classifier, resnet
-from ltzoo.models.checkpoints.reading import CheckpointError
+from ltzoo.models.checkpoints.reading import ConversionError
 from ltzoo.models.checkpoints.weights import Checkpoint, Weights
 
 _KANG = {
@@ -45,11 +45,11 @@ def lws(checkpoint: Checkpoint, options: Options) -> Network:
 @family('tau_norm', **_KANG)
 def tau_norm(checkpoint: Checkpoint, options: Options) -> Network:
     if options.tau is None:
-        raise CheckpointError(
+        raise ConversionError(
             'tau_norm needs --tau: 0 leaves the class vectors as they are, 1 gives all the same length'
         )
     if not math.isfinite(options.tau):
-        raise CheckpointError(f'--tau must be a number such as 1, not {options.tau}')
+        raise ConversionError(f'--tau must be a number such as 1, not {options.tau}')
     weights = _weights(checkpoint)
     weight = weights.take('classifier.fc.weight')
     weights.drop(r'classifier\.fc\.bias$', 'bias, which tau-normalisation leaves out')

@@ -13,7 +13,7 @@ from torch import nn
 
 from ltzoo.errors import LtzooError
 from ltzoo.models.checkpoints.networks import Network, place
-from ltzoo.models.checkpoints.reading import CheckpointError, read_checkpoint
+from ltzoo.models.checkpoints.reading import ConversionError, read_checkpoint
 from ltzoo.models.checkpoints.weights import Checkpoint, LayoutError
 
 __all__ = ['FAMILIES', 'Converted', 'Family', 'Options', 'convert', 'family']
@@ -99,13 +99,13 @@ def convert(
         unsafe_pickle: see `read_checkpoint`.
 
     Raises:
-        CheckpointError: if there is no such family, the file cannot be read, or an option does not fit.
+        ConversionError: if there is no such family, the file cannot be read, or an option does not fit.
         LayoutError: if the file's tensors are not those of the family; the message names a family whose they are.
     """
     if name not in FAMILIES:
-        raise CheckpointError(f'no family is called {name!r}: it can be {", ".join(sorted(FAMILIES))}')
+        raise ConversionError(f'no family is called {name!r}: it can be {", ".join(sorted(FAMILIES))}')
     if tau is not None and name != 'tau_norm':
-        raise CheckpointError(f'--tau goes with the family tau_norm, not with {name}')
+        raise ConversionError(f'--tau goes with the family tau_norm, not with {name}')
     chosen, options = FAMILIES[name], Options(arch, tau)
     content = read_checkpoint(file, unsafe_pickle)
     try:
@@ -116,11 +116,11 @@ def convert(
         raise LayoutError(f'{file} is no checkpoint of {name}: {error}{hint}') from error
     found = network.model.removeprefix('timm/')
     if arch is not None and arch.removeprefix('timm/') != found:
-        raise CheckpointError(f'{file} is of a {found}, not of a {arch}')
+        raise ConversionError(f'{file} is of a {found}, not of a {arch}')
     if num_classes is not None and num_classes != model.num_classes:
-        raise CheckpointError(f'{file} has {model.num_classes} classes, not {num_classes}')
+        raise ConversionError(f'{file} has {model.num_classes} classes, not {num_classes}')
     if class_counts is not None and len(class_counts) != model.num_classes:
-        raise CheckpointError(f'{file} has {model.num_classes} classes, the data set has {len(class_counts)}')
+        raise ConversionError(f'{file} has {model.num_classes} classes, the data set has {len(class_counts)}')
     if network.by_frequency:
         _number_as_data(model, class_counts, file)
     placed = len(network.weights.tensors)
@@ -139,7 +139,7 @@ def _fit(chosen: Family, content: Any, options: Options) -> tuple[Network, nn.Mo
 def _number_as_data(model: Any, class_counts: Sequence[int] | None, file: Path) -> None:
     """Move the classifier's rows from the order of frequency to that of the data set."""
     if class_counts is None:
-        raise CheckpointError(
+        raise ConversionError(
             f'{file} numbers its classes from the most frequent to the rarest, and only the data set says which those '
             f'are: give --data NAME and --data-dir DIR'
         )

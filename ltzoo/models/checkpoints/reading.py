@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 
 from ltzoo.errors import LtzooError, one_line
 
-__all__ = ['CheckpointError', 'read_checkpoint']
+__all__ = ['ConversionError', 'read_checkpoint']
 
 
-class CheckpointError(LtzooError, ValueError):
+class ConversionError(LtzooError, ValueError):
     """A checkpoint file that cannot be read or converted."""
 
 
@@ -78,11 +78,11 @@ def read_checkpoint(file: Path, unsafe_pickle: bool = False) -> Any:
         unsafe_pickle: also load objects of types that are not known to be harmless, which may run any code.
 
     Raises:
-        CheckpointError: if there is no such file, it is no checkpoint, or it needs a type that is not known to be
+        ConversionError: if there is no such file, it is no checkpoint, or it needs a type that is not known to be
             harmless.
     """
     if not file.is_file():
-        raise CheckpointError(f'there is no file {file}')
+        raise ConversionError(f'there is no file {file}')
     try:
         if file.suffix == '.safetensors':
             return load_file(file)
@@ -92,19 +92,19 @@ def read_checkpoint(file: Path, unsafe_pickle: bool = False) -> Any:
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(file, map_location='cpu', weights_only=True)
     except EOFError as error:
-        raise CheckpointError(f'{file} cannot be read: it is empty or ends too soon') from error
+        raise ConversionError(f'{file} cannot be read: it is empty or ends too soon') from error
     except (OSError, SafetensorError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f'{file} cannot be read: {error}') from error
+        raise ConversionError(f'{file} cannot be read: {error}') from error
     except (pickle.UnpicklingError, RuntimeError) as error:
         text = one_line(error)
         if found := re.search(r'GLOBAL (\S+)|Unsupported class (\S+)', text):
             kind = next(filter(None, found.groups()))
-            raise CheckpointError(
+            raise ConversionError(
                 f'{file} holds an object of type {kind}, and loading it could run code of whoever made the file: if '
                 f'you trust them, say --unsafe-pickle'
             ) from error
         reason = re.split(r'\. | Check the documentation', text.rpartition('WeightsUnpickler error: ')[2])[0]
-        raise CheckpointError(f'{file} is no checkpoint that torch.load reads: {reason}') from error
+        raise ConversionError(f'{file} is no checkpoint that torch.load reads: {reason}') from error
     except Exception as error:
         # A damaged pickle can end in anything.
-        raise CheckpointError(f'{file} is damaged, or no checkpoint: {type(error).__name__}: {error}') from error
+        raise ConversionError(f'{file} is damaged, or no checkpoint: {type(error).__name__}: {error}') from error

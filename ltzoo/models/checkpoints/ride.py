@@ -27,14 +27,10 @@ import torch
 from ltzoo.models.checkpoints.families import Options, family
 from ltzoo.models.checkpoints.networks import Network
 from ltzoo.models.checkpoints.weights import Checkpoint, LayoutError, Weights
+from ltzoo.models.lt_experts import SHAPES
 
-# Cardinality and width of a group, by name; the default number of blocks and channels of each stage.
+# By cardinality and width of a group.
 _LARGE = {(1, 64): 'resnet50_experts', (32, 4): 'resnext50_experts'}
-_SHAPES = {
-    'resnet32_cifar_experts': ([5, 5, 5], [16, 24, 48]),
-    'resnet50_experts': ([3, 4, 6, 3], [64, 128, 192, 384]),
-    'resnext50_experts': ([3, 4, 6, 3], [64, 128, 192, 384]),
-}
 
 
 @family(
@@ -77,10 +73,8 @@ def _experts(weights: Weights) -> Network:
         if not name or 'layer1.0.conv3.weight' not in weights:
             raise LayoutError('its blocks are neither those of ResNet-50 nor of ResNeXt-50 (32x4d), nor for CIFAR')
         channels = [weights.shape(f'{prefix}0.conv3.weight')[0] // 4 for prefix in first]
-    if [layers, channels] != [*_SHAPES[name]]:
-        arguments |= {'layers': layers, 'channels': channels}
-    if shared != stages // 2:
-        arguments['shared'] = shared
+    found = {'layers': layers, 'channels': channels, 'shared': shared}
+    arguments |= {key: value for key, value in found.items() if value != SHAPES[name][key]}
     return Network(weights, name, arguments)
 
 

@@ -14,7 +14,7 @@ from timm.models import list_models as list_all_models
 
 from ltzoo.models.checkpoints.families import Options, family
 from ltzoo.models.checkpoints.networks import Network
-from ltzoo.models.checkpoints.reading import CheckpointError
+from ltzoo.models.checkpoints.reading import ConversionError
 from ltzoo.models.checkpoints.weights import Checkpoint, LayoutError, Weights
 from ltzoo.models.factory import get_pretrained_cfg, list_models
 
@@ -25,11 +25,11 @@ _PLAIN = ('state_dict', 'model', 'net')
 @family('timm', repository='huggingface/pytorch-image-models')
 def timm(checkpoint: Checkpoint, options: Options) -> Network:
     if options.arch is None:
-        raise CheckpointError("timm needs --arch: the name of timm's, or this package's, model that the weights are of")
+        raise ConversionError("timm needs --arch: the name of timm's, or this package's, model that the weights are of")
     base = split_model_name_tag(options.arch.removeprefix('timm/'))[0]
     if not is_model(base):
         near = difflib.get_close_matches(base, dict.fromkeys([*list_models(), *list_all_models()]), n=3, cutoff=0)
-        raise CheckpointError(f'no model is called {options.arch!r}: the nearest are {", ".join(near)}')
+        raise ConversionError(f'no model is called {options.arch!r}: the nearest are {", ".join(near)}')
     name = options.arch if options.arch.startswith('timm/') or base in list_models() else f'timm/{options.arch}'
     weights = checkpoint.weights(*_AVERAGED, *_PLAIN)
     plain = [key for key in _PLAIN if key in checkpoint.content]
@@ -39,7 +39,7 @@ def timm(checkpoint: Checkpoint, options: Options) -> Network:
     _strip(weights)
     cfg = get_pretrained_cfg(name).to_dict()
     if not cfg['classifier']:
-        raise CheckpointError(f'{options.arch} has no classifier, so it classifies nothing')
+        raise ConversionError(f'{options.arch} has no classifier, so it classifies nothing')
     head = cfg['classifier'] if isinstance(cfg['classifier'], str) else cfg['classifier'][0]
     shape = weights.shape(f'{head}.weight')
     if len(shape) < 2:

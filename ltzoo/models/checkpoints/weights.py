@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ltzoo.models.checkpoints.reading import CheckpointError
+from ltzoo.models.checkpoints.reading import ConversionError
 
 __all__ = ['Checkpoint', 'LayoutError', 'Weights', 'shortened']
 
@@ -21,7 +21,7 @@ _TRAINING = re.compile(
 )
 
 
-class LayoutError(CheckpointError):
+class LayoutError(ConversionError):
     """A checkpoint whose tensors are not those of the family."""
 
 

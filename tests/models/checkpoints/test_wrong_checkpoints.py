@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import ltzoo
-from ltzoo.models.checkpoints import FAMILIES, CheckpointError, LayoutError, convert
+from ltzoo.models.checkpoints import FAMILIES, ConversionError, LayoutError, convert
 
 
 def ldam() -> nn.Module:
@@ -212,7 +212,7 @@ def test_mislas_of_large_images_needs_the_data_s_classes(
     classifier = {'fc.weight': torch.zeros(7, 512), 'fc.bias': torch.zeros(7)}
     content = {'state_dict_model': large_encoder('basic').state_dict(), 'state_dict_classifier': classifier}
     file = saved(content, tmp_path)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(ConversionError, match=message):
         convert(file, 'mislas', class_counts=counts)
     with pytest.raises(LayoutError, match='its layout is that of --from mislas'):
         convert(file, 'ldam')
@@ -260,7 +260,7 @@ def test_other_types_are_refused_by_name(tmp_path: Path) -> None:
         (Evil(tmp_path / 'ran'), f'{os.name}.mkdir'),
     ):
         file = saved(training_state(model, value=value), tmp_path)
-        with pytest.raises(CheckpointError) as caught:
+        with pytest.raises(ConversionError) as caught:
             convert(file, 'ldam')
         assert str(caught.value).startswith(f'{file} holds an object of type {kind}, ')
         assert str(caught.value).endswith('say --unsafe-pickle')
@@ -277,7 +277,7 @@ def test_the_word_also_loads_types_of_modules_that_are_not_there(
     monkeypatch.setitem(sys.modules, 'their_utils', module)
     file = saved(training_state(ldam(), meter=module.Meter()), tmp_path)
     monkeypatch.delitem(sys.modules, 'their_utils')
-    with pytest.raises(CheckpointError, match=r'type their_utils\.Meter'):
+    with pytest.raises(ConversionError, match=r'type their_utils\.Meter'):
         convert(file, 'ldam')
     assert 'meter' in convert(file, 'ldam', unsafe_pickle=True).unused
 
@@ -285,7 +285,7 @@ def test_the_word_also_loads_types_of_modules_that_are_not_there(
 def test_a_whole_model_needs_the_word(tmp_path: Path) -> None:
     model = ldam()
     file = saved(model, tmp_path)
-    with pytest.raises(CheckpointError, match=r'type foreign_networks\.SmallNetwork'):
+    with pytest.raises(ConversionError, match=r'type foreign_networks\.SmallNetwork'):
         convert(file, 'ldam')
     converted = convert(file, 'ldam', unsafe_pickle=True)
     assert torch.equal(converted.model.conv1.weight, model.conv1.weight)
@@ -299,7 +299,7 @@ def test_damaged_files(cut: int, suffix: str, unsafe: bool, tmp_path: Path) -> N
     state = ldam().state_dict()
     save_file(state, file) if suffix == '.safetensors' else torch.save(state, file)
     file.write_bytes(file.read_bytes()[:cut])
-    with pytest.raises(CheckpointError, match=str(file)):
+    with pytest.raises(ConversionError, match=str(file)):
         convert(file, 'ldam', unsafe_pickle=unsafe)
 
 
@@ -311,7 +311,7 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
         (tmp_path, 'there is no file'),
         (tmp_path / 'x', 'no file'),
     ):
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(ConversionError, match=message):
             convert(file, 'ldam')
 
 
@@ -367,7 +367,7 @@ def test_a_model_of_timm_without_its_classifier(tmp_path: Path) -> None:
 def test_a_file_of_no_bytes_or_a_classifier_of_no_dimensions(tmp_path: Path) -> None:
     file = tmp_path / 'checkpoint.pth'
     file.touch()
-    with pytest.raises(CheckpointError, match='cannot be read: it is empty or ends too soon'):
+    with pytest.raises(ConversionError, match='cannot be read: it is empty or ends too soon'):
         convert(file, 'ldam')
     saved({'fc.weight': torch.zeros(())}, tmp_path)
     with pytest.raises(LayoutError, match=r'fc.weight has shape \(\), which is no classifier'):
