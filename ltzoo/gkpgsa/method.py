@@ -48,7 +48,8 @@ class GkpGsa:
         seed: of the grouping and the Fisher's samples.
 
     Raises:
-        GkpGsaError: if the bank is needed and nothing of the encoder is trained.
+        GkpGsaError: if the bank is needed and nothing of the encoder is trained, or the network drops activations to
+            compute them anew (`set_grad_checkpointing`), which groups with weights of their own cannot be taken through.
     """
 
     def __init__(
@@ -77,6 +78,9 @@ class GkpGsa:
         }
         if self.needs_bank and not self.encoder:
             raise GkpGsaError('the encoder has no trainable parameter, so there is nothing to keep or to group by')
+        checkpointed = any(getattr(part, 'grad_checkpointing', False) for part in module.modules())
+        if checkpointed and settings.sharpness is not None and settings.group_by != 'none':
+            raise GkpGsaError('a step by group cannot be combined with gradient checkpointing: leave it off')
         kept = settings.preservation is not None and settings.preservation.statistics == 'anchor'
         self.statistics: dict[str, Tensor] = _running_statistics(model) if kept else {}
         self.bank = MemoryBank(len(class_counts), _store(settings, folder))

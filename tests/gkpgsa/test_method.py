@@ -481,6 +481,16 @@ def test_an_encoder_of_which_nothing_is_trained_is_refused() -> None:
         GkpGsa(run.learner, run.learner.model, COUNTS, LABELS.numpy(), 4, GkpGsaSettings())
 
 
+def test_gradient_checkpointing_is_refused() -> None:
+    run = Run()
+    model = run.learner.model
+    model.set_grad_checkpointing(True)
+    rest = (COUNTS, LABELS.numpy(), 4)
+    with pytest.raises(GkpGsaError, match='cannot be combined with gradient checkpointing: leave it off'):
+        GkpGsa(run.learner, model, *rest, GkpGsaSettings())
+    GkpGsa(run.learner, model, *rest, GkpGsaSettings(sharpness=None))
+
+
 def test_a_step_that_overflowed_is_left_out_of_the_log() -> None:
     run = Run(sharpness=None, alpha_start=None, alpha_end=None)
     # Two groups need two snapshots.
