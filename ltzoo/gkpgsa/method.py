@@ -49,7 +49,7 @@ class GkpGsa:
 
     Raises:
         GkpGsaError: if the bank is needed and nothing of the encoder is trained, or the network drops activations to
-            compute them anew (`set_grad_checkpointing`), which groups with weights of their own cannot be taken through.
+            compute them anew (`set_grad_checkpointing`), which groups with own weights cannot be taken through.
     """
 
     def __init__(
