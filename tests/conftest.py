@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 # Tests that run side by side share the cores: read by PyTorch, which is not imported yet, here and in what tests start.
-_WORKERS = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
-os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // _WORKERS)))
+if 'PYTEST_XDIST_WORKER_COUNT' in os.environ:
+    _cores = (os.cpu_count() or 1) // int(os.environ['PYTEST_XDIST_WORKER_COUNT'])
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, _cores)))
 
 SHARED = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 

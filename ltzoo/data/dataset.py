@@ -162,7 +162,7 @@ class Dataset:
         kept = longtail_indices(self.train.labels, imbalance_ratio, kind, seed, largest)
         left_out = np.setdiff1d(np.arange(len(self.train)), kept)
         spare = self.train.select(left_out) if len(left_out) else None
-        return replace(self, train=self.train.select(kept), spare=spare)
+        return replace(self, train=self.train.select(kept), spare=spare, missing_spare=None)
 
 
 class Source(Protocol):

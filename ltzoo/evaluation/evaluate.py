@@ -303,6 +303,9 @@ def _held_out(name: str, data: str, data_dir: str | Path | None) -> Dataset:
         unreadable = part['unreadable']
     except (KeyError, TypeError) as error:
         raise EvaluationError(f'{name} does not say how its hold-out was drawn: score it on the test set') from error
+    numbers = all(value is None or type(value) is int for value in drawn.values()) and drawn['split_seed'] is not None
+    if not numbers or unreadable not in ('stop', 'skip'):
+        raise EvaluationError(f'the config.json of {name} is damaged: {drawn}, unreadable {unreadable!r}')
     dataset = load_parts(data, data_dir, split='holdout', unreadable=unreadable, **drawn)
     check_draw(name, dataset, lt)
     found = (dataset.class_counts.tolist(), len(dataset.test))

@@ -78,8 +78,9 @@ class GkpGsa:
         }
         if self.needs_bank and not self.encoder:
             raise GkpGsaError('the encoder has no trainable parameter, so there is nothing to keep or to group by')
-        checkpointed = any(getattr(part, 'grad_checkpointing', False) for part in module.modules())
-        if checkpointed and settings.sharpness is not None and settings.group_by != 'none':
+        sharpness = settings.sharpness
+        by_group = sharpness is not None and sharpness.mode != 'focal' and settings.group_by != 'none'
+        if by_group and any(getattr(part, 'grad_checkpointing', False) for part in module.modules()):
             raise GkpGsaError('a step by group cannot be combined with gradient checkpointing: leave it off')
         kept = settings.preservation is not None and settings.preservation.statistics == 'anchor'
         self.statistics: dict[str, Tensor] = _running_statistics(model) if kept else {}

@@ -235,8 +235,9 @@ class GroupedSharpness:
         for name in ('global_average', 'group_averages', 'seen'):
             # A copy: averages are updated in place.
             setattr(self, name, None if state[name] is None else state[name].to(device, copy=True))
-        if state['kept_perturbation'] is not None:
-            self.kept = (state['kept_perturbation'][0].to(device), state['kept_perturbation'][1].to(device))
+        # Without it, as in states of before it was kept by group, the next step has a first pass.
+        if (kept := state.get('kept_perturbation')) is not None:
+            self.kept = (kept[0].to(device), kept[1].to(device))
 
     @property
     def static(self) -> bool:

@@ -135,8 +135,8 @@ The paper's numbers, not ours.{note}
 
 # {entry.full_name}
 
-An image classifier for long-tailed data. **There are no weights of it yet**, and no scores of ours: this
-recipe has not been trained.
+An image classifier for long-tailed data. **There are no weights of it yet**, and no scores of ours: no
+training of this recipe has been finished.
 
 - Architecture: {ARCHITECTURES[entry.architecture].backbone}
 - Data: {entry.tag}, {cfg.num_classes} classes

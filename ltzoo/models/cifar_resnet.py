@@ -17,12 +17,9 @@ from timm.models.resnet import BasicBlock
 
 from ltzoo.models.heads import build_with_head
 from ltzoo.models.staged_resnet import StagedResNet, ZeroPadShortcut
+from ltzoo.normalisation import CIFAR_MEAN, CIFAR_STD
 
-__all__ = ['CIFAR_MEAN', 'CIFAR_STD', 'CifarResNet']
-
-# The statistics of CIFAR-10's training images, which the LDAM line uses for both sets.
-CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR_STD = (0.2023, 0.1994, 0.2010)
+__all__ = ['CifarResNet']
 
 
 def _stage(in_channels: int, channels: int, depth: int, **dd: Any) -> nn.Sequential:

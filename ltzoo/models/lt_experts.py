@@ -17,9 +17,9 @@ from timm.layers import SelectAdaptivePool2d, get_device_dtype
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck
 
-from ltzoo.models.cifar_resnet import CIFAR_MEAN, CIFAR_STD
 from ltzoo.models.heads import ExpertLinear, Head, HeadError
 from ltzoo.models.staged_resnet import StagedResNet, ZeroPadShortcut
+from ltzoo.normalisation import CIFAR_MEAN, CIFAR_STD
 
 __all__ = ['ExpertResNet']
 

@@ -14,8 +14,8 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg, generate_default_cfgs, model_entrypoint, register_model, resolve_pretrained_cfg
 
-from ltzoo.models.cifar_resnet import CIFAR_MEAN, CIFAR_STD
 from ltzoo.models.heads import Head, build_with_head
+from ltzoo.normalisation import CIFAR_MEAN, CIFAR_STD, INAT18_MEAN, INAT18_STD
 
 __all__ = ['ARCHITECTURES', 'DATA', 'METHODS', 'ZOO', 'Architecture', 'Data', 'Method', 'ZooEntry', 'organisation']
 
@@ -93,9 +93,8 @@ DATA = {
         {'inat18': 8142},
         ('resnet50',),
         'recipes/{tag}/{method}_{architecture}.yaml',
-        # Of its training images, as the long-tailed literature uses them.
-        mean=(0.466, 0.471, 0.380),
-        std=(0.195, 0.194, 0.192),
+        mean=INAT18_MEAN,
+        std=INAT18_STD,
     ),
 }
 

@@ -24,7 +24,7 @@ from ltzoo.data import load_data
 from ltzoo.data.sources.packed_cifar import pack_file, write_packed
 from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder, writing
-from ltzoo.plans.plan import Job, Plan
+from ltzoo.plans.plan import Job, Plan, load_plan
 from ltzoo.training.prepare import prepare_data
 from ltzoo.training.recipe import Recipe
 from ltzoo.training.run import COMMIT_FILE, commit_of
@@ -46,7 +46,7 @@ The trainings of `plan.yaml`, ltzoo at commit {commit}. On a machine with PyTorc
 ```
 
 Whatever stops it, the same command goes on. `--minutes M` ends it in time, `--archive DIR/runs.tar.gz` makes files to
-bring home, where `python tools/reproduce.py PLAN.yaml {changes}--collect FILE ...` puts them in their place.
+bring home, where `python tools/reproduce.py PLAN.yaml {same}--collect FILE ...` puts them in their place.
 """
 
 
@@ -116,7 +116,9 @@ def pack(
             _pack_images(source, [recipe for recipe in recipes if _source(recipe) == source], made / 'data')
         command = _command((made / 'data').is_dir(), bool(packages))
         same = f'--set {shlex.join(changes)} ' if changes else ''
-        readme = _README.format(title=f'Packed: {file.stem}', commit=commit, command=command, changes=same)
+        if plan.output != load_plan(file).output:
+            same = f'--output {shlex.quote(str(plan.output))} {same}'
+        readme = _README.format(title=f'Packed: {file.stem}', commit=commit, command=command, same=same)
         (made / 'README.md').write_text(readme)
         sizes = {part: _bytes(made / part) for part in ('data', 'wheels')}
         return {'code': _bytes(made) - sum(sizes.values()), **sizes}

@@ -8,7 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltzoo.data import ArrayImages, DataError, Dataset, FileImages, Split, load_data, split_off, with_holdout
+from ltzoo.data import (
+    ArrayImages,
+    DataError,
+    Dataset,
+    FileImages,
+    MissingDataError,
+    Split,
+    load_data,
+    split_off,
+    with_holdout,
+)
 
 
 def numbered(labels: list[int] | np.ndarray, first: int = 0) -> Split:
@@ -44,6 +54,13 @@ def test_balanced_and_disjoint(longtailed: Dataset) -> None:
     assert sorted(seen) == sorted(labels) == list(range(1200))
     assert [labels[number] for number in seen] == np.concatenate([part.labels for part in parts]).tolist()
     assert held.test is not longtailed.test
+
+
+def test_of_an_own_profile_no_official_list_is_missing(longtailed: Dataset) -> None:
+    dataset = replace(longtailed, spare=None, missing_spare=Path('list.txt'))
+    with pytest.raises(MissingDataError, match=r'list\.txt is missing'):
+        with_holdout(dataset)
+    assert with_holdout(dataset.longtailed(4)).num_classes == 6
 
 
 def test_only_classes_without_spares_give_up_training_images(longtailed: Dataset) -> None:

@@ -489,6 +489,8 @@ def test_gradient_checkpointing_is_refused() -> None:
     with pytest.raises(GkpGsaError, match='cannot be combined with gradient checkpointing: leave it off'):
         GkpGsa(run.learner, model, *rest, GkpGsaSettings())
     GkpGsa(run.learner, model, *rest, GkpGsaSettings(sharpness=None))
+    focal = SharpnessSettings(mode='focal', radius=0.1)
+    GkpGsa(run.learner, model, *rest, GkpGsaSettings(group_by='class', preservation=None, sharpness=focal))
 
 
 def test_a_step_that_overflowed_is_left_out_of_the_log() -> None:

@@ -216,6 +216,11 @@ def test_what_is_changed_in_all_recipes_travels_with_a_pack(script: Script, tmp_
     (run,) = yaml.safe_load((tmp_path / 'pack' / 'plan.yaml').read_text())['runs'].values()
     assert run['overrides'] == [*SMALL, 'epochs=1', 'epochs=2', 'seed=5']
     assert 'PLAN.yaml --set epochs=2 seed=5 --collect FILE' in (tmp_path / 'pack' / 'README.md').read_text()
+    elsewhere = ('--output', tmp_path / 'else where', '--pack', tmp_path / 'other')
+    assert script('tools/reproduce.py', plan, *elsewhere) == 0
+    assert (
+        f"PLAN.yaml --output '{tmp_path}/else where' --collect FILE" in (tmp_path / 'other' / 'README.md').read_text()
+    )
 
 
 def test_a_budget_stops_what_can_be_continued_elsewhere(tmp_path: Path) -> None:

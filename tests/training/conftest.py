@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from accelerate.state import AcceleratorState, PartialState
 
 from ltzoo.training.recipe import Recipe, load_recipe
 
@@ -30,6 +31,13 @@ SMALL: dict[str, Any] = {
     'batch_size': 120,
     'channels_last': False,
 }
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test choose its device and precision, which Accelerate keeps for the whole process."""
+    monkeypatch.setattr(PartialState, '_shared_state', {})
+    monkeypatch.setattr(AcceleratorState, '_shared_state', {})
 
 
 @pytest.fixture

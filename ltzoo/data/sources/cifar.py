@@ -13,7 +13,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from ltzoo.data.dataset import Dataset, MissingDataError, Split, register_source
 from ltzoo.data.images import ArrayImages
 from ltzoo.data.sources.packed_cifar import pack_file, read_packed
-from ltzoo.models.cifar_resnet import CIFAR_MEAN, CIFAR_STD
+from ltzoo.normalisation import CIFAR_MEAN, CIFAR_STD
 
 
 def _read(reader: type[CIFAR10], location: Path, download: bool) -> Dataset:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, register_source
 from ltzoo.data.sources._lists import ImageList, find_folder, from_lists, read_list
-from ltzoo.models.lt_zoo import DATA
+from ltzoo.normalisation import INAT18_MEAN, INAT18_STD
 
 LISTS = {'train': 'iNaturalist18_train.txt', 'val': 'iNaturalist18_val.txt'}
 ANNOTATIONS = {'train': 'train2018.json', 'val': 'val2018.json'}
@@ -48,7 +48,7 @@ def inat18(location: Path, download: bool) -> Dataset:
         class_names=_read_names(folder / CATEGORIES) if (folder / CATEGORIES).exists() else None,
         images_origin=f'get train_val2018.tar.gz {ORIGIN} and unpack or link it as {folder / "train_val2018"}',
     )
-    return replace(dataset, mean=DATA['inat18'].mean, std=DATA['inat18'].std)
+    return replace(dataset, mean=INAT18_MEAN, std=INAT18_STD)
 
 
 def _read_part(folder: Path, part: str) -> ImageList:
