@@ -24,9 +24,10 @@ def main() -> int:
     parser.add_argument('--data-dir', help='where its files are (default: $LTZOO_DATA, else data)')
     parser.add_argument(
         '--split',
-        choices=['test', 'holdout'],
+        choices=['test', 'holdout', 'all'],
         default='test',
-        help='holdout: the training images that a run with evaluation.split=holdout left out (default: test)',
+        help='holdout: the training images that a run with evaluation.split=holdout left out; all: every image of data '
+        'that the model knows none of (default: test)',
     )
     parser.add_argument('--json', type=file, help='write all scores to this file')
     parser.add_argument('--csv', type=file, help='write the table of classes to this file')

@@ -147,6 +147,12 @@ class Dataset:
                 )
 
     @property
+    def users_own(self) -> bool:
+        """Whether it was read from where the user said, and is no benchmark."""
+        source = self.name.partition(':')[0].partition('_lt')[0]
+        return source in _SOURCES and _SOURCES[source].needs_location
+
+    @property
     def num_classes(self) -> int:
         return len(self.class_names)
 

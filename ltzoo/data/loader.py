@@ -20,6 +20,7 @@ from ltzoo.data.augment import ViewError
 from ltzoo.data.dataset import DataError, Split
 from ltzoo.data.images import ArrayImages, UnreadableImageError
 from ltzoo.data.views import FileViews, TensorViews, View, normalise
+from ltzoo.errors import LtzooError
 from ltzoo.recorded import Recorded
 
 __all__ = ['ArrayLoader', 'Batch', 'FileLoader', 'ImageLoader', 'TrainLoader', 'train_loader']
@@ -184,7 +185,11 @@ class FileLoader:
 
 
 class ImageLoader(DataLoader[Any]):
-    """A DataLoader that raises an UnreadableImageError of its samples as it is, not as a worker's whole traceback."""
+    """A DataLoader that raises an UnreadableImageError of its samples as it is, not as a worker's whole traceback.
+
+    Raises:
+        LtzooError: if a worker is killed.
+    """
 
     def __init__(self, samples: TorchDataset[Any], **options: Any) -> None:
         super().__init__(
@@ -196,10 +201,18 @@ class ImageLoader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Any:
-        for batch in super().__iter__():
-            if isinstance(batch, UnreadableImageError):
-                raise batch
-            yield batch
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, UnreadableImageError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if 'DataLoader worker' not in str(error):
+                raise
+            raise LtzooError(
+                'a process that reads images was killed, most often for want of memory or, in a container, of shared '
+                'memory (--shm-size): take fewer workers, or 0, or smaller batches'
+            ) from error
 
 
 class _SamplesOrErrors(TorchDataset[Any]):

@@ -2,7 +2,7 @@
 
 from ltzoo.evaluation.evaluate import EvaluationError, evaluate_model, resolve_model
 from ltzoo.evaluation.metrics import ClassScore, Scores, expected_calibration_error, score, shifted_accuracy
-from ltzoo.evaluation.predict import PredictionError, Predictions, predict
+from ltzoo.evaluation.predict import PredictionError, Predictions, predict, predict_files
 from ltzoo.evaluation.report import format_scores, per_class_csv, plot_accuracy
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     'per_class_csv',
     'plot_accuracy',
     'predict',
+    'predict_files',
     'resolve_model',
     'score',
     'shifted_accuracy',

@@ -24,6 +24,7 @@ from ltzoo.data import (
     with_place,
     without_folders,
 )
+from ltzoo.data.images import join_images
 from ltzoo.errors import LtzooError
 from ltzoo.evaluation.metrics import Scores, score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
@@ -61,7 +62,7 @@ def evaluate_model(
     data: str,
     *,
     data_dir: str | Path | None = None,
-    split: Literal['test', 'holdout'] = 'test',
+    split: Literal['test', 'holdout', 'all'] = 'test',
     batch_size: int = 256,
     device: str | None = None,
     workers: int = 2,
@@ -70,12 +71,14 @@ def evaluate_model(
     shifted: bool = False,
     skip_unreadable: bool = False,
 ) -> dict[str, Any]:
-    """Score a model on the test set of a data set, or on the hold-out that it was trained without.
+    """Score a model on the test set of a data set, on the hold-out that it was trained without, or on new images.
 
     Args:
         name: what `create_model` takes, or the folder of a run.
         data, data_dir: as `load_data` takes them.
-        split: `holdout` is for a model in a folder that was trained with `evaluation.split=holdout` on the same data.
+        split: `holdout` is for a model in a folder that was trained with `evaluation.split=holdout` on the same data;
+            `all` scores every image of data that the model knows none of, such as images collected later, by the shots
+            of the model's own training.
         device: `cpu`, `cuda`, `mps`; by default `cuda` where there is one, else `cpu`.
         workers: processes that read image files.
         many_above, few_below: the shots' thresholds, in training images. By default those that a model in a folder was
@@ -95,11 +98,13 @@ def evaluate_model(
     """
     where = usable_device(device)
     model = create_model(resolve_model(name), pretrained=True).to(where)
-    dataset = load_data(data, data_dir) if split == 'test' else _held_out(name, data, data_dir)
+    dataset = _held_out(name, data, data_dir) if split == 'holdout' else load_data(data, data_dir)
     check_classes(model, dataset, name, data)
     own = training_on(name, dataset)
     if split == 'test':
         check_draw(name, dataset, own)
+    elif split == 'all':
+        dataset, own = _all_of(name, dataset)
     thresholds = {
         'many_above': own.get('many_above', 100) if many_above is None else many_above,
         'few_below': own.get('few_below', 20) if few_below is None else few_below,
@@ -108,7 +113,7 @@ def evaluate_model(
     if skip_unreadable:
         dataset = replace(dataset, test=drop_unreadable(dataset.test))
     # A run that left out images, or began before others were added, was trained on fewer than there are.
-    counts = own.get('class_counts') if split == own.get('split') else None
+    counts = own.get('class_counts') if split in (own.get('split'), 'all') else None
     counts = counts if isinstance(counts, list) and len(counts) == dataset.num_classes else None
     return {
         'model': name,
@@ -284,8 +289,27 @@ def check_draw(name: str, dataset: Dataset, lt: dict[str, Any]) -> None:
         raise EvaluationError(
             f'{dataset.name} has other images, or other names for them, than when {name} was trained, and the test '
             'part drawn from them would hold some that it was trained on: put them back, or give the test images their '
-            'own part'
+            'own part; images that it knows none of are scored whole by --split all'
         )
+    elsewhere = (training_of(name) or {}).get('drawn_from')
+    if dataset.drawn_from is not None and not lt and elsewhere not in (None, dataset.drawn_from):
+        logger.warning(
+            'the test part of %s is drawn from its images: scores are too high if %s was trained on some of them; if '
+            'on none, --split all scores them all',
+            dataset.name, name,
+        )  # fmt: skip
+
+
+def _all_of(name: str, dataset: Dataset) -> tuple[Dataset, dict[str, Any]]:
+    """Return a data set all of whose images are its test part, and what the model says of its training."""
+    lt = training_of(name) or {}
+    same = lt.get('data') == without_folders(dataset.name) and lt.get('class_counts') == dataset.class_counts.tolist()
+    drawn = dataset.drawn_from is not None and lt.get('drawn_from') == dataset.drawn_from
+    if same or drawn or not dataset.users_own:
+        raise EvaluationError(f'{name} may have been trained on images of {dataset.name}: leave --split all out')
+    images = join_images(dataset.test.images, dataset.train.images)
+    whole = Split(images, np.concatenate([dataset.test.labels, dataset.train.labels]))
+    return replace(dataset, test=whole, drawn_from=None), lt
 
 
 def _held_out(name: str, data: str, data_dir: str | Path | None) -> Dataset:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
 from ltzoo.data.dataset import Split
-from ltzoo.data.images import ArrayImages
+from ltzoo.data.images import ArrayImages, FileImages
 from ltzoo.data.loader import ImageLoader
 from ltzoo.data.views import normalise
 from ltzoo.errors import LtzooError
+from ltzoo.models.input_config import input_config
 from ltzoo.models.mode import evaluating
 
-__all__ = ['PredictionError', 'Predictions', 'image_batches', 'predict']
+__all__ = ['PredictionError', 'Predictions', 'image_batches', 'predict', 'predict_files']
 
 
 class PredictionError(LtzooError, ArithmeticError):
@@ -73,24 +75,66 @@ def predict(
     share = np.arange(rank, len(split), processes)
     predictions = torch.zeros(len(split), dtype=torch.int64, device=device)
     confidences = torch.zeros(len(split), dtype=torch.float32, device=device)
-    batches = image_batches(split.select(share), config, batch_size, device, workers)
-    with evaluating(model), torch.inference_mode(), _full_precision():
-        start = 0
-        for batch in batches:
-            probabilities = model(batch).float().softmax(1)
-            rows = torch.from_numpy(share[start : start + len(batch)]).to(device)
-            confidences[rows], predictions[rows] = probabilities.max(1)
-            start += len(batch)
+    start = 0
+    for probabilities in _probabilities(model, split.select(share), config, batch_size, device, workers):
+        rows = torch.from_numpy(share[start : start + len(probabilities)]).to(device)
+        confidences[rows], predictions[rows] = probabilities.max(1)
+        start += len(probabilities)
     if processes > 1:
         dist.all_reduce(predictions)
         dist.all_reduce(confidences)
+    _check_finite(confidences)
+    return Predictions(split.labels, predictions.cpu().numpy(), confidences.cpu().numpy())
+
+
+def predict_files(
+    model: nn.Module,
+    files: Sequence[Path],
+    *,
+    top: int = 1,
+    batch_size: int = 256,
+    device: torch.device | str = 'cpu',
+    workers: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Say of image files what they show.
+
+    Args:
+        model: made by `ltzoo.create_model`; the names of its classes, where it knows them, are
+            `model.pretrained_cfg['label_names']`.
+        files: N images.
+        top: how many classes of each, at most as many as there are.
+        batch_size, device, workers: as for `predict`.
+
+    Returns:
+        The likeliest classes, int64, and their softmax probabilities, float32, of shape (N, top), the likeliest first.
+
+    Raises:
+        UnreadableImageError: if a file cannot be decoded.
+        PredictionError: if the outputs for an image are not finite.
+    """
+    images = Split(FileImages(Path(), [str(file) for file in files]), np.zeros(len(files), dtype=np.int64))
+    batches = _probabilities(model, images, input_config(model), batch_size, torch.device(device), workers)
+    found = [probabilities.topk(min(top, probabilities.shape[1])) for probabilities in batches]
+    confidences = torch.cat([part.values for part in found])
+    _check_finite(confidences[:, 0])
+    return torch.cat([part.indices for part in found]).cpu().numpy(), confidences.cpu().numpy()
+
+
+def _probabilities(
+    model: nn.Module, split: Split, config: Mapping[str, Any], batch_size: int, device: torch.device, workers: int
+) -> Iterator[Tensor]:
+    with evaluating(model), torch.inference_mode(), _full_precision():
+        for batch in image_batches(split, config, batch_size, device, workers):
+            yield model(batch).float().softmax(1)
+
+
+def _check_finite(confidences: Tensor) -> None:
     strange = int((~confidences.isfinite()).sum())
     if strange:
         raise PredictionError(
-            f'the outputs of the model are not finite for {strange} of {len(split)} images: its weights are damaged, '
-            f'or its training has diverged'
+            f'the outputs of the model are not finite for {strange} of {len(confidences)} images: its weights are '
+            'damaged, or its training has diverged'
         )
-    return Predictions(split.labels, predictions.cpu().numpy(), confidences.cpu().numpy())
 
 
 @contextmanager

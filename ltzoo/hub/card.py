@@ -10,15 +10,12 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 
 from ltzoo.models.lt_zoo import ARCHITECTURES, METHODS, ZooEntry
 
-__all__ = ['LICENCE', 'METRICS', 'PLACE', 'TAGS', 'eval_results', 'model_card', 'planned_card', 'usage']
+__all__ = ['METRICS', 'PLACE', 'TAGS', 'eval_results', 'licence_of', 'model_card', 'planned_card', 'usage']
 
 TAGS = ('ltzoo', 'timm', 'image-classification', 'long-tailed')
 
 # What loads a model whose folder is not known yet.
 PLACE = 'local-dir:FOLDER'
-
-# Of weights that we trained, from the start or from weights that say nothing else.
-LICENCE = 'apache-2.0'
 
 # What is reported: the Hub's name of the metric, and the title.
 METRICS = {
@@ -66,7 +63,7 @@ def model_card(
     paper = pretrained_cfg.get('paper_name')
     source = f'- Paper: {paper} ({pretrained_cfg.get("paper_ids")})\n' if paper else ''
     part = 'the test set' if lt['split'] == 'test' else 'a hold-out of training images, not the test set'
-    front = _front(title, pretrained_cfg.get('license'), data, lt['split'], scores)
+    front = _front(title, licence_of(pretrained_cfg, data), data, lt['split'], scores)
     return f"""---
 {front.to_yaml()}
 ---
@@ -185,6 +182,11 @@ def eval_results(results: Mapping[str, Any]) -> str | None:
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
 
 
+def licence_of(pretrained_cfg: Mapping[str, Any], data: str) -> str:
+    """Return the licence of trained weights: that of those they started from, else ours, unless the data was own."""
+    return pretrained_cfg.get('license') or ('other' if ':' in data else 'apache-2.0')
+
+
 def _front(title: str, licence: str | None, data: str, split: str, scores: Mapping[str, float | None]) -> ModelCardData:
     known = {key: score for key, score in scores.items() if score is not None}
     results = [
@@ -202,7 +204,7 @@ def _front(title: str, licence: str | None, data: str, split: str, scores: Mappi
     ]
     return ModelCardData(
         library_name='timm',
-        license=licence or LICENCE,
+        license=licence,
         pipeline_tag='image-classification',
         tags=list(TAGS),
         model_name=title,

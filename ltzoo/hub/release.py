@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ltzoo.data import imbalance_ratio, without_folders
 from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder
-from ltzoo.hub.card import LICENCE, METRICS, PLACE, eval_results, model_card
+from ltzoo.hub.card import METRICS, PLACE, eval_results, licence_of, model_card
 from ltzoo.hub.export import ExportError, check_new_folder
 from ltzoo.models import create_model
 from ltzoo.models.download import file_hash
@@ -56,7 +56,7 @@ _TRAINING = {'data', 'class_counts', 'many_above', 'few_below', 'recipe', 'seed'
 # What a command line says that does not decide the result, but for the seed, which is told apart.
 _NOT_RECIPE = (
     'output', 'resume', 'seed', 'trackers', 'workers', 'checkpoint_every', 'cuda_graphs', 'data.data_dir',
-    'data.download',
+    'data.download', 'evaluation.batch_size',
 )  # fmt: skip
 
 
@@ -103,9 +103,10 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
                     shutil.copyfile(first / name, made / name)
             if not (made / 'vectors.safetensors').exists():
                 save_file(test_vectors(model), made / 'vectors.safetensors')
-            cfg = json.loads((made / 'config.json').read_text(encoding='utf-8'))['pretrained_cfg']
             digest = file_hash(made / 'model.safetensors')
-            results = summarise([record for _, record in records], digest, cfg.get('license') or LICENCE)
+            config = json.loads((made / 'config.json').read_text(encoding='utf-8'))
+            licence = licence_of(config['pretrained_cfg'], config['lt']['data'])
+            results = summarise([record for _, record in records], digest, licence)
             (made / 'results.json').write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
             write_card(made)
     except (OSError, SafetensorError) as error:
@@ -113,7 +114,7 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
     return results
 
 
-def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str = LICENCE) -> dict[str, Any]:
+def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str = 'apache-2.0') -> dict[str, Any]:
     """Return what a results.json says of several seeds' scores.
 
     Args:

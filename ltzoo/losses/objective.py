@@ -76,13 +76,16 @@ def create_objective(name: str, model: nn.Module, class_counts: Tensor, **option
         hint = did_you_mean(name, _OBJECTIVES)
         raise ObjectiveError(f'no objective is called {name!r}{hint} Known: {", ".join(list_objectives())}')
     cls = _OBJECTIVES[name]
-    known = [key for key in inspect.signature(cls).parameters if key not in ('model', 'class_counts')]
+    parameters = inspect.signature(cls).parameters
+    known = [key for key in parameters if key not in ('model', 'class_counts')]
     for key in options:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             valid = f'did you mean {near[0]}?' if near else f'it takes {", ".join(known) or "none"}'
             raise ObjectiveError(f'objective {name} has no option {key!r}; {valid}')
-        if isinstance(options[key], bool) or not isinstance(options[key], (int, float)):
+        is_number = isinstance(options[key], (int, float)) and not isinstance(options[key], bool)
+        wants_number = type(parameters[key].default) in (int, float)
+        if wants_number and not is_number:
             raise ObjectiveError(f'objective {name}: {key} must be a number, not {options[key]!r}')
     classes = getattr(model, 'num_classes', None)
     if classes and len(class_counts) != classes:

@@ -6,6 +6,7 @@ A tag behind a dot says which data exactly, by the name that `ltzoo.data.load_da
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +152,13 @@ class ZooEntry:
         folder = _WEIGHTS / self.full_name
         return folder if (folder / 'results.json').is_file() else None
 
+    def _label_names(self) -> tuple[str, ...] | None:
+        config = self.folder and self.folder / 'config.json'
+        if not config or not config.is_file():
+            return None
+        names = json.loads(config.read_text(encoding='utf-8')).get('label_names')
+        return tuple(names) if names else None
+
     @property
     def recipe(self) -> str:
         """The file that `recipes/train.py` makes its weights from."""
@@ -166,6 +174,7 @@ class ZooEntry:
             hf_hub_id=self.hub_id if self.folder else None,
             file=str(weights) if weights and weights.is_file() else None,
             num_classes=data.classes[self.tag],
+            label_names=self._label_names(),  # type: ignore[arg-type]  # of any length
             input_size=data.input_size,
             pool_size=data.pool_size,
             crop_pct=data.crop_pct,

@@ -33,6 +33,7 @@ from ltzoo.training.prepare import (
     create_loader,
     create_method,
     create_step,
+    fed_as_pretrained,
     prepare_data,
     warn_of_what_never_comes,
 )
@@ -83,7 +84,9 @@ def _train(
     if recipe.data.unreadable == 'stop' and not folder.checkpoint.exists() and accelerator.is_main_process:
         # Training meets its own images in the first epoch, those of the test only after the last one.
         require_readable(dataset.test)
-    learner = create_learner(recipe, dataset)
+    # A checkpoint holds all weights, so that going on needs no others.
+    learner = create_learner(recipe, dataset, pretrained=recipe.model.pretrained and not folder.checkpoint.exists())
+    dataset = fed_as_pretrained(recipe, dataset, learner.model)
     if recipe.channels_last:
         learner.to(memory_format=torch.channels_last)
     if recipe.sync_batchnorm:

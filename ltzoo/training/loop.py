@@ -151,7 +151,7 @@ def train_one_epoch(
     """
     started = time.perf_counter()
     device = accelerator.device
-    total = torch.zeros((), device=device, dtype=torch.float64)
+    total = torch.zeros((), device=device, dtype=torch.float32 if device.type == 'mps' else torch.float64)
     first_bad = torch.full((), loader.steps_per_epoch, device=device, dtype=torch.int64)
     bar = tqdm(
         total=loader.steps_per_epoch,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ltzoo.data import ArrayImages, Dataset, Split
 from ltzoo.data.views import parse_views
+from ltzoo.errors import LtzooError
 from ltzoo.evaluation import Scores
 from ltzoo.evaluation.evaluate import score_images
 from ltzoo.evaluation.predict import image_batches
@@ -21,19 +22,29 @@ __all__ = ['image_config', 'measure', 'training_samples', 'view_sizes']
 
 
 def measure(model: nn.Module, images: Split, dataset: Dataset, recipe: Recipe, accelerator: Accelerator) -> Scores:
-    """Score the model on a part of the data, the images shared out to all processes."""
+    """Score the model on a part of the data, the images shared out to all processes.
+
+    Raises:
+        LtzooError: if the device has no memory for so large a batch.
+    """
     part = recipe.evaluation
-    return score_images(
-        model,
-        images,
-        dataset,
-        image_config(recipe, dataset),
-        batch_size=part.batch_size,
-        device=accelerator.device,
-        workers=recipe.workers,
-        many_above=part.many_above,
-        few_below=part.few_below,
-    )
+    try:
+        return score_images(
+            model,
+            images,
+            dataset,
+            image_config(recipe, dataset),
+            batch_size=part.batch_size,
+            device=accelerator.device,
+            workers=recipe.workers,
+            many_above=part.many_above,
+            few_below=part.few_below,
+        )
+    except torch.OutOfMemoryError as error:
+        raise LtzooError(
+            f'there is no memory to test with evaluation.batch_size={part.batch_size}: go on with a smaller one and '
+            'resume=auto'
+        ) from error
 
 
 def training_samples(

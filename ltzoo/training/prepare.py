@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ltzoo.training.trial import try_step
 
 logger = logging.getLogger(__name__)
 
+
 __all__ = [
     'can_record',
     'create_accelerator',
@@ -34,6 +36,7 @@ __all__ = [
     'create_method',
     'create_step',
     'describe_batch',
+    'fed_as_pretrained',
     'prepare_data',
     'warn_of_what_never_comes',
 ]
@@ -59,6 +62,8 @@ def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerato
         project_dir=output,
     )
     on_cpu = accelerator.device.type == 'cpu'
+    if recipe.method is not None and accelerator.device.type == 'mps':
+        raise RecipeError('method computes in float64, which the device mps does not have: accelerate launch --cpu')
     if recipe.sync_batchnorm and on_cpu:
         raise RecipeError('sync_batchnorm=true needs GPUs: PyTorch has no SyncBatchNorm for CPUs')
     if recipe.precision == 'bf16' and on_cpu and torch.backends.cpu.get_cpu_capability() in {'AVX2', 'NO AVX'}:
@@ -85,8 +90,19 @@ def prepare_data(recipe: Recipe) -> Dataset:
     )
 
 
-def create_learner(recipe: Recipe, dataset: Dataset) -> Learner:
+def fed_as_pretrained(recipe: Recipe, dataset: Dataset, model: Any) -> Dataset:
+    """Return the data set, images of the user's own with the mean and deviation that a pretrained model has seen."""
+    cfg = model.pretrained_cfg
+    if not (recipe.model.pretrained and dataset.users_own and len(cfg['mean']) == 3):
+        return dataset
+    return replace(dataset, mean=tuple(cfg['mean']), std=tuple(cfg['std']))
+
+
+def create_learner(recipe: Recipe, dataset: Dataset, *, pretrained: bool | None = None) -> Learner:
     """Create the model for the data's classes, and its objective.
+
+    Args:
+        pretrained: whether to load the weights that it starts from; None for what the recipe says.
 
     Raises:
         RecipeError: if the model's arguments are for another number of classes.
@@ -98,7 +114,8 @@ def create_learner(recipe: Recipe, dataset: Dataset) -> Learner:
             f'model.num_classes={arguments["num_classes"]}, but {dataset.name} has {dataset.num_classes} classes: '
             'leave it out, it follows from the data'
         )
-    model = create_model(recipe.model.name, pretrained=recipe.model.pretrained, **arguments)
+    pretrained = recipe.model.pretrained if pretrained is None else pretrained
+    model = create_model(recipe.model.name, pretrained=pretrained, **arguments)
     counts = torch.from_numpy(dataset.class_counts)
     return Learner(
         model, create_objective(recipe.objective.name, model, counts, **(recipe.objective.model_extra or {}))
@@ -217,6 +234,7 @@ def describe_batch(recipe: Recipe) -> str:
     warn_of_what_never_comes(recipe)
     dataset = prepare_data(recipe)
     learner = create_learner(recipe, dataset).to(accelerator.device)
+    dataset = fed_as_pretrained(recipe, dataset, learner.model)
     loader = create_loader(recipe, dataset, learner, accelerator)
     try_step(learner, view_sizes(recipe, dataset), dataset.num_classes, recipe, accelerator)
     create_method(recipe, dataset, learner, accelerator, Path('bank'))

@@ -174,7 +174,8 @@ class Recipe(_Part):
     def decides_result(self) -> dict[str, Any]:
         """Return the part that a resumed run must share with the run it continues."""
         free = {'output', 'resume', 'trackers', 'workers', 'checkpoint_every', 'cuda_graphs'}
-        return self.model_dump(mode='json', exclude={**dict.fromkeys(free, True), 'data': {'data_dir', 'download'}})
+        parts = {'data': {'data_dir', 'download'}, 'evaluation': {'batch_size'}}
+        return self.model_dump(mode='json', exclude={**dict.fromkeys(free, True), **parts})
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode='json'), sort_keys=False)

@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from ltzoo.data import without_folders
 from ltzoo.errors import one_line
 from ltzoo.files import LOCK, alone, write_atomically
 from ltzoo.training.checkpoint import CheckpointError, load_checkpoint
@@ -74,8 +75,10 @@ class RunFolder:
             raise CheckpointError(
                 f'output={self.path} holds a run already: continue it with resume=auto, or give another output'
             )
-        before = _flat(self.read_recipe().decides_result())
-        now = _flat(recipe.decides_result())
+        before, now = (_flat(read.decides_result()) for read in (self.read_recipe(), recipe))
+        for flat in (before, now):
+            # The folder may lie elsewhere by now; that its images are the same is seen from the checkpoint.
+            flat |= {key: without_folders(flat[key]) for key in ('data.name', 'model.name')}
         # A run that an unreadable image stopped may go on without it.
         keys = sorted((before.keys() | now.keys()) - {'data.unreadable'})
         changed = [key for key in keys if before.get(key) != now.get(key)]

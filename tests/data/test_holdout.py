@@ -56,8 +56,8 @@ def test_balanced_and_disjoint(longtailed: Dataset) -> None:
     assert held.test is not longtailed.test
 
 
-def test_of_an_own_profile_no_official_list_is_missing(longtailed: Dataset) -> None:
-    dataset = replace(longtailed, spare=None, missing_spare=Path('list.txt'))
+def test_of_an_own_profile_no_official_list_is_missing() -> None:
+    dataset = replace(dataset_of(numbered(np.tile(np.arange(6), 200)), classes=6), missing_spare=Path('list.txt'))
     with pytest.raises(MissingDataError, match=r'list\.txt is missing'):
         with_holdout(dataset)
     assert with_holdout(dataset.longtailed(4)).num_classes == 6

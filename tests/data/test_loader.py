@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset as TorchDataset
 
 from ltzoo.data import ArrayImages, DataError, FileImages, Split, UnreadableImageError
-from ltzoo.data.loader import Batch, TrainLoader, train_loader
+from ltzoo.data.loader import Batch, ImageLoader, TrainLoader, train_loader
 from ltzoo.data.views import parse_views
+from ltzoo.errors import LtzooError
 
 # The crop of the second view takes the whole image.
 VIEWS = parse_views([[{'random_crop': {'padding': p, 'size': 8}}, 'horizontal_flip'] for p in (1, 0)])
@@ -117,6 +121,20 @@ def test_batches_that_do_not_fit(make: Make) -> None:
         make(batch_size=51)
     with pytest.raises(DataError, match='batch_size 16 cannot be shared out to 3 processes'):
         make(world_size=3)
+
+
+class Killed(TorchDataset[int]):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+def test_a_worker_that_was_killed_is_one_sentence() -> None:
+    with pytest.raises(LtzooError, match=r'was killed, most often for want of memory .*: take fewer workers, or 0'):
+        list(ImageLoader(Killed(), batch_size=2, num_workers=1))
 
 
 @pytest.mark.parametrize('workers', [0, 1])

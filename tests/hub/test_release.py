@@ -133,7 +133,8 @@ def test_what_does_not_decide_a_result_is_not_told_of_its_recipe() -> None:
     recipe = load_recipe(Path(__file__).resolve().parents[2] / 'recipes' / 'digits_lt' / 'ce.yaml')
     decides = recipe.decides_result()
     free = {key for key in Recipe.model_fields if key not in decides}
-    free |= {f'data.{key}' for key in type(recipe.data).model_fields if key not in decides['data']}
+    for part in ('data', 'evaluation'):
+        free |= {f'{part}.{key}' for key in type(getattr(recipe, part)).model_fields if key not in decides[part]}
     assert free | {'seed'} == set(_NOT_RECIPE)
 
 

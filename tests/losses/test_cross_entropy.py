@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import ltzoo
-from ltzoo.losses import ObjectiveError, create_objective, list_objectives, log_prior
+from ltzoo.losses import Objective, ObjectiveError, create_objective, list_objectives, log_prior, objective
 
 COUNTS = torch.tensor([90, 9, 1])
 
@@ -55,6 +55,21 @@ def test_a_class_without_images_counts_as_one_image() -> None:
     torch.testing.assert_close(log_prior(torch.tensor([3, 1, 0])), torch.tensor([0.6, 0.2, 0.2]).log())
     with pytest.raises(ObjectiveError, match='all 0'):
         log_prior(torch.zeros(3, dtype=torch.int64))
+
+
+def test_options_that_are_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(Objective):
+        def __init__(
+            self, model: nn.Module, counts: Tensor, kind: str = 'a', on: bool = False, margin: float = 1
+        ) -> None:
+            super().__init__()
+            self.kind, self.on, self.margin = kind, on, margin
+
+    monkeypatch.setitem(objective._OBJECTIVES, 'own', Own)
+    made = create_objective('own', Logits(), COUNTS, kind='drw', on=True, margin=0.5)
+    assert (made.kind, made.on, made.margin) == ('drw', True, 0.5)
+    with pytest.raises(ObjectiveError, match='own: margin must be a number, not True'):
+        create_objective('own', Logits(), COUNTS, margin=True)
 
 
 def test_unknown_names_get_the_nearest() -> None:

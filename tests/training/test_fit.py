@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,10 +20,12 @@ import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN
 
 import ltzoo
 from ltzoo.data import UnreadableImageError
 from ltzoo.data.augment import ViewError
+from ltzoo.errors import LtzooError
 from ltzoo.evaluation import EvaluationError, evaluate_model
 from ltzoo.files import BusyError
 from ltzoo.models.factory import ModelArgumentError
@@ -389,6 +392,76 @@ def test_a_drawn_test_part_is_not_one_of_other_images(
     apart = tmp_path / 'train'
     apart.symlink_to(pictures)
     assert evaluate_model(str(run), f'folder:{apart}')['samples'] == 8
+
+
+def test_a_run_goes_on_where_its_images_lie_elsewhere(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, moved = tmp_path / 'run', tmp_path / 'other machine' / 'train'
+    options = ('epochs=2', 'resume=auto', 'evaluation.batch_size=3')
+    with monkeypatch.context() as patch, pytest.raises(Pulled):
+        stop_after(1, patch)
+        fit(make_recipe(*of_pictures(pictures / 'train'), *options), run, progress=False)
+    shutil.copytree(pictures / 'train', moved)
+    shutil.rmtree(pictures / 'train')
+    # Nor does how many images are tested at once make another run of it.
+    results = fit(make_recipe(*of_pictures(moved), *options[:2], 'evaluation.batch_size=5'), run, progress=False)
+    assert results['samples'] == 4
+    with pytest.raises(CheckpointError, match=r'another recipe: data\.name was folder:train, is folder:pictures'):
+        fit(make_recipe(*of_pictures(tmp_path / 'pictures'), *options), run, progress=False)
+
+
+def test_new_images_are_scored_whole_by_the_shots_of_the_training(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    thresholds = ('evaluation.many_above=10', 'evaluation.few_below=5')
+    run = str(tmp_path / 'run')
+    fit(make_recipe(*of_pictures(pictures / 'train'), *thresholds), tmp_path / 'run', progress=False)
+    new = tmp_path / 'collected later'
+    shutil.copytree(pictures / 'test', new)
+    scores = evaluate_model(run, f'folder:{new}', split='all')
+    assert (scores['samples'], scores['split'], scores['few']) == (8, 'all', None)
+    assert [row['train_count'] for row in scores['per_class']] == [10, 10]
+    assert not caplog.records
+    # Without it a fifth is scored, which may be of images that the model knows.
+    assert evaluate_model(run, f'folder:{new}')['samples'] == 2
+    assert f'the test part of folder:{new} is drawn from its images: scores are too high if' in caplog.text
+    for known in (pictures / 'train', tmp_path / 'renamed'):
+        if not known.exists():
+            shutil.copytree(pictures / 'train', known)
+        with pytest.raises(EvaluationError, match='may have been trained on images of'):
+            evaluate_model(run, f'folder:{known}', split='all')
+
+
+def test_own_images_are_fed_as_the_pretrained_model_has_seen_its_own(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path
+) -> None:
+    mean, std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
+    options = (*of_pictures(pictures), 'epochs=1')
+    fit(make_recipe(*options), tmp_path / 'first', progress=False)
+    config = tmp_path / 'first' / 'model' / 'config.json'
+    read = json.loads(config.read_text())
+    assert tuple(read['pretrained_cfg']['mean']) == pytest.approx(IMAGENET_DEFAULT_MEAN)
+    read['pretrained_cfg'].update(mean=mean, std=std)
+    config.write_text(json.dumps(read))
+    start = ('model=null', f'model={{name: "local-dir:{config.parent}", pretrained: true}}')
+    fit(make_recipe(*options, *start), tmp_path / 'second', progress=False)
+    cfg = json.loads((tmp_path / 'second' / 'model' / 'config.json').read_text())['pretrained_cfg']
+    assert (tuple(cfg['mean']), tuple(cfg['std'])) == (mean, std)
+
+
+def test_no_memory_to_test_with_is_one_sentence(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+    with monkeypatch.context() as patch:
+        patch.setattr('ltzoo.training.measure.score_images', full)
+        with pytest.raises(LtzooError, match=r'evaluation\.batch_size=512: go on with a smaller one and resume=auto'):
+            fit(make_recipe('epochs=1'), tmp_path / 'run', progress=False)
+    results = fit(make_recipe('epochs=1', 'resume=auto', 'evaluation.batch_size=7'), tmp_path / 'run', progress=False)
+    assert results['samples'] == 400
 
 
 def test_thresholds_are_those_that_a_run_was_trained_with(

@@ -1,0 +1,83 @@
+"""Labels for images: of files and folders, with names and probabilities, and what cannot be read."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import ltzoo
+from ltzoo.data import load_data
+from ltzoo.evaluation import predict_files
+
+Script = Callable[..., int]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Digits as files, in a folder and its sub-folder, beside what is no image."""
+    images = load_data('digits_lt').test.images
+    (tmp_path / 'inbox' / 'deep').mkdir(parents=True)
+    for i, name in enumerate(('a.png', 'b.PNG', 'deep/c.png')):
+        images[i * 45].save(tmp_path / 'inbox' / name)
+    (tmp_path / 'inbox' / 'notes.txt').write_text('no image')
+    return tmp_path / 'inbox'
+
+
+def test_a_folder_gets_names_and_probabilities(
+    script: Script, digits_run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script('tools/predict.py', digits_run, pictures, '--top', 3) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [Path(row['path']).name for row in rows] == ['a.png', 'b.PNG', 'c.png']
+    model = ltzoo.create_model(f'local-dir:{digits_run / "model"}', pretrained=True).eval()
+    _, _, transform = ltzoo.create_model_and_transforms(f'local-dir:{digits_run / "model"}', pretrained=True)
+    for i, row in enumerate(rows):
+        logits = model(transform(load_data('digits_lt').test.images[i * 45])[None])[0]
+        values, classes = logits.softmax(0).topk(3)
+        assert [int(row[key]) for key in ('class', 'class_2', 'class_3')] == classes.tolist()
+        shown = [float(row[key]) for key in ('probability', 'probability_2', 'probability_3')]
+        assert shown == pytest.approx(values.tolist(), abs=2e-4)
+    one = ('--csv', tmp_path / 'out.csv', '--batch-size', 1, '--workers', 0)
+    assert script('tools/predict.py', digits_run, pictures / 'a.png', *one) == 0
+    assert (tmp_path / 'out.csv').read_text().splitlines()[0] == 'path,class,probability'
+    assert not capsys.readouterr().out
+
+
+def test_the_zoos_models_know_their_classes() -> None:
+    names = ltzoo.create_model('resnet32_cifar_bs', pretrained=True).pretrained_cfg['label_names']
+    assert (len(names), names[0], names[99]) == (100, 'apple', 'worm')
+
+
+def test_more_classes_than_there_are(pictures: Path) -> None:
+    model = ltzoo.create_model('resnet8_cifar', num_classes=4)
+    classes, probabilities = predict_files(model, [pictures / 'a.png'], top=9)
+    assert sorted(classes[0]) == [0, 1, 2, 3]
+    assert probabilities.sum() == pytest.approx(1)
+
+
+def test_what_cannot_be_read(
+    script: Script, digits_run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*arguments: object) -> str:
+        assert script('tools/predict.py', digits_run, *arguments) == 2
+        captured = capsys.readouterr()
+        assert not captured.out
+        return captured.err
+
+    (tmp_path / 'empty').mkdir()
+    assert f'there is no image or folder {tmp_path / "none"}' in refused(tmp_path / 'none')
+    assert f'{tmp_path / "empty"} holds no images: their names end in .jpg' in refused(tmp_path / 'empty')
+    assert '--top must be 1 or more, not 0' in refused(pictures, '--top', 0)
+    assert 'there is no folder' in refused(pictures, '--csv', tmp_path / 'nowhere' / 'out.csv')
+    (pictures / 'b.PNG').write_bytes(b'')
+    said = refused(pictures)
+    assert 'b.PNG' in said and '--skip-unreadable leaves such images out' in said
+    assert script('tools/predict.py', digits_run, pictures, '--skip-unreadable') == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 3
+    assert 'left out: ' in captured.err and 'b.PNG' in captured.err
+    assert 'none of the 1 images can be decoded' in refused(pictures / 'b.PNG', '--skip-unreadable')

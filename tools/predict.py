@@ -1,0 +1,111 @@
+"""Say of images what a model sees in them.
+
+python tools/predict.py MODEL IMAGE_OR_FOLDER ... [--top 3] [--csv FILE]
+
+MODEL is a zoo name, timm/NAME, hf-hub:ORG/NAME[@REVISION], local-dir:PATH, or the folder of a run. Folders are searched
+for images, with their sub-folders. The table has a line for each image: its path, and its likeliest classes with their
+probabilities. Those of a network trained with balanced softmax or BCL are for classes that are equally frequent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from ltzoo.errors import LtzooError, command_line
+
+
+@command_line
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('model', metavar='MODEL')
+    parser.add_argument('images', nargs='+', type=Path, metavar='IMAGE_OR_FOLDER')
+    parser.add_argument('--top', type=int, default=1, help='how many classes of each image (default: 1)')
+    parser.add_argument('--csv', type=Path, metavar='FILE', help='write the table to this file, not to the screen')
+    parser.add_argument('--batch-size', type=int, default=256)
+    parser.add_argument('--workers', type=int, default=2, help='processes that read image files')
+    parser.add_argument('--skip-unreadable', action='store_true', help='leave out images that cannot be decoded')
+    parser.add_argument('--device', help='cpu, cuda, mps (default: cuda where there is one, else cpu)')
+    args = parser.parse_args()
+    for option, least in (('top', 1), ('batch_size', 1), ('workers', 0)):
+        if getattr(args, option) < least:
+            raise LtzooError(f'--{option.replace("_", "-")} must be {least} or more, not {getattr(args, option)}')
+
+    import ltzoo
+    from ltzoo.data import UnreadableImageError
+    from ltzoo.evaluation import predict_files, resolve_model
+    from ltzoo.evaluation.evaluate import usable_device
+    from ltzoo.files import check_target, write_atomically, writing
+
+    if args.csv:
+        check_target(args.csv)
+    files = find_images(args.images)
+    if args.skip_unreadable:
+        files = readable(files)
+    device = usable_device(args.device)
+    model: Any = ltzoo.create_model(resolve_model(args.model), pretrained=True).to(device)
+    try:
+        classes, probabilities = predict_files(
+            model, files, top=args.top, batch_size=args.batch_size, device=device, workers=args.workers
+        )
+    except UnreadableImageError as error:
+        raise LtzooError(f'{error}; --skip-unreadable leaves such images out') from error
+    names = (model.pretrained_cfg or {}).get('label_names')
+    names = names if isinstance(names, (list, tuple)) and len(names) == model.num_classes else range(model.num_classes)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    ranks = ['', *(f'_{rank}' for rank in range(2, classes.shape[1] + 1))]
+    writer.writerow(['path', *(f'{column}{rank}' for rank in ranks for column in ('class', 'probability'))])
+    for file, found, sure in zip(files, classes, probabilities, strict=True):
+        writer.writerow([file, *(x for c, p in zip(found, sure, strict=True) for x in (names[c], f'{p:.4f}'))])
+    if args.csv:
+        with writing(args.csv):
+            write_atomically(args.csv, text.getvalue())
+    else:
+        print(text.getvalue(), end='')
+    return 0
+
+
+def find_images(places: list[Path]) -> list[Path]:
+    """Return the files given, and those of folders that have an image's ending, in the order of their names.
+
+    Raises:
+        LtzooError: if a place does not exist, or a folder has no images.
+    """
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    files: list[Path] = []
+    for place in places:
+        if not place.exists():
+            raise LtzooError(f'there is no image or folder {place}')
+        found = [place]
+        if place.is_dir():
+            inside = (path for path in place.rglob('*') if not path.name.startswith('.'))
+            found = sorted(path for path in inside if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+            if not found:
+                raise LtzooError(f'{place} holds no images: their names end in {", ".join(IMG_EXTENSIONS)}')
+        files += found
+    return files
+
+
+def readable(files: list[Path]) -> list[Path]:
+    """Return the images that can be decoded; the others are logged."""
+    from ltzoo.data import UnreadableImageError
+    from ltzoo.data.images import FileImages, examine
+
+    found = list(examine(FileImages(Path(), [str(file) for file in files]), lambda image: None))
+    for error in found:
+        if isinstance(error, UnreadableImageError):
+            print(f'left out: {error}', file=sys.stderr)
+    kept = [file for file, error in zip(files, found, strict=True) if error is None]
+    if not kept:
+        raise LtzooError(f'none of the {len(files)} images can be decoded')
+    return kept
+
+
+if __name__ == '__main__':
+    sys.exit(main())
