@@ -118,6 +118,7 @@ class Dataset:
         image_size: side in pixels that images of this set are usually trained at.
         spare: training images that a long-tailed profile left out, None where nothing was left out.
         missing_spare: the list of those images, where the data set has one and it is not there.
+        validation: a part of the user's own to choose settings on, beside a test part of its own; see `with_holdout`.
         drawn_from: digest of the images that `test` was drawn from by chance, None where it is a part of its own. Of
             others the draw is another one, in which images are tested on that a model was trained on.
     """
@@ -131,12 +132,14 @@ class Dataset:
     image_size: int = 224
     spare: Split | None = None
     missing_spare: Path | None = None
+    validation: Split | None = None
     drawn_from: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
             raise DataError(f'{self.name} has {self.num_classes} class; a classifier needs at least 2')
-        for part, split in (('training', self.train), ('test', self.test)):
+        parts = [('training', self.train), ('test', self.test)]
+        for part, split in parts if self.validation is None else [*parts, ('validation', self.validation)]:
             if len(split) == 0:
                 raise DataError(f'the {part} part of {self.name} has no images')
             low, high = int(split.labels.min()), int(split.labels.max())

@@ -20,6 +20,8 @@ def with_holdout(
 ) -> Dataset:
     """Return the data set with a hold-out in the place of its test part; its training part excludes the hold-out.
 
+    A validation part of the user's own is the hold-out, and training keeps all it has, if no size is asked for.
+
     Where a long-tailed profile (or an official validation list) left training images out, the hold-out is balanced and
     drawn from those. A class with too few of them, such as the head class of CIFAR-100-LT, which has none, gives up
     training images for the missing part, never more than half of what it has. Where nothing was left out, or less than
@@ -43,6 +45,8 @@ def with_holdout(
         raise ValueError('give per_class for a balanced hold-out or fraction for a stratified one, not both')
     if per_class is not None and per_class < 1:
         raise ValueError(f'per_class must be at least 1, not {per_class}')
+    if dataset.validation is not None and per_class is None and fraction is None:
+        return replace(dataset, test=dataset.validation, validation=None)
     if dataset.missing_spare is not None and fraction is None:
         raise MissingDataError(
             f'{dataset.missing_spare} is missing: a hold-out of {dataset.name} is drawn from the images that it lists'

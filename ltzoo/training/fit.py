@@ -155,6 +155,9 @@ def _train(
 
     scores = measure(measured, dataset.test, dataset, recipe, accelerator)
     results = _results(recipe, dataset, scores, learner, folder, training.seconds)
+    if recipe.trackers:
+        final = {f'{recipe.evaluation.split}/{key}': results[key] for key in SCORES if key != 'samples'}
+        accelerator.log(_numbers(final), step=recipe.epochs)
     if recipe.evaluation.train:
         results['train_top1'] = measure(measured, dataset.train, dataset, recipe, accelerator).top1
     if accelerator.is_main_process:
@@ -261,4 +264,6 @@ def _finish(folder: RunFolder, model: nn.Module, recipe: Recipe, dataset: Datase
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:
     """Return what a tracker can draw: the numbers of a log line."""
-    return {key: value for key, value in {**line, **line.get('holdout', {})}.items() if isinstance(value, (int, float))}
+    method = {f'method/{key}': value for key, value in line.get('method', {}).items()}
+    parts = {**line, **line.get('holdout', {}), **method}
+    return {key: value for key, value in parts.items() if isinstance(value, (int, float))}

@@ -56,6 +56,18 @@ def test_balanced_and_disjoint(longtailed: Dataset) -> None:
     assert held.test is not longtailed.test
 
 
+def test_a_validation_part_is_the_hold_out_and_training_keeps_all() -> None:
+    dataset = replace(dataset_of(numbered([0, 1, 2] * 5)), validation=numbered([2, 0], 500))
+    held = with_holdout(dataset)
+    assert (numbers_of(held.test), held.test.labels.tolist()) == ([500, 501], [2, 0])
+    assert numbers_of(held.train) == numbers_of(dataset.train)
+    assert held.drawn_from is None
+    # Asked for a share, it is of the training part.
+    assert len(with_holdout(dataset, fraction=0.2).test) == 3
+    with pytest.raises(DataError, match='the validation part of numbered has label 3'):
+        replace(dataset, validation=numbered([3]))
+
+
 def test_of_an_own_profile_no_official_list_is_missing() -> None:
     dataset = replace(dataset_of(numbered(np.tile(np.arange(6), 200)), classes=6), missing_spare=Path('list.txt'))
     with pytest.raises(MissingDataError, match=r'list\.txt is missing'):

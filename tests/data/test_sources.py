@@ -104,6 +104,7 @@ class TestFolder:
         assert dataset.class_counts.tolist() == [2, 4]
         assert ('bee', 'x.JPG') in names(dataset, 'train')
         assert names(dataset, 'test') == [('ant', '000.png'), ('bee', '000.png')]
+        assert names(dataset, 'validation') == [('ant', f'00{i}.png') for i in range(5)]
         assert dataset.train.images[1].size == (4, 3)
         assert dataset.image_size == 224
         assert dataset.mean == (0.485, 0.456, 0.406)
@@ -299,6 +300,7 @@ class TestCsv:
         assert dataset.class_names == ('cat', 'owl')
         assert names(dataset, 'train') == [('owl', 'one, two.png'), ('cat', 'd.png')]
         assert names(dataset, 'test') == [('cat', 'b.png')]
+        assert names(dataset, 'validation') == [('cat', 'c.png')]
         assert dataset.train.images[0].size == (4, 3)
         with pytest.raises(UnreadableImageError, match=r'd\.png does not exist'):
             dataset.train.images[1]
@@ -395,6 +397,8 @@ class TestArrays:
         assert pixels.shape == (6, 6, 3)
         assert all((pixels[..., c] == images[3].reshape(6, 6)).all() for c in range(3))
         assert dataset.train.labels.tolist() == [0, 1] * 10
+        assert dataset.validation is not None
+        assert dataset.validation.labels.tolist() == [0, 1] * 10
 
     def test_statistics_are_added_up_block_by_block(self, tmp_path: Path) -> None:
         images = np.random.default_rng(2).integers(0, 200, (7, 1100, 900, 3), dtype=np.uint8)
@@ -482,11 +486,12 @@ class TestHub:
 
     def test_saved_splits(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
         train, test = self.table(library, [0, 1, 2, 2, 1]), self.table(library, [2, 1])
-        library.DatasetDict(train=train, test=test).save_to_disk(tmp_path / 'saved')
+        library.DatasetDict(train=train, test=test, val=self.table(library, [0])).save_to_disk(tmp_path / 'saved')
         dataset = load_data(f'hf:{tmp_path / "saved"}')
         assert dataset.class_names == ('zero', 'one', 'two')
         assert dataset.train.labels.tolist() == [0, 1, 2, 2, 1]
         assert dataset.test.labels.tolist() == [2, 1]
+        assert dataset.validation is not None and dataset.validation.labels.tolist() == [0]
         chosen = dataset.train.select(np.array([3, 1]))
         assert [chosen.images[i].getpixel((0, 0)) for i in range(2)] == [(3, 3, 3), (1, 1, 1)]
         assert 'row 3 of' in chosen.images.name(0)

@@ -336,13 +336,17 @@ def test_recipes_that_cannot_run_here(make_recipe: MakeRecipe, tmp_path: Path, o
 
 
 def test_a_tracker_gets_the_numbers(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    fit(make_recipe('trackers=[tensorboard]', 'epochs=2'), tmp_path / 'run', progress=False)
+    recipe = make_recipe('trackers=[tensorboard]', 'epochs=2', 'method.group_by=frequency', 'method.preservation=null')
+    results = fit(recipe, tmp_path / 'run', progress=False)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     # Accelerate writes the configuration to a file of its own.
     files = [EventAccumulator(str(path)).Reload() for path in (tmp_path / 'run').rglob('events.out.*')]
-    (losses,) = [file.Scalars('loss') for file in files if 'loss' in file.Tags()['scalars']]
-    assert [event.step for event in losses] == [0, 1]
+    (told,) = [file for file in files if 'loss' in file.Tags()['scalars']]
+    assert [event.step for event in told.Scalars('loss')] == [0, 1]
+    assert [event.step for event in told.Scalars('method/perturbed_loss')] == [0, 1]
+    (top1,) = told.Scalars('test/top1')
+    assert (top1.step, top1.value) == (2, pytest.approx(results['top1'], rel=1e-6))
 
 
 @pytest.mark.parametrize(

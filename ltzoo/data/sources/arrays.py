@@ -16,8 +16,11 @@ from ltzoo.data.images import ArrayImages
 from ltzoo.data.sources._labels import names_of_integers
 
 _READING_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
-# Images and labels of the training part, then of the test part.
-_KEYS = (('x_train', 'y_train', 'x_test', 'y_test'), ('train_images', 'train_labels', 'test_images', 'test_labels'))
+# Images and labels of the training part, then of the test part; and of the validation part.
+_KEYS = (
+    (('x_train', 'y_train', 'x_test', 'y_test'), ('x_val', 'y_val')),
+    (('train_images', 'train_labels', 'test_images', 'test_labels'), ('val_images', 'val_labels')),
+)
 
 
 @register_source('npz', needs_location=True)
@@ -25,8 +28,9 @@ def npz(location: Path, download: bool) -> Dataset:
     """Read an .npz file of arrays x_train, y_train, x_test, y_test, or train_images, train_labels, test_images, ...
 
     Images are uint8 of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3); labels are the integers 0 to C - 1, shape (N,) or
-    (N, 1). Without a test part, 20 % of every class become it, always the same ones (`ltzoo.data.split_off`). Mean and
-    standard deviation are those of the training part.
+    (N, 1). Without a test part, 20 % of every class become it, always the same ones (`ltzoo.data.split_off`). x_val and
+    y_val (val_images, val_labels) beside a test part are the validation part, which hold-outs are. Mean and standard
+    deviation are those of the training part.
     """
     if not location.is_file():
         raise MissingDataError(f'{location} is not a file; npz takes a .npz file')
@@ -50,7 +54,7 @@ def npy(location: Path, download: bool) -> Dataset:
 
 
 def _dataset(name: str, available: Collection[str], load: Callable[[str], np.ndarray]) -> Dataset:
-    keys = next((keys for keys in _KEYS if keys[0] in available), _KEYS[0])
+    keys, more = next((keys for keys in _KEYS if keys[0][0] in available), _KEYS[0])
     has_test = keys[2] in available or keys[3] in available
     missing = [key for key in (keys if has_test else keys[:2]) if key not in available]
     if missing:
@@ -71,17 +75,21 @@ def _dataset(name: str, available: Collection[str], load: Callable[[str], np.nda
         return images, labels
 
     parts = [part(*keys[:2])] + ([part(*keys[2:])] if has_test else [])
+    if has_test and set(more) <= set(available):
+        parts.append(part(*more))
     class_names = names_of_integers(np.concatenate([labels for _, labels in parts]), f'the labels of {name}')
     splits = [Split(ArrayImages(images), labels) for images, labels in parts]
     shapes = [images.shape[1:3] for images, _ in parts]
-    if shapes[0] != shapes[-1]:
-        raise DataError(
-            f'the images of {name} have {shapes[0][0]} x {shapes[0][1]} pixels in {keys[0]} but {shapes[1][0]} x '
-            f'{shapes[1][1]} in {keys[2]}: give both parts one size'
-        )
+    for shape, key in zip(shapes, (keys[0], keys[2], more[0]), strict=False):
+        if shape != shapes[0]:
+            raise DataError(
+                f'the images of {name} have {shapes[0][0]} x {shapes[0][1]} pixels in {keys[0]} but {shape[0]} x '
+                f'{shape[1]} in {key}: give both parts one size'
+            )
     size = min(shapes[0])
     if has_test:
-        dataset = Dataset(name, splits[0], splits[1], class_names, image_size=size)
+        validation = splits[2] if len(splits) > 2 else None
+        dataset = Dataset(name, splits[0], splits[1], class_names, image_size=size, validation=validation)
     else:
         dataset = with_test_part(name, splits[0], class_names, image_size=size)
     assert isinstance(dataset.train.images, ArrayImages)

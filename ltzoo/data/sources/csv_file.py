@@ -22,9 +22,9 @@ def csv_file(location: Path, download: bool) -> Dataset:
     """Read a CSV file (UTF-8, commas) whose first line names the columns path, label and, optionally, split.
 
     Paths start from the file's folder. Labels are class names, sorted into an order, or the integers 0 to C - 1. The
-    split is train, test or val; val rows are the test part if there are no test rows, else they are left out. Without
-    either, 20 % of every class become the test part, always the same ones (`ltzoo.data.split_off`). Further columns
-    are ignored.
+    split is train, test or val; val rows are the validation part, which hold-outs are, or the test part if there are no
+    test rows. Without either, 20 % of every class become the test part, always the same ones (`ltzoo.data.split_off`).
+    Further columns are ignored.
     """
     rows = _read_rows(location)
     written = [row['label'] for row in rows]
@@ -38,13 +38,12 @@ def csv_file(location: Path, download: bool) -> Dataset:
     parts = np.array([row.get('split', 'train') for row in rows])
     whole = Split(FileImages(location.parent, [row['path'] for row in rows]), labels)
     train = whole.select(np.flatnonzero(parts == 'train'))
-    for part in ('test', 'val'):
-        if (parts == part).any():
-            test = whole.select(np.flatnonzero(parts == part))
-            break
-    else:
+    others = [whole.select(np.flatnonzero(parts == part)) for part in ('test', 'val') if (parts == part).any()]
+    if not others:
         return with_test_part(f'csv:{location}', train, class_names)
-    dataset = Dataset(f'csv:{location}', train, test, class_names)
+    dataset = Dataset(
+        f'csv:{location}', train, others[0], class_names, validation=others[1] if len(others) > 1 else None
+    )
     for label in np.flatnonzero(dataset.class_counts == 0):
         raise DataError(f'class {class_names[label]} of {location} has no training image: give it one, or leave it out')
     return dataset

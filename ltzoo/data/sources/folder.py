@@ -17,8 +17,9 @@ from ltzoo.data.holdout import with_test_part
 from ltzoo.data.images import FileImages
 
 _TRAIN_PARTS = ('train', 'training')
+_VALIDATION_PARTS = ('val', 'valid', 'validation')
 # In order of preference.
-_TEST_PARTS = ('test', 'testing', 'val', 'valid', 'validation')
+_TEST_PARTS = ('test', 'testing', *_VALIDATION_PARTS)
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ def folder(location: Path, download: bool) -> Dataset:
 
         CLASS/*.jpg
 
-    In the first form the case of these names is ignored, and so are other folders, with a warning. In the second form,
+    In the first form the case of these names is ignored, and so are other folders, with a warning. val/ beside test/ is
+    the validation part, which hold-outs are. In the second form,
     or with train/ alone, 20 % of every class become the test part, of the same images always the same ones
     (`ltzoo.data.split_off`). Images are files with one of torchvision's extensions; others are left out with a warning,
     and names that begin with a dot are skipped.
@@ -45,13 +47,14 @@ def folder(location: Path, download: bool) -> Dataset:
     names = _folder_names(location)
     parts = {name.lower(): location / name for name in names}
     beside = next((parts[part] for part in _TEST_PARTS if part in parts), None)
+    choose_on = next((parts[part] for part in _VALIDATION_PARTS if part in parts and parts[part] != beside), None)
     with_train = next((parts[part] for part in _TRAIN_PARTS if part in parts), None)
     # Train among other classes is a vehicle.
     has_parts = with_train is not None and ('train' in names or beside is not None or len(names) == 1)
     root, class_names = location, names
     if with_train is not None and has_parts and (in_train := _folder_names(with_train)):
         root, class_names = with_train, in_train
-        ignored = [name for name in names if location / name not in (with_train, beside)]
+        ignored = [name for name in names if location / name not in (with_train, beside, choose_on)]
         if ignored:
             logger.warning('%s holds %s and %s: %s left out', location, with_train.name, *_named(beside, ignored))
     elif has_parts and parts.keys() <= {*_TRAIN_PARTS, *_TEST_PARTS}:
@@ -62,10 +65,13 @@ def folder(location: Path, download: bool) -> Dataset:
     _warn_of_parts(root, class_names)
     if root == location or beside is None:
         return with_test_part(f'folder:{location}', train, tuple(class_names))
-    unknown = sorted(set(_folder_names(beside)) - set(class_names))
-    if unknown:
-        raise DataError(f'class folder {beside / unknown[0]} has no counterpart in {root}')
-    return Dataset(f'folder:{location}', train, _read(location, beside, class_names), tuple(class_names))
+    others = []
+    for part in (beside, *([] if choose_on is None else [choose_on])):
+        if unknown := sorted(set(_folder_names(part)) - set(class_names)):
+            raise DataError(f'class folder {part / unknown[0]} has no counterpart in {root}')
+        others.append(_read(location, part, class_names))
+    validation = others[1] if len(others) > 1 else None
+    return Dataset(f'folder:{location}', train, others[0], tuple(class_names), validation=validation)
 
 
 def _warn_of_parts(root: Path, class_names: list[str]) -> None:

@@ -58,8 +58,9 @@ def hf(location: Path, download: bool) -> Dataset:
     A folder is anything that `datasets.load_dataset` or `load_from_disk` reads. The set needs a column of images and
     one of class labels, found by their types. Where there are several, the columns `image` and `label` are taken, or
     else the class labels with the most classes (the fine ones of CIFAR-100). The training part is the split `train`;
-    the test part is `test`, or `validation` if there is no test split with labels, or else 20 % of every class, always
-    the same ones (`ltzoo.data.split_off`).
+    the test part is `test`, or `validation` (or `valid`, `val`) if there is no test split with labels, or else 20 % of
+    every class, always the same ones (`ltzoo.data.split_off`). The validation split beside a test part is what
+    hold-outs are.
     """
     try:
         import datasets
@@ -92,15 +93,17 @@ def hf(location: Path, download: bool) -> Dataset:
     train = _split(tables['train'], image, label, f'hf:{place} train')
     if (unlabelled := train.labels < 0).any():
         raise DataError(f'row {unlabelled.argmax()} of hf:{place} train has no {label}')
-    for part in ('test', 'validation'):
+    others = []
+    for part in ('test', 'validation', 'valid', 'val'):
         if part in tables:
-            test = _split(tables[part], image, label, f'hf:{place} {part}')
+            other = _split(tables[part], image, label, f'hf:{place} {part}')
             # Hidden labels of a competition's test split are written as -1, or left out.
-            if len(test) and test.labels.min() >= 0:
-                break
-    else:
-        return with_test_part(f'hf:{place}', train, tuple(classes[label].names))
-    return Dataset(f'hf:{place}', train, test, tuple(classes[label].names))
+            if len(other) and other.labels.min() >= 0:
+                others.append(other)
+    names = tuple(classes[label].names)
+    if not others:
+        return with_test_part(f'hf:{place}', train, names)
+    return Dataset(f'hf:{place}', train, others[0], names, validation=others[1] if len(others) > 1 else None)
 
 
 def _split(table: Any, image: str, label: str, what: str) -> Split:
