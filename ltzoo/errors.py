@@ -2,12 +2,13 @@
 
 import difflib
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ['LtzooError', 'command_line', 'did_you_mean', 'one_line']
+__all__ = ['LtzooError', 'command_line', 'did_you_mean', 'import_named', 'one_line']
 
 
 class LtzooError(Exception):
@@ -32,17 +33,36 @@ def one_line(error: BaseException) -> str:
     return ' '.join(str(error).split()) or type(error).__name__
 
 
+def import_named(modules: str) -> None:
+    """Import modules by their names, separated by commas.
+
+    Raises:
+        LtzooError: if one cannot be imported.
+    """
+    for name in filter(None, map(str.strip, modules.split(','))):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # Whatever the module's own code raises.
+            raise LtzooError(
+                f'LTZOO_IMPORTS: {name} cannot be imported ({type(error).__name__}: {one_line(error)}); its folder '
+                'must be in PYTHONPATH'
+            ) from error
+
+
 def command_line(main: Callable[[], int]) -> Callable[[], int]:
     """Let the `main` of a tool end as users of a shell expect, whatever ends it.
 
     An LtzooError becomes one sentence and exit code 2, Ctrl-C exit code 130, and a reader that has gone, as `head` does
     when it has its lines, exit code 141, as the shell has it of a program that knows nothing of this.
+
+    Before it, the modules that LTZOO_IMPORTS names, separated by commas, are imported: they may register new parts.
     """
 
     @functools.wraps(main)
     def run() -> int:
         program = Path(sys.argv[0]).name
         try:
+            import_named(os.environ.get('LTZOO_IMPORTS', ''))
             code = main()
             sys.stdout.flush()
             return code

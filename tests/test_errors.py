@@ -47,3 +47,25 @@ def test_a_reader_that_has_gone() -> None:
     tool.stdin.close()
     assert (tool.wait(60), tool.stderr.read()) == (141, b'')
     tool.stderr.close()
+
+
+def test_parts_of_ones_own_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'my_parts.py').write_text(
+        'from ltzoo.losses import CrossEntropy, register_objective\n'
+        'register_objective("mine")(type("Mine", (CrossEntropy,), {}))\n'
+    )
+    command = [sys.executable, 'recipes/train.py', 'recipes/digits_lt/ce.yaml', 'objective={name: mine}', '--dry-run']
+    command.append('model.name=resnet8_cifar')
+
+    def ends(modules: str) -> tuple[int, str]:
+        monkeypatch.setenv('LTZOO_IMPORTS', modules)
+        monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return done.returncode, done.stderr
+
+    code, said = ends('')
+    assert code == 2 and "no objective is called 'mine'" in said
+    assert ends('my_parts') == (0, '')
+    code, said = ends('my_parts, your_parts')
+    assert code == 2
+    assert "LTZOO_IMPORTS: your_parts cannot be imported (ModuleNotFoundError: No module named 'your_parts')" in said

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import sys
@@ -22,7 +23,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, import_named
 from ltzoo.evaluation.evaluate import (
     ClassesError,
     check_classes,
@@ -136,6 +137,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    import_named(os.environ.get('LTZOO_IMPORTS', ''))
     try:
         row = measure(args.model, args.data, data_dir=args.data_dir, batch_size=args.batch_size, device=args.device)
     except LtzooError as error:
