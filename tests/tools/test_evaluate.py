@@ -236,7 +236,7 @@ def broken(digits_run: Path, tmp_path: Path) -> Path:
         ('{run}', ['--data', 'folder:{tmp}/nowhere'], '{tmp}/nowhere is not a folder'),
         ('resnet32_cifr', ['--data', 'digits_lt'], 'the nearest are resnet32_cifar'),
         ('resnet18', ['--data', 'digits_lt'], "timm's is timm/resnet18"),
-        ('resnet32_cifar_bcl', ['--data', 'digits_lt'], 'recipes/cifar100_lt_r100/bcl.yaml'),
+        ('resnet32_cifar_gkpgsa', ['--data', 'digits_lt'], 'recipes/cifar100_lt_r100/gkpgsa.yaml'),
         ('local-dir:{tmp}/nowhere', ['--data', 'digits_lt'], 'there is no folder {tmp}/nowhere'),
         ('local-dir:{tmp}/broken/no_model', ['--data', 'digits_lt'], 'config.json is missing'),
         ('{tmp}/broken/no_model', ['--data', 'digits_lt'], 'recipe.yaml is missing'),
