@@ -44,6 +44,7 @@ def main() -> int:
 def run(args: argparse.Namespace) -> int:
     from accelerate import PartialState
 
+    from ltzoo.data.loader import KILLED_WORKER, is_killed_worker
     from ltzoo.evaluation import format_scores
     from ltzoo.training.fit import fit
     from ltzoo.training.prepare import describe_batch
@@ -59,10 +60,10 @@ def run(args: argparse.Namespace) -> int:
     output = recipe.output or Path('runs', args.recipe.resolve().parent.name, f'{args.recipe.stem}_seed{recipe.seed}')
     try:
         results = fit(recipe, output, progress=not args.no_progress)
-    except OSError as error:
-        if isinstance(error, LtzooError):
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, LtzooError) or not (isinstance(error, OSError) or is_killed_worker(error)):
             raise
-        reason = one_line(error)
+        reason = KILLED_WORKER if is_killed_worker(error) else one_line(error)
         raise LtzooError(f'the run {output} stopped: {reason}; once that is put right, use resume=auto') from error
     if PartialState().is_main_process:
         print(format_scores(results))

@@ -26,7 +26,7 @@ def main() -> int:
         '--split',
         choices=['test', 'holdout', 'all'],
         default='test',
-        help='holdout: the training images that a run with evaluation.split=holdout left out; all: every image of data '
+        help='holdout: what a run with evaluation.split=holdout was measured on; all: every image of data '
         'that the model knows none of (default: test)',
     )
     parser.add_argument('--json', type=file, help='write all scores to this file')
@@ -74,6 +74,8 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
     from ltzoo.data import UnreadableImageError
     from ltzoo.evaluation import evaluate_model
 
@@ -93,6 +95,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         )
     except UnreadableImageError as error:
         raise LtzooError(f'{error}; --skip-unreadable leaves such images out') from error
+    except torch.OutOfMemoryError as error:
+        raise LtzooError(f'there is no memory for --batch-size {args.batch_size}: take a smaller one') from error
 
 
 def write(args: argparse.Namespace, results: dict[str, Any]) -> None:

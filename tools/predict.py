@@ -35,6 +35,8 @@ def main() -> int:
         if getattr(args, option) < least:
             raise LtzooError(f'--{option.replace("_", "-")} must be {least} or more, not {getattr(args, option)}')
 
+    import torch
+
     import ltzoo
     from ltzoo.data import UnreadableImageError
     from ltzoo.evaluation import predict_files, resolve_model
@@ -48,12 +50,16 @@ def main() -> int:
         files = readable(files)
     device = usable_device(args.device)
     model: Any = ltzoo.create_model(resolve_model(args.model), pretrained=True).to(device)
+    if not model.num_classes:
+        raise LtzooError(f'{args.model} has no classifier')
     try:
         classes, probabilities = predict_files(
             model, files, top=args.top, batch_size=args.batch_size, device=device, workers=args.workers
         )
     except UnreadableImageError as error:
         raise LtzooError(f'{error}; --skip-unreadable leaves such images out') from error
+    except torch.OutOfMemoryError as error:
+        raise LtzooError(f'there is no memory for --batch-size {args.batch_size}: take a smaller one') from error
     names = (model.pretrained_cfg or {}).get('label_names')
     names = names if isinstance(names, (list, tuple)) and len(names) == model.num_classes else range(model.num_classes)
     text = io.StringIO()
@@ -78,14 +84,15 @@ def find_images(places: list[Path]) -> list[Path]:
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
+    from ltzoo.data.sources.folder import files_below
+
     files: list[Path] = []
     for place in places:
         if not place.exists():
             raise LtzooError(f'there is no image or folder {place}')
         found = [place]
         if place.is_dir():
-            inside = (path for path in place.rglob('*') if not path.name.startswith('.'))
-            found = sorted(path for path in inside if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+            found = [Path(file) for file in files_below(place) if file.lower().endswith(IMG_EXTENSIONS)]
             if not found:
                 raise LtzooError(f'{place} holds no images: their names end in {", ".join(IMG_EXTENSIONS)}')
         files += found

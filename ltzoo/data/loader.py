@@ -23,7 +23,16 @@ from ltzoo.data.views import FileViews, TensorViews, View, normalise
 from ltzoo.errors import LtzooError
 from ltzoo.recorded import Recorded
 
-__all__ = ['ArrayLoader', 'Batch', 'FileLoader', 'ImageLoader', 'TrainLoader', 'train_loader']
+__all__ = [
+    'KILLED_WORKER',
+    'ArrayLoader',
+    'Batch',
+    'FileLoader',
+    'ImageLoader',
+    'TrainLoader',
+    'is_killed_worker',
+    'train_loader',
+]
 
 
 @dataclass(frozen=True)
@@ -184,6 +193,17 @@ class FileLoader:
             )
 
 
+KILLED_WORKER = (
+    'a process that reads images was killed, most often for want of memory or, in a container, of shared memory '
+    '(--shm-size): take fewer workers, or 0, or smaller batches'
+)
+
+
+def is_killed_worker(error: BaseException) -> bool:
+    """Return whether PyTorch says that a worker has died; it does so wherever the main thread happens to be."""
+    return isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker (pid')
+
+
 class ImageLoader(DataLoader[Any]):
     """A DataLoader that raises an UnreadableImageError of its samples as it is, not as a worker's whole traceback.
 
@@ -207,12 +227,9 @@ class ImageLoader(DataLoader[Any]):
                     raise batch
                 yield batch
         except RuntimeError as error:
-            if 'DataLoader worker' not in str(error):
+            if not is_killed_worker(error):
                 raise
-            raise LtzooError(
-                'a process that reads images was killed, most often for want of memory or, in a container, of shared '
-                'memory (--shm-size): take fewer workers, or 0, or smaller batches'
-            ) from error
+            raise LtzooError(KILLED_WORKER) from error
 
 
 class _SamplesOrErrors(TorchDataset[Any]):

@@ -29,6 +29,7 @@ from ltzoo.errors import LtzooError
 from ltzoo.evaluation.metrics import Scores, score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
 from ltzoo.models import create_model
+from ltzoo.models.entries import entry_of
 from ltzoo.models.input_config import input_config
 
 __all__ = [
@@ -255,12 +256,14 @@ def resolve_model(name: str) -> str:
 
 
 def training_of(name: str) -> dict[str, Any] | None:
-    """Return what a model in a folder says of its training, the block `lt` of its config.json; None if nothing.
+    """Return what a model in a folder, or of the zoo, says of its training: the block `lt` of its config.json; None if
+    nothing.
 
     Raises:
         EvaluationError: as `resolve_model`.
     """
-    place = Path(resolve_model(name).removeprefix('local-dir:'))
+    entry = entry_of(name)
+    place = (entry and entry.folder) or Path(resolve_model(name).removeprefix('local-dir:'))
     try:
         lt = json.loads((place / 'config.json').read_text(encoding='utf-8'))['lt']
     except (OSError, ValueError, KeyError, TypeError):
@@ -291,8 +294,9 @@ def check_draw(name: str, dataset: Dataset, lt: dict[str, Any]) -> None:
             'part drawn from them would hold some that it was trained on: put them back, or give the test images their '
             'own part; images that it knows none of are scored whole by --split all'
         )
-    elsewhere = (training_of(name) or {}).get('drawn_from')
-    if dataset.drawn_from is not None and not lt and elsewhere not in (None, dataset.drawn_from):
+    other = training_of(name) or {}
+    of_own_images = ':' in str(other.get('data')) and other.get('drawn_from') != dataset.drawn_from
+    if dataset.drawn_from is not None and not lt and of_own_images:
         logger.warning(
             'the test part of %s is drawn from its images: scores are too high if %s was trained on some of them; if '
             'on none, --split all scores them all',
@@ -303,12 +307,24 @@ def check_draw(name: str, dataset: Dataset, lt: dict[str, Any]) -> None:
 def _all_of(name: str, dataset: Dataset) -> tuple[Dataset, dict[str, Any]]:
     """Return a data set all of whose images are its test part, and what the model says of its training."""
     lt = training_of(name) or {}
-    same = lt.get('data') == without_folders(dataset.name) and lt.get('class_counts') == dataset.class_counts.tolist()
+    counts = lt.get('class_counts')
+    if not isinstance(counts, list) or len(counts) != dataset.num_classes:
+        raise EvaluationError(
+            f'{name} does not say how many images of each class it was trained on, which shots go by: --split all '
+            "takes a run, an export in a folder, or one of the zoo's models"
+        )
+    trained_on = str(lt.get('data')).partition(':')[2]
+    alike = trained_on and trained_on == without_folders(dataset.name).partition(':')[2]
     drawn = dataset.drawn_from is not None and lt.get('drawn_from') == dataset.drawn_from
-    if same or drawn or not dataset.users_own:
-        raise EvaluationError(f'{name} may have been trained on images of {dataset.name}: leave --split all out')
-    images = join_images(dataset.test.images, dataset.train.images)
-    whole = Split(images, np.concatenate([dataset.test.labels, dataset.train.labels]))
+    if alike or drawn or counts == dataset.class_counts.tolist() or not dataset.users_own:
+        raise EvaluationError(
+            f'{name} may have been trained on images of {dataset.name} (it was on {lt.get("data")}): --split all is '
+            'for images that it knows none of; if these are, give them a place of another name'
+        )
+    whole = dataset.test
+    for part in (dataset.train, dataset.validation, dataset.spare):
+        if part is not None:
+            whole = Split(join_images(whole.images, part.images), np.concatenate([whole.labels, part.labels]))
     return replace(dataset, test=whole, drawn_from=None), lt
 
 

@@ -110,10 +110,16 @@ def predict_files(
 
     Raises:
         UnreadableImageError: if a file cannot be decoded.
-        PredictionError: if the outputs for an image are not finite.
+        PredictionError: if the outputs for an image are not finite, or the model does not take three channels.
+        ValueError: if there are no files.
     """
+    if not files:
+        raise ValueError('files is empty')
+    config = input_config(model)
+    if config['input_size'][0] != 3:
+        raise PredictionError(f'the model takes images of shape {config["input_size"]}, pictures have 3 channels')
     images = Split(FileImages(Path(), [str(file) for file in files]), np.zeros(len(files), dtype=np.int64))
-    batches = _probabilities(model, images, input_config(model), batch_size, torch.device(device), workers)
+    batches = _probabilities(model, images, config, batch_size, torch.device(device), workers)
     found = [probabilities.topk(min(top, probabilities.shape[1])) for probabilities in batches]
     confidences = torch.cat([part.values for part in found])
     _check_finite(confidences[:, 0])

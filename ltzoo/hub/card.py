@@ -62,8 +62,8 @@ def model_card(
     counts = lt['class_counts']
     paper = pretrained_cfg.get('paper_name')
     source = f'- Paper: {paper} ({pretrained_cfg.get("paper_ids")})\n' if paper else ''
-    part = 'the test set' if lt['split'] == 'test' else 'a hold-out of training images, not the test set'
-    front = _front(title, licence_of(pretrained_cfg, data), data, lt['split'], scores)
+    part = 'the test set' if lt['split'] == 'test' else 'a hold-out, not the test set'
+    front = _front(title, licence_of(pretrained_cfg, lt), data, lt['split'], scores)
     return f"""---
 {front.to_yaml()}
 ---
@@ -182,9 +182,15 @@ def eval_results(results: Mapping[str, Any]) -> str | None:
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
 
 
-def licence_of(pretrained_cfg: Mapping[str, Any], data: str) -> str:
-    """Return the licence of trained weights: that of those they started from, else ours, unless the data was own."""
-    return pretrained_cfg.get('license') or ('other' if ':' in data else 'apache-2.0')
+def licence_of(pretrained_cfg: Mapping[str, Any], lt: Mapping[str, Any]) -> str:
+    """Return the licence of trained weights.
+
+    It is that which their configuration names, as that of weights which they started from, else the zoo's. What was
+    trained from the start on own images has none: it is for who made it to say.
+    """
+    if ':' in lt['data'] and not lt['recipe']['model'].get('pretrained'):
+        return 'other'
+    return pretrained_cfg.get('license') or 'apache-2.0'
 
 
 def _front(title: str, licence: str | None, data: str, split: str, scores: Mapping[str, float | None]) -> ModelCardData:

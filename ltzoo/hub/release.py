@@ -105,7 +105,7 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
                 save_file(test_vectors(model), made / 'vectors.safetensors')
             digest = file_hash(made / 'model.safetensors')
             config = json.loads((made / 'config.json').read_text(encoding='utf-8'))
-            licence = licence_of(config['pretrained_cfg'], config['lt']['data'])
+            licence = licence_of(config['pretrained_cfg'], config['lt'])
             results = summarise([record for _, record in records], digest, licence)
             (made / 'results.json').write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
             write_card(made)

@@ -7,8 +7,12 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
+from ltzoo.data import without_folders
 from ltzoo.files import write_atomically, writing
 from ltzoo.plans.plan import Plan
+from ltzoo.training.recipe import Recipe
 from ltzoo.training.run import RunFolder
 
 __all__ = ['format_table', 'summarise', 'write_table']
@@ -87,7 +91,7 @@ def _summarise(name: str, folders: dict[int, RunFolder]) -> dict[str, Any]:
     results = [run.read_results() for run in runs]
     # What they were trained with, and on how many images of each class.
     trained = [
-        ({**result.get('recipe', {}), 'seed': None}, [row.get('train_count') for row in result.get('per_class', ())])
+        (_decisive(result.get('recipe')), [row.get('train_count') for row in result.get('per_class', ())])
         for result in results
     ]
     summary: dict[str, Any] = {
@@ -102,6 +106,16 @@ def _summarise(name: str, folders: dict[int, RunFolder]) -> dict[str, Any]:
     logs = [[line['method'] for line in run.read_log() if 'method' in line] for run in runs]
     summary['method'] = _summarise_method(logs)
     return summary
+
+
+def _decisive(recipe: Any) -> Any:
+    """Return the part of a run's recipe that seeds of a row share, whatever version of ltzoo wrote it, and wherever."""
+    try:
+        decides = Recipe.model_validate(recipe).decides_result()
+    except ValidationError:
+        return recipe
+    data = {**decides['data'], 'name': without_folders(decides['data']['name'])}
+    return {**decides, 'data': data, 'seed': None}
 
 
 def _measured_on(results: list[dict[str, Any]]) -> list[str]:

@@ -67,6 +67,7 @@ class Training:
         optimizer: prepared by Accelerate.
         class_counts: training images of every class, which are not to change.
         drawn_from: what the data's test part was drawn from, see `Dataset`, which is not to change either.
+        images: digest of all images, by which a run knows its data where that lies elsewhere by now.
         epoch: epochs that are done.
         seconds: that they took.
     """
@@ -78,6 +79,7 @@ class Training:
     method: GkpGsa | None
     class_counts: list[int]
     drawn_from: str | None = None
+    images: str | None = None
     epoch: int = 0
     seconds: float = 0.0
 
@@ -87,6 +89,7 @@ class Training:
         return {
             'class_counts': self.class_counts,
             'drawn_from': self.drawn_from,
+            'images': self.images,
             'epoch': self.epoch,
             'seconds': self.seconds,
             'learner': self.learner.state_dict(),

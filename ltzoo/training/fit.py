@@ -104,7 +104,16 @@ def _train(
 
     if accelerator.is_main_process:
         held.enter_context(folder.alone())
-    training = Training(accelerator, learner, optimizer, ema, method, dataset.class_counts.tolist(), dataset.drawn_from)
+    training = Training(
+        accelerator,
+        learner,
+        optimizer,
+        ema,
+        method,
+        dataset.class_counts.tolist(),
+        dataset.drawn_from,
+        f'{dataset.train.digest()} {dataset.test.digest()}',
+    )
     _restore(folder, recipe, training)
     if recipe.trackers:
         accelerator.init_trackers('ltzoo', config={'recipe': recipe.to_yaml()})
@@ -202,6 +211,12 @@ def _restore(folder: RunFolder, recipe: Recipe, training: Training) -> None:
             raise CheckpointError(
                 f'output={folder.path} was trained on other images of {recipe.data.name} than are there now, and its '
                 'test part would hold some of them: put them back as they were, or give another output'
+            )
+        moved = state is not None and folder.read_recipe().data.name != recipe.data.name
+        if moved and state is not None and state.get('images') != training.images:
+            raise CheckpointError(
+                f'output={folder.path} was trained on {folder.read_recipe().data.name}, and {recipe.data.name} has '
+                'other images, or other names for them: give another output'
             )
         if accelerator.is_main_process:
             folder.start(recipe, describe_environment(str(accelerator.device), accelerator.num_processes), state)

@@ -76,9 +76,10 @@ class RunFolder:
                 f'output={self.path} holds a run already: continue it with resume=auto, or give another output'
             )
         before, now = (_flat(read.decides_result()) for read in (self.read_recipe(), recipe))
-        for flat in (before, now):
-            # The folder may lie elsewhere by now; that its images are the same is seen from the checkpoint.
-            flat |= {key: without_folders(flat[key]) for key in ('data.name', 'model.name')}
+        if not self.finished:
+            # The images may lie in another folder by now; that they are the same is seen from the checkpoint.
+            for flat in (before, now):
+                flat['data.name'] = without_folders(flat['data.name'])
         # A run that an unreadable image stopped may go on without it.
         keys = sorted((before.keys() | now.keys()) - {'data.unreadable'})
         changed = [key for key in keys if before.get(key) != now.get(key)]

@@ -137,6 +137,16 @@ def test_a_worker_that_was_killed_is_one_sentence() -> None:
         list(ImageLoader(Killed(), batch_size=2, num_workers=1))
 
 
+class Faulty(Killed):
+    def __getitem__(self, index: int) -> int:
+        raise RuntimeError('The size of tensor a (3) must match')
+
+
+def test_an_error_in_a_worker_is_itself() -> None:
+    with pytest.raises(RuntimeError, match=r'The size of tensor a \(3\) must match'):
+        list(ImageLoader(Faulty(), batch_size=2, num_workers=1))
+
+
 @pytest.mark.parametrize('workers', [0, 1])
 def test_an_unreadable_image_is_named(files: Split, tmp_path: Path, workers: int) -> None:
     (tmp_path / '7.png').write_bytes(b'not an image')

@@ -114,6 +114,13 @@ class TestFolder:
         write_classes(tmp_path / 'val', b=3)
         assert np.bincount(load_data('folder', tmp_path).test.labels).tolist() == [0, 3]
 
+    def test_a_validation_part_that_is_none_is_left_out(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        for part in ('train', 'test'):
+            write_classes(tmp_path / part, a=2, b=2)
+        write_classes(tmp_path / 'val', a=1, c=1)
+        assert load_data('folder', tmp_path).validation is None
+        assert 'val is left out, and a hold-out drawn from training: class folder' in caplog.text
+
     @pytest.mark.parametrize(('train', 'test'), [('train', 'valid'), ('Train', 'Test'), ('TRAIN', 'validation')])
     def test_other_names_of_the_parts(self, tmp_path: Path, train: str, test: str) -> None:
         write_classes(tmp_path / train, a=2, b=2)
@@ -399,6 +406,16 @@ class TestArrays:
         assert dataset.train.labels.tolist() == [0, 1] * 10
         assert dataset.validation is not None
         assert dataset.validation.labels.tolist() == [0, 1] * 10
+
+    def test_val_arrays_stand_in_for_test(self, tmp_path: Path) -> None:
+        images, labels = np.zeros((4, 5, 5), dtype=np.uint8), np.array([0, 1, 0, 1])
+        images[0] = 9
+        arrays = {'x_train': images, 'y_train': labels, 'x_val': images[:2], 'y_val': labels[:2]}
+        dataset = self.load(tmp_path, arrays)
+        assert (len(dataset.train), len(dataset.test), dataset.validation) == (4, 2, None)
+        del arrays['y_val']
+        with pytest.raises(DataError, match='has no array y_val'):
+            self.load(tmp_path, arrays)
 
     def test_statistics_are_added_up_block_by_block(self, tmp_path: Path) -> None:
         images = np.random.default_rng(2).integers(0, 200, (7, 1100, 900, 3), dtype=np.uint8)

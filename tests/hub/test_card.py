@@ -87,8 +87,20 @@ def test_every_number_is_one_that_was_given(lt: dict[str, Any], tmp_path: Path) 
 def test_a_hold_out_is_not_called_a_test_set(lt: dict[str, Any]) -> None:
     assert 'images of the test set' in model_card(lt, CFG)
     held_out = model_card({**lt, 'split': 'holdout'}, CFG)
-    assert 'a hold-out of training images, not the test set' in held_out
+    assert 'a hold-out, not the test set' in held_out
     assert 'split: holdout' in held_out
+
+
+@pytest.mark.parametrize(
+    ('data', 'pretrained', 'licence'),
+    [('folder:x', False, 'other'), ('folder:x', True, 'mit'), ('cifar10_lt_r50', False, 'mit')],
+)
+def test_the_licence_of_what_was_made_of_own_images_is_for_its_makers_to_say(
+    lt: dict[str, Any], tmp_path: Path, data: str, pretrained: bool, licence: str
+) -> None:
+    recipe = {**lt['recipe'], 'model': {**lt['recipe']['model'], 'pretrained': pretrained}}
+    card = load(model_card({**lt, 'data': data, 'recipe': recipe}, CFG), tmp_path)
+    assert card.data.license == licence
 
 
 def test_it_points_to_no_place_that_may_not_exist(lt: dict[str, Any]) -> None:

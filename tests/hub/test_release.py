@@ -242,7 +242,7 @@ def test_scores_of_a_hold_out_are_no_results_of_the_benchmark(make_run: Callable
     results = release([run], tmp_path / 'out')
     assert (results['hub_id'], results['paper']) == (None, None)
     assert not (tmp_path / 'out' / '.eval_results').exists()
-    assert 'a hold-out of training images, not the test set' in (tmp_path / 'out' / 'README.md').read_text()
+    assert 'a hold-out, not the test set' in (tmp_path / 'out' / 'README.md').read_text()
 
 
 def test_what_does_not_belong_together_is_refused(

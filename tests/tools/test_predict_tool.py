@@ -24,6 +24,8 @@ def pictures(tmp_path: Path) -> Path:
     for i, name in enumerate(('a.png', 'b.PNG', 'deep/c.png')):
         images[i * 45].save(tmp_path / 'inbox' / name)
     (tmp_path / 'inbox' / 'notes.txt').write_text('no image')
+    (tmp_path / 'inbox' / '.thumbnails').mkdir()
+    images[0].save(tmp_path / 'inbox' / '.thumbnails' / 'a.png')
     return tmp_path / 'inbox'
 
 

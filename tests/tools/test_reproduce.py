@@ -100,6 +100,11 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
         damaged.write_text(json.dumps({**results, **other}))
         assert script('tools/reproduce.py', plan, '--table') == 0
         assert '| base, hold-out | 2, recipes or images differ |' in capsys.readouterr().out
+    # What an earlier version wrote down as well, and where the images lay, makes no other recipe of it.
+    part = {**results['recipe']['evaluation'], 'batch_size': 3}
+    damaged.write_text(json.dumps({**results, 'recipe': {**results['recipe'], 'evaluation': part}}))
+    assert script('tools/reproduce.py', plan, '--table') == 0
+    assert '| base, hold-out | 2 |' in capsys.readouterr().out
     damaged.write_text(json.dumps({**results, 'split': 'test', 'split_seed': 7}))
     assert script('tools/reproduce.py', plan, '--table', '--only', 'base', '--seeds', 3) == 0
     assert '| base, split seed 7 | 1 |' in capsys.readouterr().out

@@ -411,8 +411,27 @@ def test_a_run_goes_on_where_its_images_lie_elsewhere(
     # Nor does how many images are tested at once make another run of it.
     results = fit(make_recipe(*of_pictures(moved), *options[:2], 'evaluation.batch_size=5'), run, progress=False)
     assert results['samples'] == 4
-    with pytest.raises(CheckpointError, match=r'another recipe: data\.name was folder:train, is folder:pictures'):
+    with pytest.raises(CheckpointError, match=r'another recipe: data\.name was .*machine/train, is .*/pictures'):
         fit(make_recipe(*of_pictures(tmp_path / 'pictures'), *options), run, progress=False)
+    # Finished, it is no run of images that are elsewhere: nobody looks at those any more.
+    with pytest.raises(CheckpointError, match=r'another recipe: data\.name was .*machine/train, is .*/train'):
+        fit(make_recipe(*of_pictures(pictures / 'train'), *options), run, progress=False)
+
+
+def test_a_run_does_not_go_on_with_other_images_of_a_folder_of_that_name(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, other = tmp_path / 'run', tmp_path / 'other' / pictures.name
+    options = ('epochs=2', 'resume=auto')
+    with monkeypatch.context() as patch, pytest.raises(Pulled):
+        stop_after(1, patch)
+        fit(make_recipe(*of_pictures(pictures), *options), run, progress=False)
+    shutil.copytree(pictures, other)
+    (other / 'train' / 'light' / '0.png').rename(other / 'train' / 'light' / 'zzz.png')
+    with pytest.raises(CheckpointError, match='has other images, or other names for them: give another output'):
+        fit(make_recipe(*of_pictures(other), *options), run, progress=False)
+    (other / 'train' / 'light' / 'zzz.png').rename(other / 'train' / 'light' / '0.png')
+    assert fit(make_recipe(*of_pictures(other), *options), run, progress=False)['samples'] == 8
 
 
 def test_new_images_are_scored_whole_by_the_shots_of_the_training(
@@ -430,6 +449,20 @@ def test_new_images_are_scored_whole_by_the_shots_of_the_training(
     # Without it a fifth is scored, which may be of images that the model knows.
     assert evaluate_model(run, f'folder:{new}')['samples'] == 2
     assert f'the test part of folder:{new} is drawn from its images: scores are too high if' in caplog.text
+    # The validation part is of them, too.
+    (new / 'dark').rename(tmp_path / 'dark')
+    for part in ('train', 'test', 'val'):
+        for name in ('dark', 'light'):
+            (tmp_path / 'three' / part / name).mkdir(parents=True)
+            shutil.copy(tmp_path / 'dark' / '0.png', tmp_path / 'three' / part / name)
+    assert evaluate_model(run, f'folder:{tmp_path / "three"}', split='all')['samples'] == 6
+    config = tmp_path / 'run' / 'model' / 'config.json'
+    copied = shutil.copytree(config.parent, tmp_path / 'silent')
+    read = json.loads(config.read_text())
+    del read['lt']
+    (copied / 'config.json').write_text(json.dumps(read))
+    with pytest.raises(EvaluationError, match='does not say how many images of each class it was trained on'):
+        evaluate_model(f'local-dir:{copied}', f'folder:{tmp_path / "three"}', split='all')
     for known in (pictures / 'train', tmp_path / 'renamed'):
         if not known.exists():
             shutil.copytree(pictures / 'train', known)
@@ -437,8 +470,16 @@ def test_new_images_are_scored_whole_by_the_shots_of_the_training(
             evaluate_model(run, f'folder:{known}', split='all')
 
 
-def test_own_images_are_fed_as_the_pretrained_model_has_seen_its_own(
+def test_images_that_a_run_with_a_hold_out_knows_are_not_new(
     make_recipe: MakeRecipe, tmp_path: Path, pictures: Path
+) -> None:
+    fit(make_recipe(*of_pictures(pictures), 'evaluation.split=holdout'), tmp_path / 'run', progress=False)
+    with pytest.raises(EvaluationError, match='--split all is for images that it knows none of'):
+        evaluate_model(str(tmp_path / 'run'), f'folder:{pictures}', split='all')
+
+
+def test_own_images_are_fed_as_the_pretrained_model_has_seen_its_own(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mean, std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
     options = (*of_pictures(pictures), 'epochs=1')
@@ -449,6 +490,19 @@ def test_own_images_are_fed_as_the_pretrained_model_has_seen_its_own(
     read['pretrained_cfg'].update(mean=mean, std=std)
     config.write_text(json.dumps(read))
     start = ('model=null', f'model={{name: "local-dir:{config.parent}", pretrained: true}}')
+    views: list[torch.Tensor] = []
+
+    def look(step: object, loader: Any, *rest: object, **options: object) -> None:
+        views.extend(next(loader.epoch(0)).views)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, 'train_one_epoch', look)
+        with pytest.raises(AttributeError):
+            fit(make_recipe(*options, *start), tmp_path / 'looked at', progress=False)
+    # Pixels are 60 and 190, give or take noise.
+    for c in range(3):
+        shown = (views[0][:, c] * std[c] + mean[c]) * 255
+        assert shown.min() >= 0 and shown.max() <= 255 and abs(shown.mean() - 125) < 40
     fit(make_recipe(*options, *start), tmp_path / 'second', progress=False)
     cfg = json.loads((tmp_path / 'second' / 'model' / 'config.json').read_text())['pretrained_cfg']
     assert (tuple(cfg['mean']), tuple(cfg['std'])) == (mean, std)

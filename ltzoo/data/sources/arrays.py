@@ -16,10 +16,10 @@ from ltzoo.data.images import ArrayImages
 from ltzoo.data.sources._labels import names_of_integers
 
 _READING_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
-# Images and labels of the training part, then of the test part; and of the validation part.
+# Images and labels of the training part, the test part and the validation part.
 _KEYS = (
-    (('x_train', 'y_train', 'x_test', 'y_test'), ('x_val', 'y_val')),
-    (('train_images', 'train_labels', 'test_images', 'test_labels'), ('val_images', 'val_labels')),
+    (('x_train', 'y_train'), ('x_test', 'y_test'), ('x_val', 'y_val')),
+    (('train_images', 'train_labels'), ('test_images', 'test_labels'), ('val_images', 'val_labels')),
 )
 
 
@@ -28,9 +28,9 @@ def npz(location: Path, download: bool) -> Dataset:
     """Read an .npz file of arrays x_train, y_train, x_test, y_test, or train_images, train_labels, test_images, ...
 
     Images are uint8 of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3); labels are the integers 0 to C - 1, shape (N,) or
-    (N, 1). Without a test part, 20 % of every class become it, always the same ones (`ltzoo.data.split_off`). x_val and
-    y_val (val_images, val_labels) beside a test part are the validation part, which hold-outs are. Mean and standard
-    deviation are those of the training part.
+    (N, 1). x_val and y_val (val_images, val_labels) are the validation part, which hold-outs are, or the test part if
+    there is none. Without either, 20 % of every class become the test part, always the same ones
+    (`ltzoo.data.split_off`). Mean and standard deviation are those of the training part.
     """
     if not location.is_file():
         raise MissingDataError(f'{location} is not a file; npz takes a .npz file')
@@ -54,12 +54,14 @@ def npy(location: Path, download: bool) -> Dataset:
 
 
 def _dataset(name: str, available: Collection[str], load: Callable[[str], np.ndarray]) -> Dataset:
-    keys, more = next((keys for keys in _KEYS if keys[0][0] in available), _KEYS[0])
-    has_test = keys[2] in available or keys[3] in available
-    missing = [key for key in (keys if has_test else keys[:2]) if key not in available]
+    pairs = next((pairs for pairs in _KEYS if pairs[0][0] in available), _KEYS[0])
+    used = [pairs[0], *(pair for pair in pairs[1:] if set(pair) & set(available))]
+    missing = [key for pair in used for key in pair if key not in available]
     if missing:
         found = ', '.join(sorted(available)) or 'nothing'
-        raise DataError(f'{name} has no array {missing[0]}; it must hold {", ".join(keys)}, and holds {found}')
+        raise DataError(
+            f'{name} has no array {missing[0]}; it must hold {", ".join(pairs[0] + pairs[1])}, and holds {found}'
+        )
 
     def part(images_key: str, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
         arrays = []
@@ -74,20 +76,18 @@ def _dataset(name: str, available: Collection[str], load: Callable[[str], np.nda
             raise DataError(f'{name} has {len(images)} images in {images_key} but {len(labels)} labels in {labels_key}')
         return images, labels
 
-    parts = [part(*keys[:2])] + ([part(*keys[2:])] if has_test else [])
-    if has_test and set(more) <= set(available):
-        parts.append(part(*more))
+    parts = [part(*pair) for pair in used]
     class_names = names_of_integers(np.concatenate([labels for _, labels in parts]), f'the labels of {name}')
     splits = [Split(ArrayImages(images), labels) for images, labels in parts]
     shapes = [images.shape[1:3] for images, _ in parts]
-    for shape, key in zip(shapes, (keys[0], keys[2], more[0]), strict=False):
+    for shape, key in zip(shapes, (pair[0] for pair in used), strict=True):
         if shape != shapes[0]:
             raise DataError(
-                f'the images of {name} have {shapes[0][0]} x {shapes[0][1]} pixels in {keys[0]} but {shape[0]} x '
+                f'the images of {name} have {shapes[0][0]} x {shapes[0][1]} pixels in {pairs[0][0]} but {shape[0]} x '
                 f'{shape[1]} in {key}: give both parts one size'
             )
     size = min(shapes[0])
-    if has_test:
+    if len(splits) > 1:
         validation = splits[2] if len(splits) > 2 else None
         dataset = Dataset(name, splits[0], splits[1], class_names, image_size=size, validation=validation)
     else:

@@ -65,13 +65,20 @@ def folder(location: Path, download: bool) -> Dataset:
     _warn_of_parts(root, class_names)
     if root == location or beside is None:
         return with_test_part(f'folder:{location}', train, tuple(class_names))
-    others = []
-    for part in (beside, *([] if choose_on is None else [choose_on])):
-        if unknown := sorted(set(_folder_names(part)) - set(class_names)):
-            raise DataError(f'class folder {part / unknown[0]} has no counterpart in {root}')
-        others.append(_read(location, part, class_names))
-    validation = others[1] if len(others) > 1 else None
-    return Dataset(f'folder:{location}', train, others[0], tuple(class_names), validation=validation)
+    test = _read_part(location, beside, class_names)
+    validation = None
+    if choose_on is not None:
+        try:
+            validation = _read_part(location, choose_on, class_names)
+        except DataError as error:
+            logger.warning('%s is left out, and a hold-out drawn from training: %s', choose_on, error)
+    return Dataset(f'folder:{location}', train, test, tuple(class_names), validation=validation)
+
+
+def _read_part(location: Path, part: Path, class_names: list[str]) -> Split:
+    if unknown := sorted(set(_folder_names(part)) - set(class_names)):
+        raise DataError(f'class folder {part / unknown[0]} has no counterpart in the training part')
+    return _read(location, part, class_names)
 
 
 def _warn_of_parts(root: Path, class_names: list[str]) -> None:
@@ -116,7 +123,7 @@ def _read(location: Path, root: Path, class_names: list[str]) -> Split:
     others: Counter[str] = Counter()
     for label, name in present:
         before = len(paths)
-        for file in _files(root / name):
+        for file in files_below(root / name):
             if file.lower().endswith(IMG_EXTENSIONS):
                 paths.append(os.path.relpath(file, location))
             else:
@@ -139,7 +146,7 @@ def _read(location: Path, root: Path, class_names: list[str]) -> Split:
     return Split(FileImages(location, paths), np.array(labels, dtype=np.int64))
 
 
-def _files(folder: Path) -> Iterator[str]:
+def files_below(folder: Path) -> Iterator[str]:
     """Yield the files below a folder, in order; a link to a folder above it would lead back without end."""
 
     def refuse(error: OSError) -> NoReturn:
