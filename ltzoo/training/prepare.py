@@ -27,7 +27,6 @@ from ltzoo.training.trial import try_step
 
 logger = logging.getLogger(__name__)
 
-
 __all__ = [
     'can_record',
     'create_accelerator',

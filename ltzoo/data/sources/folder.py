@@ -37,10 +37,9 @@ def folder(location: Path, download: bool) -> Dataset:
         CLASS/*.jpg
 
     In the first form the case of these names is ignored, and so are other folders, with a warning. val/ beside test/ is
-    the validation part, which hold-outs are. In the second form,
-    or with train/ alone, 20 % of every class become the test part, of the same images always the same ones
-    (`ltzoo.data.split_off`). Images are files with one of torchvision's extensions; others are left out with a warning,
-    and names that begin with a dot are skipped.
+    the validation part, which hold-outs are. In the second form, or with train/ alone, 20 % of every class become the
+    test part, of the same images always the same ones (`ltzoo.data.split_off`). Images are files with one of
+    torchvision's extensions; others are left out with a warning, and names that begin with a dot are skipped.
     """
     if not location.is_dir():
         raise MissingDataError(f'{location} is not a folder; it must hold one folder of images for each class')
