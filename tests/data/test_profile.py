@@ -134,6 +134,20 @@ def test_planted_faults_are_found(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_validation_part_shares_with_the_others_is_told(tmp_path: Path) -> None:
+    write_tree(tmp_path, [5, 5], [3, 3])
+    for part in ('train', 'test'):
+        (tmp_path / 'val' / 'a').mkdir(parents=True, exist_ok=True)
+        Image.open(tmp_path / part / 'a' / '0.jpg').save(tmp_path / 'val' / 'a' / f'{part}.png')
+    (tmp_path / 'val' / 'a' / 'empty.png').write_bytes(b'')
+    profile = profile_data(load_data('folder', tmp_path))
+    assert [warning.split(':')[0] for warning in profile.warnings] == [
+        '1 validation image cannot be read',
+        '1 validation image is also a training image',
+        '1 validation image is also a test image',
+    ]
+
+
 def test_unreadable_images_are_dropped_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tree(tmp_path, [300, 3], [1, 1])
     for name in ('a/17.jpg', 'a/299.jpg', 'b/1.jpg'):
