@@ -258,9 +258,9 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[st
 def test_ctrl_c(interrupted: tuple[Path, list[str], subprocess.CompletedProcess[str]]) -> None:
     run, _, process = interrupted
     assert process.returncode == 130, process.stderr
-    assert process.stderr.splitlines()[-1] == (
-        'stopped: continue from the last checkpoint with the same command and resume=auto'
-    )
+    # Not always the last line: a progress bar that is interrupted while it is made complains when it is taken away.
+    told = 'stopped: continue from the last checkpoint with the same command and resume=auto'
+    assert told in process.stderr.splitlines()
     assert 'Traceback' not in process.stderr
     assert not process.stdout
     assert 1 <= load_checkpoint(run / 'checkpoint.pt')['epoch'] < 8
