@@ -239,9 +239,12 @@ def test_what_cannot_be_converted_leaves_nothing_behind(
     checkpoint: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     options: tuple[object, ...],
     message: str,
 ) -> None:
+    # Data that are here would be looked at first, and say the same in other words.
+    monkeypatch.setenv('LTZOO_DATA', str(tmp_path / 'no data'))
     before = contents(tmp_path)
     given = [str(option).format(file=checkpoint) for option in options]
     to = [] if '--to' in given else ['--to', str(tmp_path / 'out')]
