@@ -33,13 +33,13 @@ def one_line(error: BaseException) -> str:
     return ' '.join(str(error).split()) or type(error).__name__
 
 
-def import_named(modules: str) -> None:
-    """Import modules by their names, separated by commas.
+def import_named() -> None:
+    """Import the modules that LTZOO_IMPORTS names, separated by commas: they may register new parts.
 
     Raises:
         LtzooError: if one cannot be imported.
     """
-    for name in filter(None, map(str.strip, modules.split(','))):
+    for name in filter(None, map(str.strip, os.environ.get('LTZOO_IMPORTS', '').split(','))):
         try:
             importlib.import_module(name)
         except Exception as error:  # Whatever the module's own code raises.
@@ -55,14 +55,14 @@ def command_line(main: Callable[[], int]) -> Callable[[], int]:
     An LtzooError becomes one sentence and exit code 2, Ctrl-C exit code 130, and a reader that has gone, as `head` does
     when it has its lines, exit code 141, as the shell has it of a program that knows nothing of this.
 
-    Before it, the modules that LTZOO_IMPORTS names, separated by commas, are imported: they may register new parts.
+    Before it, `import_named` imports what the user's environment asks for.
     """
 
     @functools.wraps(main)
     def run() -> int:
         program = Path(sys.argv[0]).name
         try:
-            import_named(os.environ.get('LTZOO_IMPORTS', ''))
+            import_named()
             code = main()
             sys.stdout.flush()
             return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split
 from ltzoo.data.images import join_images
 
-__all__ = ['split_off', 'with_holdout', 'with_test_part']
+__all__ = ['from_parts', 'split_off', 'with_holdout']
 
 _MOST_PER_CLASS = 50
 
@@ -59,15 +60,21 @@ def with_holdout(
     return replace(dataset, train=train, test=held_out, drawn_from=dataset.drawn_from or dataset.train.digest())
 
 
-def with_test_part(name: str, split: Split, class_names: tuple[str, ...], **described: Any) -> Dataset:
-    """Return a data set of images that have no test part: 20 % of every class become it, see `split_off`.
+def from_parts(name: str, parts: Sequence[Split], class_names: tuple[str, ...], **described: Any) -> Dataset:
+    """Return a data set of a user's parts: training, test, validation.
+
+    Where there is but the first, 20 % of every class become the test part, see `split_off`.
 
     Args:
         name, class_names, **described: of the data set.
-        split: all images.
+        parts: one to three, in this order.
     """
-    train, test = split_off(split)
-    return Dataset(name, train, test, class_names, drawn_from=split.digest(), **described)
+    if len(parts) > 1:
+        train, test, *more = parts
+        return Dataset(name, train, test, class_names, validation=next(iter(more), None), **described)
+    (whole,) = parts
+    train, test = split_off(whole)
+    return Dataset(name, train, test, class_names, drawn_from=whole.digest(), **described)
 
 
 def split_off(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split, Split]:

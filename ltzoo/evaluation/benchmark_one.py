@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import statistics
 import sys
@@ -137,7 +136,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    import_named(os.environ.get('LTZOO_IMPORTS', ''))
+    import_named()
     try:
         row = measure(args.model, args.data, data_dir=args.data_dir, batch_size=args.batch_size, device=args.device)
     except LtzooError as error:

@@ -212,12 +212,14 @@ def _restore(folder: RunFolder, recipe: Recipe, training: Training) -> None:
                 f'output={folder.path} was trained on other images of {recipe.data.name} than are there now, and its '
                 'test part would hold some of them: put them back as they were, or give another output'
             )
-        moved = state is not None and folder.read_recipe().data.name != recipe.data.name
-        if moved and state is not None and state.get('images') != training.images:
-            raise CheckpointError(
-                f'output={folder.path} was trained on {folder.read_recipe().data.name}, and {recipe.data.name} has '
-                'other images, or other names for them: give another output'
-            )
+        if state is not None and state.get('images') != training.images:
+            place = folder.read_recipe().data.name
+            # In their own place an unreadable image may be missing by now; elsewhere they have to be the same.
+            if place != recipe.data.name:
+                raise CheckpointError(
+                    f'output={folder.path} was trained on {place}, and {recipe.data.name} has other images, or other '
+                    'names for them: give another output'
+                )
         if accelerator.is_main_process:
             folder.start(recipe, describe_environment(str(accelerator.device), accelerator.num_processes), state)
     if state is None:

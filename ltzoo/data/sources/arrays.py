@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
-from ltzoo.data.holdout import with_test_part
+from ltzoo.data.holdout import from_parts
 from ltzoo.data.images import ArrayImages
 from ltzoo.data.sources._labels import names_of_integers
 
@@ -86,12 +86,7 @@ def _dataset(name: str, available: Collection[str], load: Callable[[str], np.nda
                 f'the images of {name} have {shapes[0][0]} x {shapes[0][1]} pixels in {pairs[0][0]} but {shape[0]} x '
                 f'{shape[1]} in {key}: give both parts one size'
             )
-    size = min(shapes[0])
-    if len(splits) > 1:
-        validation = splits[2] if len(splits) > 2 else None
-        dataset = Dataset(name, splits[0], splits[1], class_names, image_size=size, validation=validation)
-    else:
-        dataset = with_test_part(name, splits[0], class_names, image_size=size)
+    dataset = from_parts(name, splits, class_names, image_size=min(shapes[0]))
     assert isinstance(dataset.train.images, ArrayImages)
     mean, std = _channel_statistics(dataset.train.images.array, name)
     return replace(dataset, mean=mean, std=std)

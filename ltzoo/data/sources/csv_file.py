@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
-from ltzoo.data.holdout import with_test_part
+from ltzoo.data.holdout import from_parts
 from ltzoo.data.images import FileImages
 from ltzoo.data.sources._labels import names_of_integers
 
@@ -39,11 +39,7 @@ def csv_file(location: Path, download: bool) -> Dataset:
     whole = Split(FileImages(location.parent, [row['path'] for row in rows]), labels)
     train = whole.select(np.flatnonzero(parts == 'train'))
     others = [whole.select(np.flatnonzero(parts == part)) for part in ('test', 'val') if (parts == part).any()]
-    if not others:
-        return with_test_part(f'csv:{location}', train, class_names)
-    dataset = Dataset(
-        f'csv:{location}', train, others[0], class_names, validation=others[1] if len(others) > 1 else None
-    )
+    dataset = from_parts(f'csv:{location}', [train, *others], class_names)
     for label in np.flatnonzero(dataset.class_counts == 0):
         raise DataError(f'class {class_names[label]} of {location} has no training image: give it one, or leave it out')
     return dataset

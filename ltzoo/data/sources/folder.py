@@ -13,7 +13,7 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
-from ltzoo.data.holdout import with_test_part
+from ltzoo.data.holdout import from_parts
 from ltzoo.data.images import FileImages
 
 _TRAIN_PARTS = ('train', 'training')
@@ -63,15 +63,14 @@ def folder(location: Path, download: bool) -> Dataset:
     train = _read(location, root, class_names)
     _warn_of_parts(root, class_names)
     if root == location or beside is None:
-        return with_test_part(f'folder:{location}', train, tuple(class_names))
-    test = _read_part(location, beside, class_names)
-    validation = None
+        return from_parts(f'folder:{location}', [train], tuple(class_names))
+    splits = [train, _read_part(location, beside, class_names)]
     if choose_on is not None:
         try:
-            validation = _read_part(location, choose_on, class_names)
+            splits.append(_read_part(location, choose_on, class_names))
         except DataError as error:
             logger.warning('%s is left out, and a hold-out drawn from training: %s', choose_on, error)
-    return Dataset(f'folder:{location}', train, test, tuple(class_names), validation=validation)
+    return from_parts(f'folder:{location}', splits, tuple(class_names))
 
 
 def _read_part(location: Path, part: Path, class_names: list[str]) -> Split:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
-from ltzoo.data.holdout import with_test_part
+from ltzoo.data.holdout import from_parts
 from ltzoo.data.images import Digest, UnreadableImageError, as_rgb, decoding
 
 
@@ -93,17 +93,14 @@ def hf(location: Path, download: bool) -> Dataset:
     train = _split(tables['train'], image, label, f'hf:{place} train')
     if (unlabelled := train.labels < 0).any():
         raise DataError(f'row {unlabelled.argmax()} of hf:{place} train has no {label}')
-    others = []
+    splits = [train]
     for part in ('test', 'validation', 'valid', 'val'):
         if part in tables:
             other = _split(tables[part], image, label, f'hf:{place} {part}')
             # Hidden labels of a competition's test split are written as -1, or left out.
             if len(other) and other.labels.min() >= 0:
-                others.append(other)
-    names = tuple(classes[label].names)
-    if not others:
-        return with_test_part(f'hf:{place}', train, names)
-    return Dataset(f'hf:{place}', train, others[0], names, validation=others[1] if len(others) > 1 else None)
+                splits.append(other)
+    return from_parts(f'hf:{place}', splits[:3], tuple(classes[label].names))
 
 
 def _split(table: Any, image: str, label: str, what: str) -> Split:
