@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ['LtzooError', 'command_line', 'did_you_mean', 'import_named', 'one_line']
+__all__ = ['LtzooError', 'at_least', 'command_line', 'did_you_mean', 'import_named', 'one_line']
 
 
 class LtzooError(Exception):
@@ -18,14 +18,15 @@ class LtzooError(Exception):
     """
 
 
-def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return how a sentence on an unknown name ends: `; did you mean X?`, or a full stop where nothing is near.
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6, otherwise: str = '.') -> str:
+    """Return how a sentence on an unknown name ends: `; did you mean X?`, or as told where nothing is near.
 
     Args:
         cutoff: how alike X has to be, from 0 to 1, as `difflib.get_close_matches` counts it.
+        otherwise: the end where nothing is near.
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f'; did you mean {near[0]}?' if near else '.'
+    return f'; did you mean {near[0]}?' if near else otherwise
 
 
 def one_line(error: BaseException) -> str:
@@ -47,6 +48,16 @@ def import_named() -> None:
                 f'LTZOO_IMPORTS: {name} cannot be imported ({type(error).__name__}: {one_line(error)}); its folder '
                 'must be in PYTHONPATH'
             ) from error
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """Refuse a number of the command line that is too small.
+
+    Raises:
+        LtzooError: if so.
+    """
+    if value < least:
+        raise LtzooError(f'{name} must be {least} or more, not {value}')
 
 
 def command_line(main: Callable[[], int]) -> Callable[[], int]:

@@ -37,11 +37,12 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that, whatever happens, `path` holds either what it held before or all of `content`.
 
     A link keeps pointing where it did, to the new content; what is no file, such as `/dev/stdout`, is written into.
+    Text is written as UTF-8; file names in it that are no UTF-8 as their bytes.
 
     Raises:
         OSError: if it cannot be written; no partial file stays behind.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors='surrogateescape') if isinstance(content, str) else content
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
@@ -74,12 +75,18 @@ def check_target(path: Path) -> None:
     """Refuse a file to be written later, before anything is computed for it.
 
     Raises:
-        LtzooError: if its folder does not exist, or it is a folder itself.
+        LtzooError: if its folder does not exist, it is a folder itself, or either is write-protected.
     """
     if not path.parent.is_dir():
         raise LtzooError(f'{path} cannot be written: there is no folder {path.parent}')
     if path.is_dir():
         raise LtzooError(f'{path} cannot be written: it is a folder')
+    needed = [path] if path.exists() else []
+    if not path.exists() or path.is_file():
+        needed.append(Path(os.path.realpath(path)).parent)
+    for place in needed:
+        if not os.access(place, os.W_OK):
+            raise LtzooError(f'{path} cannot be written: {place} is write-protected')
 
 
 def check_figure(path: Path) -> None:

@@ -94,6 +94,8 @@ class Recorded:
             # Other threads, such as one that pins memory for a loader, may go on using the device.
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode='thread_local'):
                 self.outputs = self.function(*self.inputs)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             reason = one_line(error)[:300]
             raise RecordingError(f'this step cannot be recorded, take cuda_graphs=false: {reason}') from error

@@ -28,12 +28,14 @@ def main() -> int:
     try:
         return run(args)
     except LtzooError as error:
+        import torch
+
         from ltzoo.data import UnreadableImageError
 
         hint = '; data.unreadable=skip leaves such images out' if isinstance(error, UnreadableImageError) else ''
         rank = int(os.environ.get('RANK', 0))
-        # What all processes find is said once; an image or a disk may be one process's own.
-        if rank == 0 or hint or isinstance(error.__cause__, OSError):
+        # What all processes find is said once; an image, a disk or a device's memory may be one process's own.
+        if rank == 0 or hint or isinstance(error.__cause__, (OSError, torch.OutOfMemoryError)):
             print(f'train.py{f" (process {rank})" if rank else ""}: {error}{hint}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -42,6 +44,7 @@ def main() -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    import torch
     from accelerate import PartialState
 
     from ltzoo.data.loader import KILLED_WORKER, is_killed_worker
@@ -60,6 +63,11 @@ def run(args: argparse.Namespace) -> int:
     output = recipe.output or Path('runs', args.recipe.resolve().parent.name, f'{args.recipe.stem}_seed{recipe.seed}')
     try:
         results = fit(recipe, output, progress=not args.no_progress)
+    except torch.OutOfMemoryError as error:
+        raise LtzooError(
+            f'the run {output} stopped: the device has no memory for a step of batch_size={recipe.batch_size}: give '
+            f'accumulation={2 * recipe.accumulation} or precision=bf16, a smaller batch_size, or a smaller model'
+        ) from error
     except (OSError, RuntimeError) as error:
         if isinstance(error, LtzooError) or not (isinstance(error, OSError) or is_killed_worker(error)):
             raise

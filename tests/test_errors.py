@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ltzoo.errors import LtzooError, command_line
+from ltzoo.errors import LtzooError, at_least, command_line, did_you_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,6 +31,20 @@ def test_what_a_tool_ends_with(
 
     assert main() == code
     assert capsys.readouterr().err == told
+
+
+def test_how_a_sentence_on_an_unknown_name_ends() -> None:
+    assert did_you_mean('bass', ['base', 'other']) == '; did you mean base?'
+    assert did_you_mean('x', ['base', 'other']) == '.'
+    assert did_you_mean('x', ['base', 'other'], otherwise='; it has base, other') == '; it has base, other'
+    assert did_you_mean('x', ['base'], cutoff=0, otherwise='') == '; did you mean base?'
+    assert did_you_mean('x', [], cutoff=0, otherwise='') == ''
+
+
+def test_a_number_that_is_too_small() -> None:
+    at_least('--jobs', 1, 1)
+    with pytest.raises(LtzooError, match=r'^--jobs must be 1 or more, not 0$'):
+        at_least('--jobs', 0, 1)
 
 
 def test_a_reader_that_has_gone() -> None:

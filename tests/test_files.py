@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from ltzoo.errors import LtzooError
-from ltzoo.files import new_folder, write_atomically, writing
+from ltzoo.files import check_target, new_folder, write_atomically, writing
 
 
 def test_after_an_error_nothing_is_left_above_the_folder_either(tmp_path: Path) -> None:
@@ -64,6 +64,37 @@ def test_what_is_no_file_is_written_into(tmp_path: Path) -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def test_names_that_are_no_utf_8_are_written_as_they_are(tmp_path: Path) -> None:
+    write_atomically(tmp_path / 'list', os.fsdecode(b'caf\xe9, caf\xc3\xa9\n'))
+    assert (tmp_path / 'list').read_bytes() == b'caf\xe9, caf\xc3\xa9\n'
+
+
+def test_a_target_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    protected: set[Path] = set()
+    monkeypatch.setattr(os, 'access', lambda path, mode: mode != os.W_OK or Path(path) not in protected)
+    (tmp_path / 'file').touch()
+    os.mkfifo(tmp_path / 'pipe')
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'link').symlink_to('elsewhere/new')
+    everything = [tmp_path / name for name in ('file', 'new', 'pipe', 'link')]
+    for path in everything:
+        check_target(path)
+    for place, refused in (
+        (tmp_path, ['file', 'new']),
+        (tmp_path / 'file', ['file']),
+        (tmp_path / 'pipe', ['pipe']),
+        (tmp_path / 'elsewhere', ['link']),
+    ):
+        protected.clear()
+        protected.add(place)
+        for path in everything:
+            if path.name in refused:
+                with pytest.raises(LtzooError, match=f'{path} cannot be written: {place} is write-protected'):
+                    check_target(path)
+            else:
+                check_target(path)
 
 
 def test_whoever_may_read_new_files_may_read_these(tmp_path: Path) -> None:

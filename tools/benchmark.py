@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks import bank, epoch, load, recipe, step, views, zoo
 
-from ltzoo.errors import LtzooError, command_line
+from ltzoo.errors import at_least, command_line
 from ltzoo.files import check_target, write_atomically, writing
 
 COMMANDS = {
@@ -50,12 +50,16 @@ def main() -> int:
     for name in COUNTS:
         value = getattr(args, name, None)
         value = min(value) if isinstance(value, list) else value
-        if value is not None and value < 1:
-            raise LtzooError(f'--{name.replace("_", "-")} must be 1 or more, not {value}')
+        if value is not None:
+            at_least(f'--{name.replace("_", "-")}', value, 1)
     if args.command == 'zoo':
         return zoo.bench(args)
     if args.json:
         check_target(args.json)
+    if args.threads:
+        import torch
+
+        torch.set_num_threads(args.threads)
     module, _ = COMMANDS[args.command]
     results = module.bench(args)
     if args.json:

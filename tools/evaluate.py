@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ltzoo.errors import LtzooError, command_line
+from ltzoo.errors import LtzooError, at_least, command_line
 
 
 @command_line
@@ -60,10 +60,8 @@ def check_options(args: argparse.Namespace) -> None:
     from ltzoo.data import check_thresholds
     from ltzoo.files import check_figure, check_target
 
-    if args.batch_size < 1:
-        raise LtzooError(f'--batch-size must be 1 or more, not {args.batch_size}')
-    if args.workers < 0:
-        raise LtzooError(f'--workers must be 0 or more, not {args.workers}')
+    at_least('--batch-size', args.batch_size, 1)
+    at_least('--workers', args.workers, 0)
     if args.many_above is not None and args.few_below is not None:
         check_thresholds(args.many_above, args.few_below, ('--many-above', '--few-below'))
     targets = [path for path in (args.json, args.csv, args.plot) if path is not None]

@@ -72,6 +72,8 @@ def main() -> int:
         with writing(args.csv):
             write_atomically(args.csv, text.getvalue())
     else:
+        # Names of files that are no UTF-8 have their bytes.
+        sys.stdout.reconfigure(errors='surrogateescape')  # type: ignore[union-attr]
         print(text.getvalue(), end='')
     return 0
 
@@ -101,17 +103,12 @@ def find_images(places: list[Path]) -> list[Path]:
 
 def readable(files: list[Path]) -> list[Path]:
     """Return the images that can be decoded; the others are logged."""
-    from ltzoo.data import UnreadableImageError
-    from ltzoo.data.images import FileImages, examine
+    import numpy as np
 
-    found = list(examine(FileImages(Path(), [str(file) for file in files]), lambda image: None))
-    for error in found:
-        if isinstance(error, UnreadableImageError):
-            print(f'left out: {error}', file=sys.stderr)
-    kept = [file for file, error in zip(files, found, strict=True) if error is None]
-    if not kept:
-        raise LtzooError(f'none of the {len(files)} images can be decoded')
-    return kept
+    from ltzoo.data import FileImages, Split, drop_unreadable
+
+    split = Split(FileImages(Path(), [str(file) for file in files]), np.arange(len(files)))
+    return [files[i] for i in drop_unreadable(split).labels]
 
 
 if __name__ == '__main__':

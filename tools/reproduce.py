@@ -25,7 +25,7 @@ import sys
 import time
 from pathlib import Path
 
-from ltzoo.errors import command_line
+from ltzoo.errors import at_least, command_line
 from ltzoo.plans.archive import check_archive, collect, write_archive
 from ltzoo.plans.pack import pack, untracked
 from ltzoo.plans.plan import PlanError, load_plan, plan_jobs
@@ -109,8 +109,7 @@ def main() -> int:
 
 def check_options(args: argparse.Namespace) -> None:
     """Refuse options that mean nothing, before anything is done."""
-    if args.jobs < 1:
-        raise PlanError(f'--jobs must be 1 or more, not {args.jobs}')
+    at_least('--jobs', args.jobs, 1)
     if args.minutes is not None and not args.minutes > 0:
         raise PlanError(f'--minutes must be above 0, not {args.minutes:g}')
     if (args.packages or args.python) and not args.pack:

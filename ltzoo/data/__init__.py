@@ -12,13 +12,13 @@ from ltzoo.data.dataset import (
     load_data,
     register_source,
     require_readable,
+    source_of,
     with_place,
     without_folders,
 )
-from ltzoo.data.holdout import split_off, with_holdout
+from ltzoo.data.holdout import load_parts, split_off, with_holdout
 from ltzoo.data.images import ArrayImages, FileImages, Images, UnreadableImageError
 from ltzoo.data.longtail import longtail_counts, longtail_indices
-from ltzoo.data.parts import load_parts
 from ltzoo.data.profile import Profile, gini_coefficient, imbalance_ratio, plot_profile, profile_data
 from ltzoo.data.shots import ShotError, check_thresholds, shot_classes
 
@@ -48,6 +48,7 @@ __all__ = [
     'register_source',
     'require_readable',
     'shot_classes',
+    'source_of',
     'sources',
     'split_off',
     'with_holdout',

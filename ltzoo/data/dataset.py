@@ -30,6 +30,9 @@ __all__ = [
     'load_data',
     'register_source',
     'require_readable',
+    'source_of',
+    'with_place',
+    'without_folders',
 ]
 
 logger = logging.getLogger(__name__)
@@ -152,8 +155,8 @@ class Dataset:
     @property
     def users_own(self) -> bool:
         """Whether it was read from where the user said, and is no benchmark."""
-        source = self.name.partition(':')[0].partition('_lt')[0]
-        return source in _SOURCES and _SOURCES[source].needs_location
+        source = source_of(self.name)
+        return source is not None and _SOURCES[source].needs_location
 
     @property
     def num_classes(self) -> int:
@@ -188,7 +191,7 @@ class _Entry:
 
 
 @dataclass(frozen=True)
-class _Profile:
+class _LongTail:
     ratio: float
     kind: ProfileKind
     largest: int | None
@@ -243,7 +246,7 @@ def load_data(
     """
     name = with_place(name, data_dir)
     base, _, place = name.partition(':')
-    entry, profile = _resolve(base)
+    entry, longtail = _resolve(base)
     if not place and entry.needs_location:
         raise DataError(f'{base} needs a place: write {base}:WHERE or give data_dir')
     location = place or (os.fspath(data_dir) if data_dir is not None else os.environ.get('LTZOO_DATA', 'data'))
@@ -257,9 +260,9 @@ def load_data(
         if isinstance(error, LtzooError):
             raise
         raise DataError(f'{name} cannot be read: {error}') from error
-    if profile is not None:
+    if longtail is not None:
         try:
-            dataset = dataset.longtailed(profile.ratio, profile.kind, split_seed, profile.largest)
+            dataset = dataset.longtailed(longtail.ratio, longtail.kind, split_seed, longtail.largest)
         except ValueError as error:
             raise DataError(f'{name}: {error}') from error
     return replace(dataset, name=name)
@@ -272,6 +275,13 @@ def check_data_name(name: str) -> None:
         DataError: with the nearest known name.
     """
     _resolve(name.partition(':')[0])
+
+
+def source_of(name: str) -> str | None:
+    """Return the source in the name of a data set: `folder` of `folder_lt_r50:/my/images`; None if none is known."""
+    base = name.partition(':')[0]
+    match = _LONGTAIL.fullmatch(base)
+    return next((source for source in (base, match and match['source']) if source in _SOURCES), None)
 
 
 def with_place(name: str, data_dir: str | os.PathLike[str] | None) -> str:
@@ -294,7 +304,7 @@ def without_folders(name: str) -> str:
     return f'{base}:{Path(os.path.abspath(place)).name if set(place) <= {*"./"} else Path(place).name}'
 
 
-def _resolve(base: str) -> tuple[_Entry, _Profile | None]:
+def _resolve(base: str) -> tuple[_Entry, _LongTail | None]:
     if base in _SOURCES:
         return _SOURCES[base], None
     match = _LONGTAIL.fullmatch(base)
@@ -304,7 +314,7 @@ def _resolve(base: str) -> tuple[_Entry, _Profile | None]:
         if ratio is None:
             raise DataError(f'{base} does not say how long-tailed: write {base}_r100 for an imbalance ratio of 100')
         largest = int(match['largest']) if match['largest'] else None
-        return entry, _Profile(ratio, 'step' if match['kind'] == 'step' else 'exp', largest)
+        return entry, _LongTail(ratio, 'step' if match['kind'] == 'step' else 'exp', largest)
     known = list_data()
     endings = {*_USUAL_ENDINGS, base.removeprefix(match['source'])} if match else _USUAL_ENDINGS
     forms = [source + ending for source in known if not source.endswith('_lt') for ending in sorted(endings)]

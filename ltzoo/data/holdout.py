@@ -1,17 +1,23 @@
-"""Training images set aside to choose settings on, so that the test set is touched once, at the end."""
+"""What a run trains on and what it is measured on: images set aside to choose settings on, so that the test set is
+touched once, at the end.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split
-from ltzoo.data.images import join_images
+from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, drop_unreadable, load_data
+from ltzoo.data.images import ArrayImages, join_images
 
-__all__ = ['from_parts', 'split_off', 'with_holdout']
+__all__ = ['from_parts', 'load_parts', 'split_off', 'with_holdout']
+
+logger = logging.getLogger(__name__)
 
 _MOST_PER_CLASS = 50
 
@@ -38,14 +44,14 @@ def with_holdout(
         seed: of the draw; the global generators play no part.
 
     Raises:
-        DataError: if a class has too few images for it.
+        DataError: if a class has too few images for it, both `per_class` and `fraction` are given, or one is out of
+            range.
         MissingDataError: if the official list of images left out is not there, unless a fraction is asked for.
-        ValueError: if both `per_class` and `fraction` are given, or one is out of range.
     """
     if per_class is not None and fraction is not None:
-        raise ValueError('give per_class for a balanced hold-out or fraction for a stratified one, not both')
+        raise DataError('give per_class for a balanced hold-out or fraction for a stratified one, not both')
     if per_class is not None and per_class < 1:
-        raise ValueError(f'per_class must be at least 1, not {per_class}')
+        raise DataError(f'per_class must be at least 1, not {per_class}')
     if dataset.validation is not None and per_class is None and fraction is None:
         return replace(dataset, test=dataset.validation, validation=None)
     if dataset.missing_spare is not None and fraction is None:
@@ -88,9 +94,12 @@ def split_off(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split
 
     Returns:
         What is left and what was split off, both in the order of `split`.
+
+    Raises:
+        DataError: if the fraction is out of range.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f'fraction must lie between 0 and 1, not {fraction}')
+        raise DataError(f'fraction must lie between 0 and 1, not {fraction}')
     # NumPy's legacy generator: its streams are frozen, so a split stays the same with every version of NumPy.
     generator = np.random.RandomState(seed)
     chosen = np.zeros(len(split), dtype=bool)
@@ -147,3 +156,49 @@ def _members(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
     """Return the indices of every class."""
     counts = np.bincount(labels, minlength=num_classes)
     return np.split(np.argsort(labels, kind='stable'), np.cumsum(counts)[:-1])
+
+
+def load_parts(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    split_seed: int = 0,
+    download: bool = False,
+    split: Literal['test', 'holdout'] = 'test',
+    holdout_per_class: int | None = None,
+    unreadable: Literal['stop', 'skip'] = 'stop',
+) -> Dataset:
+    """Load a data set whose `test` is what a run is measured on.
+
+    Args:
+        name, data_dir, split_seed, download: as `load_data` takes them.
+        split: `holdout` measures on images that are taken out of training, see `with_holdout`.
+        holdout_per_class: how many of every class.
+        unreadable: `skip` leaves out images that cannot be decoded.
+
+    Raises:
+        DataError: if no training image of a class can be decoded.
+        LtzooError: as `load_data` and `with_holdout`.
+    """
+    dataset = load_data(name, data_dir, split_seed=split_seed, download=download)
+    if empty := [dataset.class_names[c] for c in np.flatnonzero(dataset.class_counts == 0)]:
+        named = ', '.join(empty[:3]) + (', ...' if len(empty) > 3 else '')
+        logger.warning(
+            '%d of the %d classes of %s have no training image (%s): give them some, or leave them out',
+            len(empty), dataset.num_classes, dataset.name, named,
+        )  # fmt: skip
+    if split == 'holdout':
+        dataset = with_holdout(dataset, per_class=holdout_per_class)
+    if unreadable == 'skip':
+        before = dataset.class_counts
+        dataset = replace(dataset, train=drop_unreadable(dataset.train), test=drop_unreadable(dataset.test))
+        if (lost := (before > 0) & (dataset.class_counts == 0)).any():
+            c = lost.argmax()
+            raise DataError(
+                f'none of the {before[c]} training images of class {dataset.class_names[c]} of {dataset.name} can be '
+                'decoded: replace them or remove the class'
+            )
+    if isinstance(dataset.test.images, ArrayImages):
+        # A pack may have been made without them: that is better known before training than after it.
+        dataset.test.images[0]
+    return dataset

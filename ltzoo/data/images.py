@@ -15,7 +15,18 @@ from PIL import Image
 
 from ltzoo.errors import LtzooError
 
-__all__ = ['ArrayImages', 'FileImages', 'Images', 'JoinedImages', 'UnreadableImageError', 'examine', 'join_images']
+__all__ = [
+    'ArrayImages',
+    'Digest',
+    'FileImages',
+    'Images',
+    'JoinedImages',
+    'UnreadableImageError',
+    'as_rgb',
+    'decoding',
+    'examine',
+    'join_images',
+]
 
 # Formats whose grey images of 16 bits Pillow may open with 32 (mode I), still 0 to 65,535.
 _SIXTEEN_BITS = ('PNG', 'PPM')

@@ -42,12 +42,10 @@ class Batch:
     Attributes:
         views: one float32 tensor (B, 3, H, W) for each view, normalised.
         labels: int64, shape (B,).
-        indices: int64, shape (B,), positions in the training part.
     """
 
     views: tuple[Tensor, ...]
     labels: Tensor
-    indices: Tensor
 
 
 class TrainLoader(Protocol):
@@ -157,8 +155,7 @@ class ArrayLoader:
         batches = self.order.batches(epoch)[:, self.order.rows].to(self.device)
         for step, indices in enumerate(batches):
             self.generator.manual_seed(_mix(self.order.seed, epoch, step))
-            views, labels = self.look(indices)
-            yield Batch(views, labels, indices)
+            yield Batch(*self.look(indices))
 
     def _look(self, indices: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return views and labels; the generator's state decides the views."""
@@ -185,11 +182,10 @@ class FileLoader:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         self.sampler.epoch = epoch
-        for views, labels, indices in self.loader:
+        for views, labels in self.loader:
             yield Batch(
                 tuple(normalise(v.to(self.device, non_blocking=True), self.views.mean, self.views.std) for v in views),
                 labels.to(self.device, non_blocking=True),
-                indices.to(self.device, non_blocking=True),
             )
 
 
@@ -268,7 +264,7 @@ class _EpochSampler(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, index) for index in indices]
 
 
-class _ViewedSamples(TorchDataset[tuple[tuple[Tensor, ...], int, int]]):
+class _ViewedSamples(TorchDataset[tuple[tuple[Tensor, ...], int]]):
     def __init__(self, split: Split, views: FileViews, seed: int) -> None:
         self.split = split
         self.views = views
@@ -277,9 +273,9 @@ class _ViewedSamples(TorchDataset[tuple[tuple[Tensor, ...], int, int]]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[tuple[Tensor, ...], int, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[tuple[Tensor, ...], int]:
         epoch, index = key
         image = self.split.images[index]
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(_mix(self.seed, epoch, index))
-            return self.views.pixels(image), int(self.split.labels[index]), index
+            return self.views.pixels(image), int(self.split.labels[index])

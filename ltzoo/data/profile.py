@@ -116,7 +116,7 @@ def profile_data(dataset: Dataset, *, many_above: int = 100, few_below: int = 20
     Args:
         dataset: the data set.
         many_above, few_below: thresholds of the shots, see `shot_classes`.
-        check_images: decode every training and test image, to find those that cannot be and those that occur more
+        check_images: decode every image of all parts, to find those that cannot be and those that occur more
             than once; takes minutes for a large set of files.
 
     Raises:

@@ -19,7 +19,7 @@ from ltzoo.data.sources import imagenet_lt, inat18, places_lt
 from ltzoo.data.sources._lists import STANDIN, read_list
 from ltzoo.files import new_folder, write_atomically
 
-__all__ = ['STANDINS', 'Standin', 'make_standin', 'standin_counts']
+__all__ = ['STANDIN', 'STANDINS', 'Standin', 'make_standin', 'standin_counts']
 
 # Distinct images: a file has at most 65,000 names on ext4, and there are 461,939 to give.
 IMAGES = 100
@@ -62,12 +62,12 @@ class Standin:
 STANDINS = {
     'imagenet_lt': Standin(
         1000, 115_846, 1280, 5, 385, 479, 50, 20, (500, 375),
-        (imagenet_lt.TRAIN, imagenet_lt.TEST, imagenet_lt.VAL),
+        imagenet_lt.LISTS,
         ('train/{name}', 'val/{name}'), 'n{label:08}', '.JPEG',
     ),
     'places_lt': Standin(
         365, 62_500, 4980, 5, 131, 163, 100, 20, (683, 512),
-        (places_lt.TRAIN, places_lt.TEST, places_lt.VAL),
+        places_lt.LISTS,
         ('train/{name}', 'val/{name}'), 'scene_{label:03}', '.jpg',
     ),
     'inat18': Standin(

@@ -7,7 +7,6 @@ results.csv, results.json, leaderboard.html
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import io
 import json
@@ -17,14 +16,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ltzoo.data import ArrayImages, Dataset, load_data
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, did_you_mean
 from ltzoo.evaluation.benchmark_one import FAILED, OUT_OF_MEMORY, UNFIT
-from ltzoo.evaluation.evaluate import resolve_model, training_of, usable_device
+from ltzoo.evaluation.evaluate import usable_device
 from ltzoo.evaluation.leaderboard import leaderboard
+from ltzoo.evaluation.metrics import SCORES
+from ltzoo.evaluation.trained_on import resolve_model, training_of
 from ltzoo.files import LOCK, alone, write_atomically, writing
 from ltzoo.models import get_pretrained_cfg, list_pretrained
 from ltzoo.models.download import file_hash
@@ -34,7 +36,7 @@ from ltzoo.models.paper_results import PAPER_RESULTS
 __all__ = ['COLUMNS', 'BenchmarkError', 'benchmark_models', 'choose_models']
 
 COLUMNS = (
-    *('model', 'data', 'method', 'status', 'samples', 'top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece'),
+    *('model', 'data', 'method', 'status', *SCORES),
     *('parameters', 'gmacs', 'images_per_second', 'memory_mb', 'batch_size', 'device', 'threads', 'torch', 'reason'),
 )
 
@@ -71,8 +73,7 @@ def choose_models(patterns: Sequence[str]) -> list[str]:
             entry = entry_of(pattern)
             found = list_pretrained(entry.full_name if entry else pattern)
         if not found:
-            nearest = difflib.get_close_matches(pattern, list_pretrained(), n=1, cutoff=0)
-            hint = f'; the nearest is {nearest[0]}' if nearest else ''
+            hint = did_you_mean(pattern, list_pretrained(), cutoff=0, otherwise='')
             raise BenchmarkError(f'{pattern} matches no model with published weights{hint}')
         chosen.update(dict.fromkeys(found))
     return list(chosen)
@@ -108,19 +109,20 @@ def benchmark_models(
     runs out of memory is tried again with half the batch; one that fails is recorded with the reason and tried again by
     the next call.
 
+    Shots have their usual thresholds, whatever a model was trained with, so that all are measured alike. What a
+    measurement warns of goes to stderr, each line once.
+
     Args:
         output: a folder, new or of an earlier call.
         rerun: also measure what is done.
         say: takes a line for each pair.
-
-    Shots have their usual thresholds, whatever a model was trained with, so that all are measured alike.
 
     Returns:
         The rows of these pairs, with the keys of `COLUMNS`; `status` is `ok`, `skipped` (the model is not for this
         data) or `failed`.
 
     Raises:
-        BenchmarkError: if the folder holds something else or cannot be made.
+        BenchmarkError: if the folder holds something else, or cannot be made or written.
         BusyError: if another process is at it.
         LtzooError: if a data set cannot be loaded, or the device cannot be used.
     """
@@ -133,10 +135,6 @@ def benchmark_models(
         raise BenchmarkError(f'{output} is a file; give a folder')
     if output.is_dir() and not rows_folder.is_dir() and any(path.name != LOCK for path in output.iterdir()):
         raise BenchmarkError(f'{output} is not empty and holds no benchmark; give another folder')
-    try:
-        rows_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BenchmarkError(f'{output} cannot be made: {error.strerror}') from error
     options = ['--data-dir', data_dir] if data_dir else []
     options += ['--device', device] if device else []
     options += ['--threads', str(threads)] if threads else []
@@ -147,10 +145,16 @@ def benchmark_models(
         'threads': threads,
     }
     rows: list[dict[str, Any]] = []
+    told: set[str] = set()
     pairs = [(model, name) for name in data for model in models]
-    done = _read_rows(rows_folder)
-    others = [_listed(row) for pair, row in done.items() if pair not in pairs]
-    with alone(output):
+    with ExitStack() as held:
+        try:
+            rows_folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(alone(output))
+        except OSError as error:
+            raise BenchmarkError(f'{output} cannot be written: {error.strerror}; give another folder') from error
+        done = _read_rows(rows_folder)
+        others = [_listed(row) for pair, row in done.items() if pair not in pairs]
         weights = {model: _weights_of(model) for model in models}
         for number, (model, name) in enumerate(pairs, start=1):
             file = rows_folder / f'{_slug(model, name)}.json'
@@ -159,7 +163,8 @@ def benchmark_models(
             if row is None or row['status'] == 'failed' or row.get('asked') != asked:
                 entry, earlier = entry_of(model), ''
                 row = {'model': model, 'data': name, 'method': entry.method if entry else _method_of(model)}
-                row.update(_measure_apart(model, name, file.with_suffix('.part'), batch_size, options), asked=asked)
+                measured = _measure_apart(model, name, file.with_suffix('.part'), batch_size, options, told)
+                row.update(measured, asked=asked)
                 with writing(file):
                     write_atomically(file, json.dumps(row, indent=1) + '\n')
             rows.append(_listed(row))
@@ -187,7 +192,10 @@ def _listed(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: row.get(key) for key in COLUMNS}
 
 
-def _measure_apart(model: str, data: str, out: Path, batch_size: int, options: Sequence[str]) -> dict[str, Any]:
+def _measure_apart(
+    model: str, data: str, out: Path, batch_size: int, options: Sequence[str], told: set[str]
+) -> dict[str, Any]:
+    """Return what a process of its own measures, and say what it warns of that is not told yet."""
     out.unlink(missing_ok=True)
     while True:
         command = [sys.executable, '-m', 'ltzoo.evaluation.benchmark_one', model, data, str(out.resolve())]
@@ -205,6 +213,11 @@ def _measure_apart(model: str, data: str, out: Path, batch_size: int, options: S
         if code in _STATUS and out.exists():
             row: dict[str, Any] = json.loads(out.read_text(encoding='utf-8'))
             out.unlink()
+            if code == 0:
+                for line in errors.splitlines():
+                    if line not in told:
+                        print(line, file=sys.stderr, flush=True)
+                        told.add(line)
             return {'status': _STATUS[code], **row}
         # The kernel kills what takes too much.
         if code in (OUT_OF_MEMORY, -signal.SIGKILL) and batch_size > 1:

@@ -22,24 +22,24 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ltzoo.data import load_data
 from ltzoo.errors import LtzooError, import_named
 from ltzoo.evaluation.evaluate import (
     ClassesError,
     check_classes,
-    check_draw,
-    resolve_model,
     score_model,
-    training_on,
     usable_device,
 )
+from ltzoo.evaluation.metrics import SCORES
+from ltzoo.evaluation.trained_on import check_draw, resolve_model, training_on
 from ltzoo.files import write_atomically
+from ltzoo.models import create_model
 from ltzoo.models.input_config import input_config
 
 __all__ = ['FAILED', 'OUT_OF_MEMORY', 'UNFIT', 'is_out_of_memory', 'macs', 'measure']
 
 OUT_OF_MEMORY, UNFIT, FAILED = 86, 87, 88
 _TIMED_BATCHES = 5
-_SCORES = ('samples', 'top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece')
 
 
 def measure(
@@ -55,9 +55,6 @@ def measure(
     Raises:
         LtzooError: as `evaluate_model`.
     """
-    from ltzoo.data import load_data
-    from ltzoo.models import create_model
-
     where = usable_device(device)
     model = create_model(resolve_model(name), pretrained=True).to(where).eval()
     dataset = load_data(data, data_dir)
@@ -69,7 +66,7 @@ def measure(
     scores = score_model(model, dataset, batch_size, where)
     cuda = where.startswith('cuda')
     return {
-        **{key: scores[key] for key in _SCORES},
+        **{key: scores[key] for key in SCORES},
         'parameters': sum(p.numel() for p in model.parameters()),
         'gmacs': gmacs,
         'images_per_second': rate,

@@ -11,7 +11,10 @@ from sklearn.metrics import accuracy_score, recall_score
 
 from ltzoo.data.shots import shot_classes
 
-__all__ = ['ClassScore', 'Scores', 'expected_calibration_error', 'score', 'shifted_accuracy']
+__all__ = ['SCORES', 'ClassScore', 'Scores', 'expected_calibration_error', 'score', 'shifted_accuracy']
+
+# The numbers of `Scores`, of all classes together.
+SCORES = ('samples', 'top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece')
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ A weight has one block of outputs for every slot, so a convolution does the arit
 wasted on a CPU, where `ltzoo.gkpgsa.sliced` is faster; a GPU has it to spare, is spared many small calls, and never has
 to tell the host how large the groups are, so that a step can be recorded once and replayed.
 
-Every function takes (input, rows, whether all slots share one weight, settings, number of slots, weights by slot,
-biases by slot); there may be more slots than rows belong to.
+Every function takes (input, rows, whether all slots share one weight, settings if any, number of slots, weights by
+slot, biases by slot); there may be more slots than rows belong to.
 """
 
 from __future__ import annotations

@@ -146,26 +146,26 @@ class GkpGsa:
 
         Args: as for `GroupedSharpness.step`.
         """
-        left = len(pieces) if self.needs_bank else 0
+        seen: list[tuple[Tensor, Tensor]] = []
 
         def observed(views: Views, labels: Tensor) -> Tensor:
             """In the first pass, take note of the features that the classifier gets, which are those of one view.
 
             With `ascent` other than `fresh` the only pass of a step is at perturbed weights, and so are its features.
             """
-            nonlocal left
-            if left == 0:
+            if not self.needs_bank or len(seen) == len(pieces):
                 return losses(views, labels)
-            left -= 1
             # Where the classifier is a convolution, features still have their one pixel.
             hook = self.heads[0].register_forward_pre_hook(
-                lambda _, inputs: self._observe(inputs[0].detach().flatten(1), labels)
+                lambda _, inputs: seen.append((inputs[0].detach().flatten(1), labels))
             )
             with hook:
                 return losses(views, labels)
 
         take = self.sharpness.step if self.sharp else self.sharpness.ordinary_step
         report = take(observed, pieces, loss_scale=loss_scale, autocast=autocast)
+        for features, labels in seen:
+            self._observe(features, labels)
         self._lengths += report.length
         self._perturbed += report.length > 0
         # A step that overflowed in half precision, which the loss scaler skips, says nothing of the gradient.

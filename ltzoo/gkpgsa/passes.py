@@ -46,6 +46,8 @@ class Passes:
     # Places of the parameters that a loss used, and which groups are in the batch, over all pieces and processes.
     used: set[int] = field(default_factory=set)
     present: Tensor | None = None
+    # By the place of a piece: both passes of a step have the same.
+    rows: dict[int, tuple[SampleRows, ClassRows] | tuple[OneHotRows, OneHotRows]] = field(default_factory=dict)
 
     def shares(self, labels: list[Tensor]) -> Tensor:
         """Return each group's share of the batch over all processes, shape (G,)."""
@@ -67,12 +69,18 @@ class Passes:
         values = [p.detach() for p in layout.parameters] if theta is None else layout.unflatten(theta)
         slots = self.groups + 1
         weights = [[v.detach().requires_grad_() for _ in range(slots)] for v in values]
-        return self._grouped(losses, pieces, weights, shared=True)
+        return self._grouped(losses, pieces, weights, shared=True, apart=True)
 
     def per_group(
-        self, losses: Losses, pieces: Sequence[tuple[Views, Tensor]], theta: Tensor, perturbation: Tensor
+        self,
+        losses: Losses,
+        pieces: Sequence[tuple[Views, Tensor]],
+        theta: Tensor,
+        perturbation: Tensor,
+        *,
+        apart: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Every group at its own weights: gradient by group (G, d), and the rest."""
+        """Every group at its own weights: gradient by group (G, d), and the rest; or not apart, all of it as one."""
         layout = self.layout
         if self.groups == 1:
             return self.shared(losses, pieces, theta + perturbation[0])
@@ -82,7 +90,7 @@ class Passes:
             [by_group[i].detach().requires_grad_() for by_group in own] + [rest[i].detach().requires_grad_()]
             for i in range(len(rest))
         ]
-        return self._grouped(losses, pieces, weights, shared=False)
+        return self._grouped(losses, pieces, weights, shared=False, apart=apart)
 
     def whole(
         self,
@@ -123,35 +131,42 @@ class Passes:
         losses: Losses,
         pieces: Sequence[tuple[Views, Tensor]],
         weights: list[list[Tensor]],
+        *,
         shared: bool,
+        apart: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         layout, slots = self.layout, self.groups + 1
         mean = torch.zeros((), device=self.class_groups.device)
         gradient: Tensor | None = None
-        for views, labels in pieces:
+        for piece, (views, labels) in enumerate(pieces):
+            if piece not in self.rows:
+                self.rows[piece] = self._rows_of(labels)
             by_parameter: dict[Tensor, Sequence[Tensor]] = dict(zip(layout.parameters, weights, strict=True))
-            with self.context(), GroupedWeights(by_parameter, *self.rows(labels), shared=shared) as mode:
+            with self.context(), GroupedWeights(by_parameter, *self.rows[piece], shared=shared) as mode:
                 values = losses(tuple(mode.mark(view) for view in views), labels)
                 loss = values.sum() / self.total
             leaves = [leaf for leaf_list in weights for leaf in leaf_list]
             grads = torch.autograd.grad(loss * self.loss_scale, leaves, allow_unused=True)
             self.used.update(i // slots for i, g in enumerate(grads) if g is not None)
-            rows = torch.stack([layout.flatten(grads[slot::slots]) for slot in range(slots)])
-            gradient = rows if gradient is None else gradient + rows
+            by_slot = torch.stack([layout.flatten(grads[slot::slots]) for slot in range(slots)])
+            # A single sum is all that then has to go between processes.
+            by_slot = by_slot if apart else by_slot.sum(0, keepdim=True)
+            gradient = by_slot if gradient is None else gradient + by_slot
             mean += loss.detach()
         assert gradient is not None
         gradient = self.reduced(gradient)
-        return mean, gradient[:-1], gradient[-1]
+        return (mean, gradient[:-1], gradient[-1]) if apart else (mean, gradient, torch.zeros_like(gradient[0]))
 
-    def rows(self, labels: Tensor) -> tuple[SampleRows, ClassRows] | tuple[OneHotRows, OneHotRows]:
+    def _rows_of(self, labels: Tensor) -> tuple[SampleRows, ClassRows] | tuple[OneHotRows, OneHotRows]:
         """Return which group samples and classes belong to; a class whose group is not in the batch is in none."""
         assert self.present is not None
         groups, slots = self.class_groups[labels], self.groups + 1
         class_slots = torch.where(self.present[self.class_groups], self.class_groups, self.groups)
         if self.static:
             return OneHotRows(groups, self.groups), OneHotRows(class_slots, slots)
-        samples = torch.bincount(groups, minlength=self.groups)
-        return SampleRows((*samples.tolist(), 0)), ClassRows(class_slots, slots)
+        # The host waits for the device once.
+        sizes = torch.stack([torch.bincount(part, minlength=slots) for part in (groups, class_slots)]).tolist()
+        return SampleRows(tuple(sizes[0])), ClassRows(class_slots, sizes[1])
 
     def reduced(self, x: Tensor) -> Tensor:
         """Return the mean over processes, as DistributedDataParallel gives it."""

@@ -150,14 +150,14 @@ class ClassRows:
 
     Args:
         slots: int64, shape (C,).
-        count: number of slots.
+        sizes: classes of every slot.
     """
 
-    def __init__(self, slots: Tensor, count: int) -> None:
+    def __init__(self, slots: Tensor, sizes: Sequence[int]) -> None:
         self.slots = slots
         self.order = slots.argsort(stable=True)
         self.inverse = self.order.argsort()
-        self.sizes = torch.bincount(slots, minlength=count).tolist()
+        self.sizes = list(sizes)
 
     def fits(self, x: Tensor) -> bool:
         return x.ndim > 0 and len(x) == len(self.slots)

@@ -163,7 +163,9 @@ class GroupedSharpness:
 
         with buffers_kept(self.module) if loss is not None else nullcontext():
             if self.settings.mode == 'per_group':
-                perturbed_loss, by_group, rest = run.per_group(losses, pieces, theta, perturbation)
+                perturbed_loss, by_group, rest = run.per_group(
+                    losses, pieces, theta, perturbation, apart=self.settings.ascent == 'ema'
+                )
             else:
                 combined = shares @ perturbation
                 lengths = combined.norm().expand(self.groups)
@@ -242,7 +244,7 @@ class GroupedSharpness:
     @property
     def static(self) -> bool:
         """Whether a step's shapes are static, see `static_shapes`."""
-        return self.static_shapes and self.groups <= MOST_AT_ONCE
+        return self.static_shapes and (self.settings.mode == 'focal' or self.groups <= MOST_AT_ONCE)
 
     def _passes(self, autocast: Callable[[], Any] | None, loss_scale: Tensor | float, total: int) -> Passes:
         return Passes(

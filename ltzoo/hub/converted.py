@@ -9,8 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from ltzoo.data import check_data_name, without_folders
-from ltzoo.errors import LtzooError
+from ltzoo.data import DataError, check_data_name, without_folders
 from ltzoo.hub.card import PLACE, TAGS, usage
 from ltzoo.hub.export import write_folder
 from ltzoo.models.checkpoints import Converted
@@ -37,7 +36,7 @@ def export_converted(converted: Converted, folder: Path, *, data: str | None = N
 
     Raises:
         ExportError: if `folder` holds something and `force` is not given, or it cannot be written.
-        LtzooError: if there is no such data set, or it has another number of classes.
+        DataError: if there is no such data set, or it has another number of classes.
     """
     model: Any = converted.model
     images = images_of(converted, data)
@@ -68,7 +67,7 @@ def images_of(converted: Converted, data: str | None = None) -> dict[str, Any]:
     size of its images and its number of classes), except for what the family has otherwise.
 
     Raises:
-        LtzooError: if there is no such data set, or it has another number of classes.
+        DataError: if there is no such data set, or it has another number of classes.
     """
     model: Any = converted.model
     small = model.pretrained_cfg['input_size'][-1] <= 64
@@ -89,7 +88,7 @@ def _row(data: str | None, num_classes: int) -> Data | None:
     for row in DATA.values():
         if data in row.classes:
             if row.classes[data] != num_classes:
-                raise LtzooError(f'{data} has {row.classes[data]} classes, the checkpoint has {num_classes}')
+                raise DataError(f'{data} has {row.classes[data]} classes, the checkpoint has {num_classes}')
             return row
     if data is not None:
         check_data_name(data)

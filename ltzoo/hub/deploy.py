@@ -17,12 +17,11 @@ from ltzoo.errors import LtzooError
 from ltzoo.files import check_target, writing
 from ltzoo.hub.export import ExportError
 from ltzoo.hub.release import test_vectors
+from ltzoo.hub.verify import LOGIT_TOLERANCE, logit_difference
 
 __all__ = ['FORMATS', 'DeployError', 'deploy']
 
 FORMATS = ('.onnx', '.pt2')
-# Largest difference of a logit, relative to the largest, that another runtime's rounding may make.
-_TOLERANCE = 1e-4
 
 
 class DeployError(LtzooError, RuntimeError):
@@ -62,11 +61,8 @@ def deploy(model: nn.Module, file: Path) -> float:
             raise DeployError(f'{file} was not written: the exporter does not take this model: {lines[0]}') from error
         with torch.inference_mode():
             expected = [plain(batch) for batch in batches]
-        difference = max(
-            float((got - wanted).abs().max() / wanted.abs().max())
-            for got, wanted in zip(outputs, expected, strict=True)
-        )
-        if not difference <= _TOLERANCE:
+        difference = max(logit_difference(got, wanted) for got, wanted in zip(outputs, expected, strict=True))
+        if not difference <= LOGIT_TOLERANCE:
             raise DeployError(f'{file} was not written: its logits differ by {difference:.1e} of the largest')
         os.replace(made, file)
     return difference

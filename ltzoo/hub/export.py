@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from timm.models import save_for_hf
+from timm.models._hub import save_config_for_hf
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, one_line
 from ltzoo.files import new_folder
 from ltzoo.hub.card import model_card
 
-__all__ = ['ExportError', 'check_new_folder', 'export_model', 'write_folder']
+__all__ = ['ExportError', 'check_exportable', 'check_new_folder', 'export_model', 'write_folder']
 
 
 class ExportError(LtzooError, OSError):
@@ -52,13 +55,7 @@ def export_model(
     Raises:
         ExportError: if `folder` holds something and `force` is not given, or it cannot be written.
     """
-    data_config = {
-        'input_size': input_size,
-        'mean': tuple(mean),
-        'std': tuple(std),
-        'crop_pct': crop_pct,
-        'interpolation': 'bilinear',
-    }
+    data_config = _as_tested({'input_size': input_size, 'mean': tuple(mean), 'std': tuple(std), 'crop_pct': crop_pct})
     config = {'lt': dict(lt), **({'label_names': list(lt['class_names'])} if lt.get('class_names') else {})}
     write_folder(model, folder, config, data_config, lambda cfg: model_card(lt, cfg), force=force)
 
@@ -92,8 +89,37 @@ def write_folder(
                 plain, str(made), model_config=dict(config), safe_serialization=True, data_config=dict(data_config)
             )
             (made / 'README.md').write_text(card(plain.pretrained_cfg), encoding='utf-8')
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise ExportError(f'{folder} cannot be written: {getattr(error, "strerror", None) or error}') from error
+
+
+def check_exportable(model: Any, config: Mapping[str, Any]) -> None:
+    """Refuse, before it is trained, a model that `export_model` could not write.
+
+    Args:
+        config: `input_size`, `mean`, `std` and `crop_pct`, as there.
+
+    Raises:
+        ExportError: if it has a tensor under two names, or an input size of its own that is another.
+    """
+    state = {name: tensor for name, tensor in model.state_dict().items() if tensor.numel()}
+    uses = Counter(tensor.untyped_storage().data_ptr() for tensor in state.values())
+    shared = [name for name, tensor in state.items() if uses[tensor.untyped_storage().data_ptr()] > 1]
+    if shared:
+        raise ExportError(
+            f'{type(model).__name__} has tensors under several names, which model.safetensors cannot hold: '
+            f'{", ".join(shared[:3])}{", ..." if len(shared) > 3 else ""}'
+        )
+    with TemporaryDirectory() as place:
+        try:
+            save_config_for_hf(model, str(Path(place, 'config.json')), data_config=_as_tested(config))
+        except ValueError as error:
+            raise ExportError(f'{type(model).__name__} cannot be exported: {one_line(error)}') from error
+
+
+def _as_tested(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the whole of how `ltzoo.evaluation.predict` feeds images that `config` says the rest of."""
+    return {**config, 'interpolation': 'bilinear', 'crop_mode': 'center'}
 
 
 def check_new_folder(folder: Path, force: bool) -> None:

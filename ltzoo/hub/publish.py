@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
+from huggingface_hub.utils.sha import git_hash
 from safetensors import SafetensorError
 
 from ltzoo.errors import LtzooError, one_line
@@ -77,8 +79,6 @@ def publish(
             be written, or was changed meanwhile.
         DownloadError: if the Hub cannot be reached.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-
     if repo.count('/') != 1 or not all(repo.split('/')):
         raise PublishError(f'{repo!r} names no repository: write ORG/NAME')
     if _NO_BRANCH.search(revision):
@@ -164,8 +164,6 @@ def check_folder(folder: Path) -> dict[str, bytes]:
 
 def _look(api: Any, repo: str, revision: str) -> Any:
     """Return what is at a branch, or would be if it were made now; None if there is no repository."""
-    from huggingface_hub import errors
-
     try:
         return api.model_info(repo, revision=revision, files_metadata=True)
     except errors.GatedRepoError:
@@ -218,7 +216,7 @@ def _same(file: Any, data: bytes) -> bool:
         return False
     if file.lfs is not None:
         return bool(file.lfs.sha256 == hashlib.sha256(data).hexdigest())
-    return bool(file.blob_id == hashlib.sha1(f'blob {len(data)}\0'.encode() + data).hexdigest())
+    return bool(file.blob_id == git_hash(data))
 
 
 def _name(content: dict[str, bytes]) -> str:
@@ -226,8 +224,6 @@ def _name(content: dict[str, bytes]) -> str:
 
 
 def _explain(error: Exception) -> str:
-    from huggingface_hub import errors
-
     if isinstance(error, errors.LocalTokenNotFoundError):
         return 'nobody is logged in; log in with a token that may write there (hf auth login, or HF_TOKEN)'
     status = getattr(getattr(error, 'response', None), 'status_code', None)

@@ -25,7 +25,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ltzoo.data import imbalance_ratio, without_folders
-from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder
 from ltzoo.hub.card import METRICS, PLACE, eval_results, licence_of, model_card
 from ltzoo.hub.export import ExportError, check_new_folder
@@ -207,9 +206,9 @@ def test_vectors(model: nn.Module) -> dict[str, Tensor]:
 
 def _record(run: Path) -> dict[str, Any]:
     if not (run / 'recipe.yaml').is_file():
-        raise LtzooError(f'{run} holds no run: recipe.yaml is missing')
+        raise ExportError(f'{run} holds no run: recipe.yaml is missing')
     if not (run / 'results.json').is_file():
-        raise LtzooError(f'the run {run} is not finished: continue it with resume=auto')
+        raise ExportError(f'the run {run} is not finished: continue it with resume=auto')
     record = _read(run / 'results.json', _RECORD)
     record['recipe_file'] = _recipe_file(record['environment'].get('command') or '')
     record['model'] = without_folders(record['model'])

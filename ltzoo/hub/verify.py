@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ltzoo.errors import LtzooError
 from ltzoo.models import create_model
@@ -15,12 +16,12 @@ from ltzoo.models.download import file_hash
 from ltzoo.models.entries import entry_of, get_results
 from ltzoo.models.factory import weights_file
 
-__all__ = ['Verification', 'VerificationError', 'check_vectors', 'verify']
+__all__ = ['LOGIT_TOLERANCE', 'Verification', 'VerificationError', 'check_vectors', 'logit_difference', 'verify']
 
 # Points of accuracy that another machine's rounding may move: one image of 10,000 is 0.01.
 _SCORE_TOLERANCE = 0.05
-# Largest difference of a logit, relative to the largest logit, that another machine's rounding may make.
-_LOGIT_TOLERANCE = 1e-4
+# The most that rounding, on another machine or by another runtime, may make of `logit_difference`.
+LOGIT_TOLERANCE = 1e-4
 
 
 class VerificationError(LtzooError, ValueError):
@@ -55,6 +56,7 @@ def verify(name: str, data_dir: str | Path | None = None) -> Verification:
         NoResultsError: if it is not published.
         DownloadError: if its weights cannot be had.
         VerificationError: if something is not what the results say.
+        LtzooError: with `data_dir`, as `load_data` and `score_model`.
     """
     results = get_results(name)
     entry = entry_of(name)
@@ -81,12 +83,17 @@ def check_vectors(model: Any, vectors: Path, name: str) -> float:
         raise VerificationError(
             f'{name} gives logits of shape {tuple(logits.shape)}, stored are {tuple(stored["logits"].shape)}'
         )
-    difference = float((logits - stored['logits']).abs().max() / stored['logits'].abs().max())
-    if not difference <= _LOGIT_TOLERANCE:
+    difference = logit_difference(logits, stored['logits'])
+    if not difference <= LOGIT_TOLERANCE:
         raise VerificationError(
             f'{name} gives other logits than those stored with it: off by {difference:.1e} of the largest'
         )
     return difference
+
+
+def logit_difference(logits: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference of a logit, relative to the largest of those wanted."""
+    return float((logits - wanted).abs().max() / wanted.abs().max())
 
 
 def _check_scores(model: Any, results: dict[str, Any], data_dir: str | Path) -> dict[str, float | None]:

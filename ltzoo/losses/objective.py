@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -80,9 +79,8 @@ def create_objective(name: str, model: nn.Module, class_counts: Tensor, **option
     known = [key for key in parameters if key not in ('model', 'class_counts')]
     for key in options:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            valid = f'did you mean {near[0]}?' if near else f'it takes {", ".join(known) or "none"}'
-            raise ObjectiveError(f'objective {name} has no option {key!r}; {valid}')
+            hint = did_you_mean(key, known, otherwise=f'; it takes {", ".join(known) or "none"}')
+            raise ObjectiveError(f'objective {name} has no option {key!r}{hint}')
         is_number = isinstance(options[key], (int, float)) and not isinstance(options[key], bool)
         wants_number = type(parameters[key].default) in (int, float)
         if wants_number and not is_number:

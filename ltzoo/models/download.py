@@ -10,6 +10,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import (
+    HfApi,
+    constants,
+    errors,
+    get_hf_file_metadata,
+    get_session,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
+
 from ltzoo.errors import LtzooError, one_line
 from ltzoo.files import write_atomically
 
@@ -89,8 +100,6 @@ def probe() -> None:
     Raises:
         DownloadError: if it does not, within about a second.
     """
-    from huggingface_hub import errors, get_session
-
     try:
         if _offline():
             raise errors.OfflineModeIsEnabled
@@ -110,8 +119,6 @@ def file_hash(path: Path, kind: str = 'sha256') -> str:
 
 def _ask(repo: str, file: str, revision: str, where: str) -> Any:
     """Return what the Hub knows of a file, or the error by which it cannot be reached."""
-    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
-
     try:
         if '/' not in repo:
             raise errors.HFValidationError(repo)
@@ -147,8 +154,6 @@ def _ask(repo: str, file: str, revision: str, where: str) -> Any:
 
 
 def _missing(repo: str, file: str, revision: str, where: str) -> str:
-    from huggingface_hub import HfApi
-
     try:
         names = HfApi().list_repo_files(repo, revision=revision)
     except Exception:  # The reason given is then the shorter one.
@@ -173,8 +178,6 @@ def _obtain(
     cache_dir: str | Path | None,
 ) -> Path:
     """Return a file, verified: from the cache, else from the Hub where it can be reached."""
-    from huggingface_hub import try_to_load_from_cache
-
     found = try_to_load_from_cache(repo, file, cache_dir=cache_dir, revision=commit)
     state = 'is not in the cache'
     if isinstance(found, str):
@@ -204,8 +207,6 @@ def _obtain(
 
 
 def _download(repo: str, file: str, commit: str, where: str, cache_dir: str | Path | None) -> Path:
-    from huggingface_hub import hf_hub_download
-
     try:
         return Path(hf_hub_download(repo, file, revision=commit, cache_dir=cache_dir))
     except Exception as error:  # Whatever HTTP library the client is built on.
@@ -243,28 +244,20 @@ def _remember(folder: Path, branch: str, commit: str) -> None:
 
 
 def _timeout() -> Any:
-    from huggingface_hub import constants, get_session
-
     # The class of the client's own library: httpx before 2.0, httpx2 since.
     limits: Any = type(get_session().timeout)
     return limits(constants.HF_HUB_ETAG_TIMEOUT, connect=_CONNECT)
 
 
 def _reason(error: Exception) -> str:
-    from huggingface_hub import errors
-
     if isinstance(error, errors.OfflineModeIsEnabled):
         return 'HF_HUB_OFFLINE is set'
     return one_line(error)
 
 
 def _endpoint() -> str:
-    from huggingface_hub import constants
-
     return constants.ENDPOINT
 
 
 def _offline() -> bool:
-    from huggingface_hub import constants
-
     return bool(constants.HF_HUB_OFFLINE)

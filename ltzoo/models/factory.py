@@ -24,6 +24,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from ltzoo.errors import LtzooError, one_line
+from ltzoo.models.download import fetch
 from ltzoo.models.entries import entry_of, get_results
 from ltzoo.models.input_config import input_config
 from ltzoo.models.lt_zoo import METHODS, ZOO, ZooEntry
@@ -110,7 +111,7 @@ def list_pretrained(
     Args:
         filter, exclude_filters: as in `list_models`.
         data: only those trained on this data set, such as `cifar100_lt_r100`.
-        method: only those trained this way: `ce`, `bs`, `bcl` or `gkpgsa`.
+        method: only those trained this way: `ce`, `bs`, `bcl`, `bcl_sam`, `gkpgsa_paper` or `gkpgsa`.
 
     Raises:
         UnknownModelError: if the zoo has no such data set or method.
@@ -139,17 +140,21 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     """Create a model by name.
 
     Args:
-        name: a zoo name, with or without a tag (`resnet32_cifar_bcl.cifar100_lt_r100`); any timm model as
-            `timm/NAME`; a saved one as `local-dir:PATH` or `hf-hub:ORG/NAME`.
+        name: a zoo name, with or without a tag (`resnet32_cifar_bcl.cifar100_lt_r100`); an architecture of ours
+            (`resnet32_cifar`); any timm model as `timm/NAME`; a saved one as `local-dir:PATH` or
+            `hf-hub:ORG/NAME[@REVISION]`.
         pretrained: load its weights. For `timm/NAME` with a cosine head these are the backbone's.
         **kwargs: what the model takes: `num_classes` (by default that of the tag; 0 leaves the classifier out),
             `in_chans`, `drop_rate`, `features_only`; `head` ('linear' or 'cosine') and `head_scale`; and what
             `timm.create_model` takes, such as `checkpoint_path`, `cache_dir`, `device`.
 
+    Returns:
+        The model, from images of shape (N, in_chans, H, W) to logits of shape (N, num_classes).
+
     Raises:
         UnknownModelError: if no model has that name.
-        NoWeightsError: if `pretrained` and none are published, or only in a pickle.
-        DownloadError: if what is published cannot be had from the Hub, or is not what it should be.
+        NoWeightsError: if `pretrained` and none are published, or of `timm/NAME` only in a pickle.
+        DownloadError: if what is published cannot be had from the Hub, is a pickle, or is not what it should be.
         ModelFilesError: if the folder of a `local-dir:` name holds no usable model, or `checkpoint_path` is no
             checkpoint of the model.
         ModelArgumentError: if the model does not take an argument, or it is out of range.
@@ -239,7 +244,9 @@ def _load_checkpoint(model: nn.Module, file: Path, name: str) -> None:
 def create_model_and_transforms(
     name: str, pretrained: bool = False, **kwargs: Any
 ) -> tuple[nn.Module, Transform, Transform]:
-    """Create a model with the transforms that turn a PIL image, grey or of any colour mode, into its input.
+    """Create a model with the transforms that turn a PIL image into its input: float32 of shape (C, H, W), normalised.
+
+    Grey images and those of any colour mode are taken, but for 32-bit numbers, whose range is not known.
 
     Args:
         name, pretrained, **kwargs: as in `create_model`.
@@ -248,7 +255,7 @@ def create_model_and_transforms(
         The model, the transform for training (crop and flip) and the one for evaluation.
 
     Raises:
-        As `create_model`.
+        As `create_model`; the transforms a ValueError for an image of 32-bit numbers.
     """
     model = create_model(name, pretrained, **kwargs)
     config = input_config(model)
@@ -329,8 +336,6 @@ def weights_file(entry: ZooEntry, cache_dir: str | Path | None = None) -> Path:
     bundled = entry.folder / _WEIGHTS
     if bundled.is_file():
         return bundled
-    from ltzoo.models.download import fetch
-
     folder = fetch(entry.hub_id, files=(_WEIGHTS,), sha256=results['sha256'], cache_dir=cache_dir)
     return folder / _WEIGHTS
 
@@ -340,8 +345,6 @@ def _locate(name: str, pretrained: bool, kwargs: dict[str, Any]) -> tuple[str, P
     cache_dir = kwargs.get('cache_dir')
     called = name.removeprefix(_LOCAL)
     if name.startswith(_HUB):
-        from ltzoo.models.download import fetch
-
         repo, _, revision = name.removeprefix(_HUB).partition('@')
         files = ('config.json', _WEIGHTS) if pretrained else ('config.json',)
         name = _LOCAL + str(fetch(repo, revision=revision or None, files=files, cache_dir=cache_dir))
@@ -373,8 +376,6 @@ def _locate(name: str, pretrained: bool, kwargs: dict[str, Any]) -> tuple[str, P
             f'{name} has no safetensors, only a pickle, which can run code when it is read: if you trust {place}, '
             f'download it and run tools/convert.py FILE --from timm --arch {cfg.architecture} --to DIR'
         )
-    from ltzoo.models.download import fetch
-
     return entry, fetch(cfg.hf_hub_id, files=(file,), cache_dir=cache_dir) / file
 
 

@@ -28,10 +28,19 @@ class HeadError(LtzooError, ValueError):
     """A head that does not exist, or a model whose classifier cannot be exchanged for it."""
 
 
+def _check(head: str, scale: float) -> None:
+    """Refuse a head that does not exist, or a cosine head whose scale is not above 0."""
+    if head not in get_args(Head):
+        raise HeadError(f'no head is called {head!r}: it is {" or ".join(get_args(Head))}')
+    if head == 'cosine' and not scale > 0:
+        raise HeadError(f'head_scale must be above 0, not {scale}')
+
+
 class CosineLinear(nn.Module):
     """Classifier whose logits are the scaled cosine between feature and class vector.
 
-    Maps features of shape (..., in_features) to logits of shape (..., out_features) within +-scale.
+    Maps features of shape (..., in_features) to logits of shape (..., out_features) within +-scale; under autocast they
+    are float32.
 
     Args:
         in_features: length of a feature.
@@ -53,8 +62,7 @@ class CosineLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not scale > 0:
-            raise HeadError(f'head_scale must be above 0, not {scale}')
+        _check('cosine', scale)
         self.in_features = in_features
         self.out_features = out_features
         self.scale = scale
@@ -67,10 +75,23 @@ class CosineLinear(nn.Module):
             self.weight.copy_(F.normalize(self.weight.uniform_(-1, 1), dim=1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.scale * F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
+        return _scaled_cosine(x, self.weight, self.scale)
 
     def extra_repr(self) -> str:
         return f'in_features={self.in_features}, out_features={self.out_features}, scale={self.scale:g}'
+
+
+@torch.fx.wrap
+def _scaled_cosine(x: torch.Tensor, weight: torch.Tensor, scale: float) -> torch.Tensor:
+    # TorchScript has no autocast of a device that is known only when it runs.
+    if not torch.jit.is_scripting():
+        kind = x.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            # It would round the cosines, of which a scale of 30 makes steps of 0.125.
+            wide = torch.promote_types(x.dtype, torch.float32)
+            with torch.autocast(kind, enabled=False):
+                return scale * F.linear(F.normalize(x.to(wide), dim=-1), F.normalize(weight.to(wide), dim=-1))
+    return scale * F.linear(F.normalize(x, dim=-1), F.normalize(weight, dim=-1))
 
 
 class ExpertLinear(nn.Module):
@@ -87,7 +108,8 @@ class ExpertLinear(nn.Module):
         device, dtype: of the weights, shape (num_experts, out_features, in_features / num_experts).
 
     Raises:
-        HeadError: if there is no such head, the scale is not above 0 or the features do not divide by the experts.
+        HeadError: if there is no such head, a cosine head's scale is not above 0 or the features do not divide by the
+            experts.
     """
 
     def __init__(
@@ -102,10 +124,7 @@ class ExpertLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if head not in get_args(Head):
-            raise HeadError(f'no head is called {head!r}: it is {" or ".join(get_args(Head))}')
-        if not scale > 0:
-            raise HeadError(f'head_scale must be above 0, not {scale}')
+        _check(head, scale)
         if in_features % num_experts:
             raise HeadError(f'{in_features} features cannot be shared among {num_experts} experts')
         self.in_features = in_features
@@ -247,8 +266,7 @@ def build_with_head(
     Raises:
         HeadError: if there is no such head, or the model cannot have it.
     """
-    if head not in get_args(Head):
-        raise HeadError(f'no head is called {head!r}: it is {" or ".join(get_args(Head))}')
+    _check(head, head_scale)
     if head == 'linear' or kwargs.get('features_only'):
         return build(pretrained=pretrained, cache_dir=cache_dir, **kwargs)
     model = build(pretrained=pretrained and encoder_weights, cache_dir=cache_dir, **kwargs)

@@ -132,11 +132,11 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
             done.setdefault(name, 'nothing newer than here')
             place = output / name
             # A training that goes on here would go on writing into what takes its folder's place.
-            with alone(place) if place.is_dir() else nullcontext():
+            with writing(place), alone(place) if place.is_dir() else nullcontext():
                 new, there = _progress(brought / name), _progress(place)
                 if new > there:
                     done[name] = 'finished' if new[0] else 'unfinished'
-                    with writing(place), new_folder(place) as made:
+                    with new_folder(place) as made:
                         shutil.copytree(brought / name, made, dirs_exist_ok=True)
             log = brought / f'{name}.log'
             if log.is_file() and new >= there:

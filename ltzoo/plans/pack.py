@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ltzoo.data import load_data
+from ltzoo.data import load_data, source_of
 from ltzoo.data.sources.packed_cifar import pack_file, write_packed
 from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder, writing
@@ -157,8 +157,8 @@ def _plan_there(root: Path, plan: Plan, file: Path, jobs: Sequence[Job], changes
     return yaml.safe_dump({'output': output, 'seeds': seeds, 'runs': runs}, sort_keys=False, width=120)
 
 
-def _source(recipe: Recipe) -> str:
-    return recipe.data.name.partition('_lt')[0]
+def _source(recipe: Recipe) -> str | None:
+    return source_of(recipe.data.name)
 
 
 def _pack_images(source: str, recipes: Sequence[Recipe], folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ltzoo.errors import LtzooError, one_line
+from ltzoo.errors import LtzooError, did_you_mean, one_line
 from ltzoo.training.recipe import Recipe, load_recipe
 from ltzoo.training.run import RunFolder
 
@@ -127,9 +126,8 @@ def plan_jobs(
     """
     for name in only or ():
         if name not in plan.runs:
-            near = difflib.get_close_matches(name, plan.runs, n=1)
-            hint = f'did you mean {near[0]}?' if near else f'it has {", ".join(plan.runs)}'
-            raise PlanError(f'--only: the plan has no run {name}; {hint}')
+            hint = did_you_mean(name, plan.runs, otherwise=f'; it has {", ".join(plan.runs)}')
+            raise PlanError(f'--only: the plan has no run {name}{hint}')
     for seed in seeds or ():
         if seed not in plan.seeds:
             raise PlanError(f'--seeds: the plan has no seed {seed}; it has {", ".join(map(str, plan.seeds))}')

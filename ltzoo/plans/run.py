@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from ltzoo.files import writing
 from ltzoo.plans.plan import Job, Plan, PlanError
 from ltzoo.plans.table import write_table
 
@@ -32,6 +33,10 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
 
     Returns:
         The exit code of each, None for those that the deadline stopped or kept from starting.
+
+    Raises:
+        PlanError: if the folder of the runs cannot be made.
+        LtzooError: if a log or the table cannot be written.
     """
     try:
         plan.output.mkdir(parents=True, exist_ok=True)
@@ -62,8 +67,10 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
             return 130
         if last_call is not None and time.monotonic() >= last_call:
             return None
-        # What an earlier attempt said stays.
-        with open(job.log, 'a') as log:
+        with writing(job.log):
+            # What an earlier attempt said stays.
+            log = open(job.log, 'a')  # noqa: SIM115
+        with log:
             process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment)
             running.add(process)
             if stopped.is_set():

@@ -65,7 +65,7 @@ class Training:
     Args:
         accelerator: its loss scaler and the processes' random generators are part of it.
         optimizer: prepared by Accelerate.
-        class_counts: training images of every class, which are not to change.
+        class_counts, class_names: of every class its training images and its name, which are not to change.
         drawn_from: what the data's test part was drawn from, see `Dataset`, which is not to change either.
         images: digest of all images, by which a run knows its data where that lies elsewhere by now.
         epoch: epochs that are done.
@@ -78,6 +78,7 @@ class Training:
     ema: ModelEmaV3 | None
     method: GkpGsa | None
     class_counts: list[int]
+    class_names: list[str]
     drawn_from: str | None = None
     images: str | None = None
     epoch: int = 0
@@ -88,6 +89,7 @@ class Training:
         scaler = self.accelerator.scaler
         return {
             'class_counts': self.class_counts,
+            'class_names': self.class_names,
             'drawn_from': self.drawn_from,
             'images': self.images,
             'epoch': self.epoch,

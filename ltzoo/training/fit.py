@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import shutil
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -12,38 +13,34 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ltzoo.data import Dataset, require_readable, without_folders
+from ltzoo.data import Dataset, require_readable, with_place, without_folders
 from ltzoo.data.loader import Batch
 from ltzoo.errors import LtzooError, one_line
 from ltzoo.evaluation import Scores, plot_accuracy
+from ltzoo.evaluation.metrics import SCORES
 from ltzoo.files import write_atomically
 from ltzoo.hub import export_model
 from ltzoo.training.checkpoint import CheckpointError, Training, save_checkpoint
-from ltzoo.training.learner import Learner, create_optimizer, learning_rate_factor
-from ltzoo.training.loop import train_one_epoch
-from ltzoo.training.measure import image_config, measure, training_samples, view_sizes
+from ltzoo.training.learner import Learner, learning_rate_factor
+from ltzoo.training.loop import DivergedError, train_one_epoch
+from ltzoo.training.measure import image_config, measure, training_samples
 from ltzoo.training.plots import plot_curves
 from ltzoo.training.prepare import (
+    Prepared,
     create_accelerator,
-    create_learner,
-    create_loader,
-    create_method,
-    create_step,
-    fed_as_pretrained,
     prepare_data,
+    prepare_training,
     warn_of_what_never_comes,
 )
 from ltzoo.training.recipe import Recipe
 from ltzoo.training.run import RunFolder, describe_environment
-from ltzoo.training.trial import try_step
+
+logger = logging.getLogger(__name__)
 
 __all__ = ['fit']
-
-SCORES = ('data', 'samples', 'top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece')
 
 
 def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any]:
@@ -57,7 +54,8 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
         What stands in `results.json`.
 
     Raises:
-        LtzooError: whatever is wrong with recipe, data, model or folder; nothing has been trained then.
+        LtzooError: whatever is wrong with recipe, data, model or folder, mostly before anything is trained; later for
+            want of memory, a killed loader or an image that cannot be read.
         DivergedError: if the loss stops being finite.
         CheckpointError: if a checkpoint cannot be written.
     """
@@ -78,65 +76,68 @@ def _train(
     recipe: Recipe, folder: RunFolder, accelerator: Accelerator, held: ExitStack, progress: bool
 ) -> dict[str, Any]:
     """Do what `fit` does; the folder is made, and held to the end of `held`, when nothing can be refused any more."""
-    set_seed(recipe.seed)
     warn_of_what_never_comes(recipe)
     dataset = prepare_data(recipe)
-    if recipe.data.unreadable == 'stop' and not folder.checkpoint.exists() and accelerator.is_main_process:
+    begun = folder.checkpoint.exists()
+    # A checkpoint holds all weights, so that going on needs no others.
+    made = prepare_training(recipe, dataset, accelerator, folder.bank, pretrained=recipe.model.pretrained and not begun)
+    if recipe.data.unreadable == 'stop' and not begun and accelerator.is_main_process:
         # Training meets its own images in the first epoch, those of the test only after the last one.
         require_readable(dataset.test)
-    # A checkpoint holds all weights, so that going on needs no others.
-    learner = create_learner(recipe, dataset, pretrained=recipe.model.pretrained and not folder.checkpoint.exists())
-    dataset = fed_as_pretrained(recipe, dataset, learner.model)
-    if recipe.channels_last:
-        learner.to(memory_format=torch.channels_last)
-    if recipe.sync_batchnorm:
-        learner = nn.SyncBatchNorm.convert_sync_batchnorm(learner)
-    learner.to(accelerator.device)
-    ema = None if recipe.ema_decay is None else ModelEmaV3(learner.model, decay=recipe.ema_decay)
-    loader = create_loader(recipe, dataset, learner, accelerator)
-    optimizer = create_optimizer(learner, recipe.optimizer)
-    try_step(learner, view_sizes(recipe, dataset), dataset.num_classes, recipe, accelerator)
-    if recipe.compile:
-        learner.compile()
-    method = create_method(recipe, dataset, learner, accelerator, folder.bank)
-    prepared, optimizer = accelerator.prepare(learner, optimizer)
-    set_seed(recipe.seed, device_specific=True)
-
+    ema = None
+    if recipe.ema_decay is not None:
+        ema = ModelEmaV3(made.learner.model, decay=recipe.ema_decay)
+        left = recipe.ema_decay ** (recipe.epochs * made.loader.steps_per_epoch)
+        if left > 0.05:
+            logger.warning(
+                'ema_decay=%s: at the end of so short a run the average is still %.0f %% of the weights it starts from',
+                recipe.ema_decay, 100 * left,
+            )  # fmt: skip
     if accelerator.is_main_process:
         held.enter_context(folder.alone())
+        # Another run may have been here until now.
+        folder.check(recipe)
     training = Training(
         accelerator,
-        learner,
-        optimizer,
+        made.learner,
+        made.optimizer,
         ema,
-        method,
+        made.method,
         dataset.class_counts.tolist(),
+        list(dataset.class_names),
         dataset.drawn_from,
         f'{dataset.train.digest()} {dataset.test.digest()}',
     )
     _restore(folder, recipe, training)
     if recipe.trackers:
         accelerator.init_trackers('ltzoo', config={'recipe': recipe.to_yaml()})
+    measured = made.learner.model if ema is None else ema.module
+    _train_epochs(recipe, folder, training, made, measured, progress)
+    return _score_and_finish(recipe, folder, training, made.dataset, measured)
 
-    take_step = create_step(recipe, learner, prepared, optimizer, accelerator, method)
+
+def _train_epochs(
+    recipe: Recipe, folder: RunFolder, training: Training, made: Prepared, measured: nn.Module, progress: bool
+) -> None:
+    """Train from the epoch that `training` is in to the last one; every epoch leaves a line in the log."""
+    accelerator, ema, optimizer, method = training.accelerator, training.ema, made.optimizer, made.method
 
     def step(batch: Batch) -> Tensor:
-        loss = take_step(batch)
+        loss = made.step(batch)
         if ema is not None and not optimizer.step_was_skipped:
-            ema.update(learner.model)
+            ema.update(made.learner.model)
         return loss
 
-    measured = learner.model if ema is None else ema.module
     for epoch in range(training.epoch, recipe.epochs):
         rate = recipe.optimizer.lr * learning_rate_factor(recipe.schedule, epoch, recipe.epochs)
         for group in optimizer.param_groups:
             group['lr'] = rate
-        learner.train()
+        made.learner.train()
         if method is not None:
             method.start_epoch(epoch)
         log = train_one_epoch(
             step,
-            loader,
+            made.loader,
             accelerator,
             epoch=epoch,
             epochs=recipe.epochs,
@@ -146,24 +147,31 @@ def _train(
         )
         training.epoch, training.seconds = epoch + 1, training.seconds + log.seconds
         line = {'epoch': epoch, 'lr': rate, **asdict(log)}
-        _equalise(accelerator, learner, ema)
+        _equalise(accelerator, made.learner, ema)
         if method is not None:
             line['method'] = method.end_epoch(
-                epoch, lambda indices: training_samples(dataset, indices, recipe, accelerator)
+                epoch, lambda indices: training_samples(made.dataset, indices, recipe, accelerator)
             )
         every = recipe.evaluation.every_epochs
         if every and (epoch + 1) % every == 0:
-            scores = measure(measured, dataset.test, dataset, recipe, accelerator)
+            scores = measure(measured, made.dataset.test, made.dataset, recipe, accelerator)
             line['holdout'] = {key: getattr(scores, key) for key in ('top1', 'many', 'medium', 'few')}
         if recipe.trackers:
             accelerator.log(_numbers(line), step=epoch)
         if accelerator.is_main_process:
             folder.append_log(line)
         if (epoch + 1) % recipe.checkpoint_every == 0 or epoch + 1 == recipe.epochs:
+            _require_finite(made.learner, epoch)
             _save(folder, training)
 
+
+def _score_and_finish(
+    recipe: Recipe, folder: RunFolder, training: Training, dataset: Dataset, measured: nn.Module
+) -> dict[str, Any]:
+    """Measure the trained model, write what a finished run consists of, and return its results."""
+    accelerator = training.accelerator
     scores = measure(measured, dataset.test, dataset, recipe, accelerator)
-    results = _results(recipe, dataset, scores, learner, folder, training.seconds)
+    results = _results(recipe, dataset, scores, training.learner, folder, training.seconds)
     if recipe.trackers:
         final = {f'{recipe.evaluation.split}/{key}': results[key] for key in SCORES if key != 'samples'}
         accelerator.log(_numbers(final), step=recipe.epochs)
@@ -187,6 +195,19 @@ def _equalise(accelerator: Accelerator, *modules: nn.Module | None) -> None:
                 torch.distributed.broadcast(tensor, 0)
 
 
+def _require_finite(learner: Learner, epoch: int) -> None:
+    """Keep weights that an epoch's last step broke out of the checkpoint: no loss has been taken of them yet.
+
+    Raises:
+        DivergedError: if there are some.
+    """
+    if not all(p.isfinite().all() for p in learner.parameters()):
+        raise DivergedError(
+            f'the weights are not finite after epoch {epoch + 1}: try a lower optimizer.lr; a checkpoint, if there is '
+            'one, is from before it'
+        )
+
+
 def _save(folder: RunFolder, training: Training) -> None:
     state = training.state_dict()
     if training.accelerator.is_main_process:
@@ -207,18 +228,23 @@ def _restore(folder: RunFolder, recipe: Recipe, training: Training) -> None:
                 f'{recipe.data.name} now has {sum(counts):,} in {len(counts)}, or others in one of them: '
                 'put them back, or give another output'
             )
+        if state is not None and state.get('class_names', training.class_names) != training.class_names:
+            raise CheckpointError(
+                f'output={folder.path} was trained on classes of other names, or in another order, than '
+                f'{recipe.data.name} has now: name them as they were, or give another output'
+            )
         if state is not None and state.get('drawn_from', training.drawn_from) != training.drawn_from:
             raise CheckpointError(
                 f'output={folder.path} was trained on other images of {recipe.data.name} than are there now, and its '
                 'test part would hold some of them: put them back as they were, or give another output'
             )
         if state is not None and state.get('images') != training.images:
-            place = folder.read_recipe().data.name
+            before, now = (with_place(of.data.name, of.data.data_dir) for of in (folder.read_recipe(), recipe))
             # In their own place an unreadable image may be missing by now; elsewhere they have to be the same.
-            if place != recipe.data.name:
+            if before != now or recipe.data.unreadable == 'stop':
                 raise CheckpointError(
-                    f'output={folder.path} was trained on {place}, and {recipe.data.name} has other images, or other '
-                    'names for them: give another output'
+                    f'output={folder.path} was trained on {before}, and {now} has other images, or other names for '
+                    'them: put them back as they were, or give another output'
                 )
         if accelerator.is_main_process:
             folder.start(recipe, describe_environment(str(accelerator.device), accelerator.num_processes), state)

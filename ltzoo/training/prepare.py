@@ -1,14 +1,15 @@
-"""What a recipe asks for, each part made and checked: device, data, learner, loader, method, step."""
+"""What a recipe asks for, each part made and checked: device, data, and what trains on them."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from torch import nn
@@ -16,29 +17,89 @@ from torch import nn
 from ltzoo.data import Dataset, load_parts
 from ltzoo.data.loader import TrainLoader, train_loader
 from ltzoo.data.views import parse_views
+from ltzoo.evaluation.trained_on import check_draw, training_on
 from ltzoo.gkpgsa import GkpGsa
+from ltzoo.hub.export import check_exportable
 from ltzoo.losses import create_objective
 from ltzoo.models import create_model
-from ltzoo.training.learner import Learner
+from ltzoo.training.learner import Learner, create_optimizer
 from ltzoo.training.loop import Step
-from ltzoo.training.measure import view_sizes
+from ltzoo.training.measure import image_config, view_sizes
 from ltzoo.training.recipe import Recipe, RecipeError
 from ltzoo.training.trial import try_step
 
 logger = logging.getLogger(__name__)
 
 __all__ = [
+    'Prepared',
     'can_record',
     'create_accelerator',
     'create_learner',
     'create_loader',
-    'create_method',
-    'create_step',
     'describe_batch',
-    'fed_as_pretrained',
     'prepare_data',
+    'prepare_training',
     'warn_of_what_never_comes',
 ]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What trains: the data as it is fed, the learner on its device, and a step that takes a batch of the loader.
+
+    `optimizer` is the one that Accelerate made; `method` is GKP/GSA's state, if the recipe has it.
+    """
+
+    dataset: Dataset
+    learner: Learner
+    loader: TrainLoader
+    optimizer: Any
+    method: GkpGsa | None
+    step: Step
+
+
+def prepare_training(
+    recipe: Recipe, dataset: Dataset, accelerator: Accelerator, bank: Path, *, pretrained: bool | None = None
+) -> Prepared:
+    """Make all that the recipe trains with, and seed the generators.
+
+    Args:
+        dataset: as `prepare_data` gives it.
+        bank: folder for the snapshots of GKP/GSA, made when the first is put there.
+        pretrained: as in `create_learner`.
+
+    Raises:
+        LtzooError: if the parts do not go together, or not with the data; a step on noise is tried.
+    """
+    set_seed(recipe.seed)
+    _check_start(recipe, dataset)
+    learner = create_learner(recipe, dataset, pretrained=pretrained)
+    dataset = _fed_as_pretrained(recipe, dataset, learner.model)
+    if recipe.channels_last:
+        learner.to(memory_format=torch.channels_last)
+    if recipe.sync_batchnorm:
+        learner = nn.SyncBatchNorm.convert_sync_batchnorm(learner)
+    learner.to(accelerator.device)
+    loader = create_loader(recipe, dataset, learner, accelerator)
+    optimizer = create_optimizer(learner, recipe.optimizer)
+    try_step(learner, view_sizes(recipe, dataset), dataset.num_classes, recipe, accelerator)
+    check_exportable(learner.model, image_config(recipe, dataset))
+    if recipe.compile:
+        learner.compile()
+    method = _create_method(recipe, dataset, learner, accelerator, bank)
+    prepared, optimizer = accelerator.prepare(learner, optimizer)
+    step = Step(
+        # The method sums gradients over processes itself.
+        prepared if method is None else learner,
+        optimizer,
+        accelerator,
+        method=method,
+        accumulation=recipe.accumulation,
+        clip_grad_norm=recipe.optimizer.clip_grad_norm,
+        recorded=can_record(recipe, accelerator),
+    )
+    set_seed(recipe.seed, device_specific=True)
+    return Prepared(dataset, learner, loader, optimizer, method, step)
 
 
 def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerator:
@@ -66,7 +127,7 @@ def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerato
     if recipe.sync_batchnorm and on_cpu:
         raise RecipeError('sync_batchnorm=true needs GPUs: PyTorch has no SyncBatchNorm for CPUs')
     if recipe.precision == 'bf16' and on_cpu and torch.backends.cpu.get_cpu_capability() in {'AVX2', 'NO AVX'}:
-        logger.warning('precision=bf16: this CPU has no AVX-512 and convolves in bf16 many times slower: use fp32')
+        logger.warning('precision=bf16: this CPU has no AVX-512 and convolves in bf16 slower than in fp32: use that')
     if recipe.batch_size % (accelerator.num_processes * recipe.accumulation):
         raise RecipeError(
             f'batch_size {recipe.batch_size} cannot be cut into {accelerator.num_processes} processes '
@@ -78,18 +139,35 @@ def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerato
 def prepare_data(recipe: Recipe) -> Dataset:
     """Load the recipe's data; its `test` is what the run is measured on."""
     part, measured = recipe.data, recipe.evaluation
-    return load_parts(
-        part.name,
-        part.data_dir,
-        split_seed=part.split_seed,
-        download=part.download,
-        split=measured.split,
-        holdout_per_class=measured.holdout_per_class,
-        unreadable=part.unreadable,
-    )
+    # Two processes would download into one file.
+    with PartialState().local_main_process_first() if part.download else nullcontext():
+        return load_parts(
+            part.name,
+            part.data_dir,
+            split_seed=part.split_seed,
+            download=part.download,
+            split=measured.split,
+            holdout_per_class=measured.holdout_per_class,
+            unreadable=part.unreadable,
+        )
 
 
-def fed_as_pretrained(recipe: Recipe, dataset: Dataset, model: Any) -> Dataset:
+def _check_start(recipe: Recipe, dataset: Dataset) -> None:
+    """Refuse to start from a model that may know images of the drawn test part; warn of one that knows the hold-out.
+
+    Raises:
+        EvaluationError: as `check_draw`.
+    """
+    name = recipe.model.name
+    if not recipe.model.pretrained or name.startswith(('timm/', 'hf-hub:')):
+        return
+    before = training_on(name, dataset)
+    check_draw(name, dataset, before)
+    if recipe.evaluation.split == 'holdout' and before.get('split') == 'test':
+        logger.warning('%s was trained on the images of the hold-out: its scores there will be too high', name)
+
+
+def _fed_as_pretrained(recipe: Recipe, dataset: Dataset, model: Any) -> Dataset:
     """Return the data set, images of the user's own with the mean and deviation that a pretrained model has seen."""
     cfg = model.pretrained_cfg
     if not (recipe.model.pretrained and dataset.users_own and len(cfg['mean']) == 3):
@@ -151,7 +229,7 @@ def can_record(recipe: Recipe, accelerator: Accelerator) -> bool:
     return recipe.cuda_graphs and accelerator.device.type == 'cuda' and accelerator.num_processes == 1
 
 
-def create_method(
+def _create_method(
     recipe: Recipe, dataset: Dataset, learner: Learner, accelerator: Accelerator, folder: Path
 ) -> GkpGsa | None:
     """Create the method's state, if the recipe has one; `folder` is for the bank's snapshots.
@@ -201,44 +279,16 @@ def warn_of_what_never_comes(recipe: Recipe) -> None:
             logger.warning('method.sharpness.start_epoch=%d: %s ends before any step is perturbed', start, run)
 
 
-def create_step(
-    recipe: Recipe,
-    learner: Learner,
-    prepared: nn.Module,
-    optimizer: Any,
-    accelerator: Accelerator,
-    method: GkpGsa | None,
-) -> Step:
-    """Create the step of the recipe's training.
-
-    Args:
-        prepared, optimizer: what Accelerate made of learner and optimiser.
-        method: sums gradients over processes itself, so it takes the learner as it is.
-    """
-    return Step(
-        prepared if method is None else learner,
-        optimizer,
-        accelerator,
-        method=method,
-        accumulation=recipe.accumulation,
-        clip_grad_norm=recipe.optimizer.clip_grad_norm,
-        recorded=can_record(recipe, accelerator),
-    )
-
-
 def describe_batch(recipe: Recipe) -> str:
     """Return the shapes of one batch and of what the model makes of it, without training."""
     accelerator = create_accelerator(recipe)
-    set_seed(recipe.seed)
     warn_of_what_never_comes(recipe)
-    dataset = prepare_data(recipe)
-    learner = create_learner(recipe, dataset).to(accelerator.device)
-    dataset = fed_as_pretrained(recipe, dataset, learner.model)
-    loader = create_loader(recipe, dataset, learner, accelerator)
-    try_step(learner, view_sizes(recipe, dataset), dataset.num_classes, recipe, accelerator)
-    create_method(recipe, dataset, learner, accelerator, Path('bank'))
+    made = prepare_training(recipe, prepare_data(recipe), accelerator, Path('bank'))
+    dataset, learner, loader = made.dataset, made.learner, made.loader
     batch = next(loader.epoch(0))
-    losses = learner(batch.views, batch.labels)
+    with torch.no_grad():
+        # Called itself, a compiled learner would be compiled first.
+        losses = learner.forward(batch.views, batch.labels)
     parameters = sum(p.numel() for p in learner.model.parameters())
     extra = sum(p.numel() for p in learner.objective.parameters())
     return '\n'.join(

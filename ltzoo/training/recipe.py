@@ -98,7 +98,8 @@ class EvaluationPart(_Part):
     `holdout_per_class` is its size, by default as `ltzoo.data.with_holdout` has it. `train` measures the training
     images too, at the end and as one would test: a network that has not fitted them is no ground to judge flatness on.
     `crop_pct` is the share of a resized file's shorter side that the test crop covers where the first view has a
-    `random_resized_crop`, which trains on enlarged parts; else files are tested whole, as arrays always are.
+    `random_resized_crop`, which trains on enlarged parts; else files are tested on the whole central square, and arrays
+    always whole.
     """
 
     split: Literal['test', 'holdout'] = 'test'

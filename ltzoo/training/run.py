@@ -65,7 +65,7 @@ class RunFolder:
         if not self.path.is_dir():
             raise CheckpointError(f'output={self.path} is a file, not a folder')
         if not self.recipe.exists():
-            if any(path.name != LOCK for path in self.path.iterdir()):
+            if any(path.name != LOCK and path not in self._leftovers() for path in self.path.iterdir()):
                 raise CheckpointError(f'output={self.path} is not empty and holds no run; give an empty or new folder')
             return
         # Stopped in its first epoch, a run is begun anew; finished and brought home, it has no checkpoint.
@@ -74,6 +74,11 @@ class RunFolder:
         if recipe.resume == 'never':
             raise CheckpointError(
                 f'output={self.path} holds a run already: continue it with resume=auto, or give another output'
+            )
+        if self.finished and not (self.checkpoint.exists() or self.model.exists()):
+            raise CheckpointError(
+                f'output={self.path} holds a finished run without its model and checkpoint: put one back, or give '
+                'another output'
             )
         before, now = (_flat(read.decides_result()) for read in (self.read_recipe(), recipe))
         if not self.finished:
@@ -123,9 +128,8 @@ class RunFolder:
     def start(self, recipe: Recipe, environment: dict[str, Any], state: dict[str, Any] | None) -> None:
         """Create the folder, or cut its log off at the checkpoint that the run continues from."""
         self.path.mkdir(parents=True, exist_ok=True)
-        # What a kill left of a file that was being written.
-        for part in self.path.glob('.*.part'):
-            part.unlink()
+        for path in self._leftovers():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         kept = [] if state is None else [line for line in self.read_log() if line['epoch'] < state['epoch']]
         write_atomically(self.recipe, recipe.to_yaml())
         write_atomically(self.environment, json.dumps(self._with_earlier(environment, recipe, state), indent=2) + '\n')
@@ -134,6 +138,10 @@ class RunFolder:
             self.results.unlink(missing_ok=True)
             shutil.rmtree(self.model, ignore_errors=True)
             shutil.rmtree(self.bank, ignore_errors=True)
+
+    def _leftovers(self) -> list[Path]:
+        """Return what a kill left of files, or of the exported model, that were being written."""
+        return [*self.path.glob('.*.part'), *self.path.glob(f'.{self.model.name}.*')]
 
     def _with_earlier(
         self, environment: dict[str, Any], recipe: Recipe, state: dict[str, Any] | None

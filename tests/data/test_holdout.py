@@ -160,10 +160,10 @@ def test_split_off_one_image_a_class_stays() -> None:
 
 
 def test_unfit_input_is_refused(longtailed: Dataset) -> None:
-    with pytest.raises(ValueError, match='not both'):
+    with pytest.raises(DataError, match='not both'):
         with_holdout(longtailed, per_class=3, fraction=0.1)
-    with pytest.raises(ValueError, match='at least 1'):
+    with pytest.raises(DataError, match='at least 1'):
         with_holdout(longtailed, per_class=0)
     for fraction in (0.0, 1.0, -0.1, float('nan')):
-        with pytest.raises(ValueError, match='between 0 and 1'):
+        with pytest.raises(DataError, match='between 0 and 1'):
             with_holdout(longtailed, fraction=fraction)

@@ -26,7 +26,8 @@ Make = Callable[..., TrainLoader]
 
 def arrays() -> Split:
     images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
-    return Split(ArrayImages(images), np.arange(50) % 5)
+    # Labels say which image it is.
+    return Split(ArrayImages(images), np.arange(50))
 
 
 @pytest.fixture
@@ -49,28 +50,25 @@ def make(request: pytest.FixtureRequest, files: Split) -> Make:
 
 
 def same(one: Batch, other: Batch) -> bool:
-    return (
-        torch.equal(one.indices, other.indices)
-        and torch.equal(one.labels, other.labels)
-        and all(torch.equal(a, b) for a, b in zip(one.views, other.views, strict=True))
+    return torch.equal(one.labels, other.labels) and all(
+        torch.equal(a, b) for a, b in zip(one.views, other.views, strict=True)
     )
 
 
 def test_an_epoch_is_a_permutation_without_its_rest(make: Make) -> None:
     loader = make()
     batches = list(loader.epoch(0))
-    indices = torch.cat([batch.indices for batch in batches])
+    labels = torch.cat([batch.labels for batch in batches])
     assert loader.steps_per_epoch == len(batches) == 3
-    assert len(indices) == len(indices.unique()) == 48
+    assert len(labels) == len(labels.unique()) == 48
     for batch in batches:
-        assert torch.equal(batch.labels, batch.indices % 5)
         assert [tuple(view.shape) for view in batch.views] == [(16, 3, 8, 8)] * 2
         assert batch.views[0].dtype == torch.float32
 
 
 def test_images_arrive_normalised(make: Make) -> None:
     batch = next(make().epoch(0))
-    pixels = torch.from_numpy(arrays().images.array).permute(0, 3, 1, 2)[batch.indices].float()  # type: ignore[attr-defined]
+    pixels = torch.from_numpy(arrays().images.array).permute(0, 3, 1, 2)[batch.labels].float()  # type: ignore[attr-defined]
     expected = (pixels / 255 - 0.5) / 0.25
     # The second view only flips: every image is its own or its mirror image.
     kept = (batch.views[1] - expected).abs().amax((1, 2, 3)) < 1e-5
@@ -82,9 +80,9 @@ def test_images_arrive_normalised(make: Make) -> None:
 def test_an_epoch_repeats_exactly_and_the_next_differs(make: Make) -> None:
     first, again, following = (list(make().epoch(epoch)) for epoch in (4, 4, 5))
     assert all(same(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first[0].indices, following[0].indices)
+    assert not torch.equal(first[0].labels, following[0].labels)
     other_seed = next(make(seed=4).epoch(4))
-    assert not torch.equal(first[0].indices, other_seed.indices)
+    assert not torch.equal(first[0].labels, other_seed.labels)
 
 
 def test_the_global_generator_is_left_alone(make: Make) -> None:
@@ -102,7 +100,6 @@ def test_two_processes_share_what_one_would_see(make: Make) -> None:
         joined = Batch(
             tuple(torch.cat(pair) for pair in zip(left.views, right.views, strict=True)),
             torch.cat([left.labels, right.labels]),
-            torch.cat([left.indices, right.indices]),
         )
         assert same(batch, joined)
 

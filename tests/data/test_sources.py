@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,13 @@ from ltzoo.data import (
     UnreadableImageError,
     list_data,
     load_data,
+    load_parts,
+    register_source,
+    source_of,
     with_holdout,
     without_folders,
 )
+from ltzoo.data.dataset import _SOURCES
 from ltzoo.errors import LtzooError
 
 
@@ -89,6 +94,29 @@ def test_a_place_has_one_name_however_it_is_given(tmp_path: Path) -> None:
     assert load_data('digits', tmp_path).name == 'digits'
     with pytest.raises(DataError, match=r'folder:~no_such_user/x: there is no home folder ~no_such_user'):
         load_data('folder:~no_such_user/x')
+
+
+@pytest.mark.parametrize(
+    ('name', 'source'),
+    [
+        ('digits', 'digits'),
+        ('digits_lt', 'digits'),
+        ('imagenet_lt', 'imagenet_lt'),
+        ('cifar10_lt_r50_n500_step', 'cifar10'),
+        ('folder:/my_lt/images', 'folder'),
+        ('folder_lt_r50:/my/images', 'folder'),
+        ('my_lt_photos:here', 'my_lt_photos'),
+        ('my_lt_photos_lt_r10:here', 'my_lt_photos'),
+        ('digits_lt_photos', None),
+        ('unknown', None),
+    ],
+)
+def test_the_source_in_a_name(name: str, source: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('ltzoo.data.dataset._SOURCES', dict(_SOURCES))
+    register_source('my_lt_photos', needs_location=True)(lambda location, download: load_data('digits'))
+    assert source_of(name) == source
+    own = source in ('folder', 'my_lt_photos')
+    assert replace(load_data('digits'), name=name).users_own == own
 
 
 class TestFolder:
@@ -286,7 +314,7 @@ class TestFolder:
         for part in ('train', 'dev'):
             write_classes(tmp_path / 'ignored' / part, x=5, y=5)
         assert len(load_data('folder', tmp_path / 'ignored').test) == 2
-        assert 'holds train and no test part, which is split off: dev is left out' in caplog.text
+        assert 'is trained on train and tested on 20 % of it: dev is left out' in caplog.text
         assert 'call the upper ones' not in caplog.text
         for part in ('test_set', 'training_set'):
             write_classes(tmp_path / 'unknown' / part, x=5, y=5)
@@ -480,6 +508,26 @@ class TestArrays:
             load_data(f'npz:{tmp_path / "one.npy"}')
 
 
+def test_classes_without_training_images_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def save(train: list[int], test: list[int]) -> str:
+        arrays = {
+            f'{kind}_{part}': np.arange(4 * len(labels), dtype=np.uint8).reshape(-1, 2, 2) if kind == 'x' else labels
+            for part, labels in (('train', train), ('test', test))
+            for kind in 'xy'
+        }
+        np.savez(tmp_path / 'set.npz', **arrays)  # type: ignore[arg-type]
+        return f'npz:{tmp_path / "set.npz"}'
+
+    load_parts(save([0, 1, 2], [2, 1, 0]))
+    assert not caplog.messages
+    for empty, listed in ((1, '2'), (4, '2, 3, 4, ...')):
+        caplog.clear()
+        load_parts(save([0, 1], list(range(2 + empty))))
+        (message,) = caplog.messages
+        assert message.startswith(f'{empty} of the {2 + empty} classes of npz:')
+        assert f'have no training image ({listed}): give' in message
+
+
 class TestHub:
     @pytest.fixture
     def library(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
@@ -513,12 +561,38 @@ class TestHub:
         assert [chosen.images[i].getpixel((0, 0)) for i in range(2)] == [(3, 3, 3), (1, 1, 1)]
         assert 'row 3 of' in chosen.images.name(0)
 
-    def test_unlabelled_test_split_gives_way_to_validation(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def test_unlabelled_test_split_gives_way_to_validation(  # type: ignore[no-untyped-def]
+        self, library, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         for hidden in (-1, None):
             parts = {'train': [0, 1, 2], 'validation': [0, 0], 'test': [hidden] * 3}
             tables = {part: self.table(library, labels) for part, labels in parts.items()}
             library.DatasetDict(tables).save_to_disk(tmp_path / f'saved {hidden}')
+            caplog.clear()
             assert load_data(f'hf:{tmp_path / f"saved {hidden}"}').test.labels.tolist() == [0, 0]
+            (message,) = caplog.messages
+            assert message.endswith('trained on train and tested on validation: test (without labels) is left out')
+
+    def test_other_splits_are_left_out_with_a_warning(  # type: ignore[no-untyped-def]
+        self, library, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        one = self.table(library, [0, 1, 2] * 5)
+        library.DatasetDict(train=one, dev=one, testing=one).save_to_disk(tmp_path / 'saved')
+        assert len(load_data(f'hf:{tmp_path / "saved"}').test) == 3
+        (message,) = caplog.messages
+        assert message.endswith('trained on train and tested on 20 % of it: dev, testing are left out')
+
+    def test_labels_go_by_the_names_of_the_classes(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        train, test = self.table(library, [0, 1, 2]), self.table(library, [0, 1, 1])
+        for names, expected in ((['two', 'one', 'zero'], [2, 1, 1]), (['zero', 'two'], [0, 2, 2])):
+            part = test.cast_column('fine', library.ClassLabel(names=names))
+            place = tmp_path / ' '.join(names)
+            library.DatasetDict(train=train, test=part).save_to_disk(place)
+            assert load_data(f'hf:{place}').test.labels.tolist() == expected
+        # One with its own names and no labels is still without labels.
+        part = self.table(library, [None] * 3).cast_column('fine', library.ClassLabel(names=['zero', 'two']))
+        library.DatasetDict(train=train, test=part, val=test).save_to_disk(tmp_path / 'unlabelled')
+        assert load_data(f'hf:{tmp_path / "unlabelled"}').test.labels.tolist() == [0, 1, 1]
 
     def test_a_saved_format_and_a_place_with_a_space(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
         drawn = []
@@ -554,13 +628,18 @@ class TestHub:
             dataset.train.images[broken]
 
     def test_unfit_tables_are_refused(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-        whole = self.table(library, [0, 1, None])
+        whole, part = self.table(library, [0, 1, None]), self.table(library, [0, 1, 2])
+        other = part.cast_column('fine', library.ClassLabel(names=['zero', 'one', 'four']))
         for name, table, message in (
             ('a', whole, 'row 2 of .* has no fine'),
             ('b', whole.select_columns(['picture', 'note']), r'it has picture \(Image\), note \(Value\)'),
             ('c', whole.select_columns(['fine', 'coarse']), 'needs a column of type Image'),
             ('d', library.DatasetDict(test=whole), 'no split train, only test'),
             ('e', self.table(library, [0, 1, -1] * 2), 'row 2 of .* has no fine'),
+            ('f', library.DatasetDict(train=part, test=whole, val=part), 'row 2 of .* test has no fine: give it one'),
+            ('g', library.DatasetDict(train=part, test=part.select_columns(['picture'])), 'test has no column fine'),
+            ('h', library.DatasetDict(train=part, test=part.select_columns(['fine'])), 'test has no column picture'),
+            ('i', library.DatasetDict(train=part, test=other), 'test has the class four, which the split train lacks'),
         ):
             table.save_to_disk(tmp_path / name)
             with pytest.raises(DataError, match=message):

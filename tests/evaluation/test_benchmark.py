@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -215,6 +216,18 @@ def test_a_failure_is_recorded_and_tried_again(stub: Any, tmp_path: Path) -> Non
     assert [line.split()[0] for line in calls.read_text().splitlines()] == ['timm/a', 'timm/b', 'timm/c', 'timm/b']
 
 
+def test_what_a_measurement_warns_of_is_said_once(
+    stub: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub(
+        f'print("of", model, batch, file=sys.stderr)\nif batch > 4: sys.exit({OUT_OF_MEMORY})\n'
+        'print("of all", file=sys.stderr)\nprint("of all", file=sys.stderr)\n'
+        f'done(reason="none")\nif model == "timm/c": sys.exit({UNFIT})'
+    )
+    quiet(['timm/a', 'timm/b', 'timm/c'], ['digits_lt'], tmp_path / 'out', batch_size=8)
+    assert capsys.readouterr().err == 'of timm/a 4\nof all\nof timm/b 4\n'
+
+
 def test_a_later_call_adds_to_the_tables_and_measures_what_is_damaged(stub: Any, tmp_path: Path) -> None:
     calls, output = stub('done()'), tmp_path / 'out'
     quiet(['timm/a', 'timm/b'], ['digits_lt'], output)
@@ -278,7 +291,7 @@ def test_models_by_pattern(saved: str) -> None:
     for wrong, message in (
         (
             'resnet23_ce*',
-            'resnet23_ce* matches no model with published weights; the nearest is resnet32_cifar_ce.cifar10_lt_r100',
+            'resnet23_ce* matches no model with published weights; did you mean resnet32_cifar_ce.cifar10_lt_r100?',
         ),
         ('timm/resnet5O', "no model is called 'timm/resnet5O': the nearest are timm/resnet50"),
         (f'{saved}s', f'{saved.removeprefix("local-dir:")}s holds no exported model: config.json is missing'),
@@ -289,6 +302,10 @@ def test_models_by_pattern(saved: str) -> None:
             choose_models([HUNDRED, wrong])
     with pytest.raises(ltzoo.LtzooError, match='holds no run'):
         choose_models([saved.removeprefix('local-dir:')])
+
+
+def refuse(*args: object) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def test_what_cannot_be_begun(stub: Any, tmp_path: Path) -> None:
@@ -303,11 +320,16 @@ def test_what_cannot_be_begun(stub: Any, tmp_path: Path) -> None:
         quiet(['timm/a'], ['digits_lt', 'cifra100'], tmp_path / 'out')
     with pytest.raises(MissingDataError):
         quiet(['timm/a'], ['cifar100'], tmp_path / 'out', data_dir=str(tmp_path))
-    with pytest.raises(BenchmarkError, match='cannot be made: Not a directory'):
+    with pytest.raises(BenchmarkError, match='cannot be written: Not a directory; give another folder'):
         quiet(['timm/a'], ['digits_lt'], tmp_path / 'used' / 'thesis.txt' / 'out')
     assert sorted(os.listdir(tmp_path / 'used')) == ['thesis.txt']
     assert not (tmp_path / 'out').exists()
     quiet(['timm/a'], ['digits_lt'], tmp_path / 'out')
+    with pytest.MonkeyPatch.context() as patch:
+        # As in a folder that is write-protected, which does not keep root out.
+        patch.setattr(FileLock, 'acquire', refuse)
+        with pytest.raises(BenchmarkError, match='out cannot be written: Permission denied; give another folder'):
+            quiet(['timm/b'], ['digits_lt'], tmp_path / 'out')
     with (
         FileLock(tmp_path / 'out' / '.lock'),
         pytest.raises(BusyError, match='out is being written by another process'),

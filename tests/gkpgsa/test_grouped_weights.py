@@ -23,8 +23,12 @@ SIZES = [3, 1, 4]
 CLASS_GROUPS = torch.tensor([0, 0, 1, 2, 2, 2])
 LABELS = torch.tensor([0, 1, 0, 2, 3, 4, 5, 3])
 SLOTS = len(SIZES) + 1
+_CLASS_SIZES = CLASS_GROUPS.bincount(minlength=SLOTS).tolist()
 ROWS = {
-    'sliced': lambda: (SampleRows((*SIZES, 0)), ClassRows(CLASS_GROUPS, SLOTS)),
+    'sliced': lambda: (
+        SampleRows((*SIZES, 0)),
+        ClassRows(CLASS_GROUPS, _CLASS_SIZES),
+    ),
     'dense': lambda: (OneHotRows(CLASS_GROUPS[LABELS], len(SIZES)), OneHotRows(CLASS_GROUPS, SLOTS)),
 }
 

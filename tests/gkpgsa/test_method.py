@@ -362,7 +362,7 @@ def test_the_released_preset_is_the_authors_step() -> None:
     d = len(theta)
     # Their Z is 0.1, and sqrt(d) rho stays within these bounds.
     rho = 0.1 * (theta.norm() / (2 * 0.9 * (theta.abs() * v).norm())).sqrt() * d**-0.25 * (len(LABELS) - 1) ** -0.25
-    length = (d**0.5 * rho).clamp(1.4, 2.1)
+    length = (d**0.5 * rho).clamp(1.64, 2.46)
     nn.utils.vector_to_parameters(theta + theta.abs() * ascent * length, names)
     expected = (0.8 + 0.1 / 2) * gradient()
     nn.utils.vector_to_parameters(theta, names)

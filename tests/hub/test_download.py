@@ -378,7 +378,7 @@ def test_timm_s_pickles_are_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None
 def test_limits_are_of_the_library_that_the_client_is_built_on(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     http = pytest.importorskip(library)
     client = http.Client()
-    monkeypatch.setattr(huggingface_hub, 'get_session', lambda: client)
+    monkeypatch.setattr('ltzoo.models.download.get_session', lambda: client)
     limits = _timeout()
     assert isinstance(limits, http.Timeout)
     assert limits.connect < 1 < limits.read

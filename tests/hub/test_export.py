@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import ltzoo
 from ltzoo.hub import ExportError, export_model
 from ltzoo.hub import export as export_module
+from ltzoo.hub.export import check_exportable
 from ltzoo.models import CosineLinear
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +46,31 @@ def file_size_limit() -> Any:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('timm/coat_lite_tiny', r'CoaT has tensors under several names, which model\.safetensors cannot hold: '),
+        ('timm/crossvit_tiny_240', r'CrossVit cannot be exported: .*\(224, 224\).*\(240, 240\)'),
+    ],
+)
+def test_what_cannot_be_exported_is_known_before_it_is_trained(name: str, message: str) -> None:
+    model = ltzoo.create_model(name, num_classes=3)
+    config = {'input_size': (3, 224, 224), 'mean': MEAN, 'std': STD, 'crop_pct': 0.9}
+    with pytest.raises(ExportError, match=message):
+        check_exportable(model, config)
+    check_exportable(ltzoo.create_model('timm/test_resnet', num_classes=3), config)
+
+
+def test_images_are_fed_as_they_were_tested_whatever_the_pretrained_model_wants(
+    lt: dict[str, Any], tmp_path: Path
+) -> None:
+    model = ltzoo.create_model('timm/test_resnet', num_classes=5)
+    model.pretrained_cfg = {**model.pretrained_cfg, 'crop_mode': 'squash', 'interpolation': 'bicubic'}
+    export(model, tmp_path / 'out', lt, side=64)
+    fed = json.loads((tmp_path / 'out' / 'config.json').read_text())['pretrained_cfg']
+    assert (fed['crop_mode'], fed['interpolation']) == ('center', 'bilinear')
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_scores_of_three_seeds(make_run: Callable[..., Path], tmp_path: Path) ->
     card = ModelCard.load(tmp_path / 'out' / 'README.md')
     assert '| | ltzoo, 3 seeds | these weights, seed 7 |' in card.text
     assert f'| Top-1 | {np.mean(top1):.2f} ± {np.std(top1, ddof=1):.2f} | {top1[0]:.2f} |' in card.text
-    assert 'mean and standard deviation of seeds 7, 3, 5' in card.text
+    assert 'mean and standard deviation of seeds 3, 5, 7' in card.text
     assert re.search(r'accelerate launch recipes/train.py .* seed=7`', card.text)
     # What the Hub shows of a model is what its weights score.
     assert card.data.eval_results[0].metric_value == pytest.approx(top1[0], abs=0.005)
@@ -313,6 +313,14 @@ def test_a_released_recipe_of_an_older_version_has_today_s_defaults(
     assert release([tmp_path / 'out', new], tmp_path / 'both')['seeds'] == [0, 1]
     with pytest.raises(ExportError, match=r'run\d is of another recipe than .*out; only the seed may differ'):
         release([tmp_path / 'out', other], tmp_path / 'all')
+
+
+def test_what_is_no_finished_run(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run(0, 50.0)
+    for file, message in (('results.json', f'the run {run} is not finished'), ('recipe.yaml', f'{run} holds no run')):
+        (run / file).unlink()
+        with pytest.raises(ExportError, match=message):
+            release([run], tmp_path / 'out')
 
 
 def change_results(folder: Path, **changes: Any) -> None:

@@ -37,6 +37,26 @@ def test_cosine_logits_and_gradients_are_those_of_cosine_similarity() -> None:
         torch.testing.assert_close(g, w, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize('compiled', [False, True])
+def test_cosine_logits_are_not_rounded_under_autocast(dtype: torch.dtype, compiled: bool) -> None:
+    torch.manual_seed(0)
+    head = CosineLinear(64, 5)
+    features = torch.randn(16, 64).bfloat16()
+    expected = plain_cosine(features.double(), head.weight.double(), 30.0)
+    run = torch.compile(head, backend='eager', fullgraph=True) if compiled else head
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        logits = run(features.to(dtype))
+        # The next layer is rounded again.
+        assert F.linear(logits.float(), torch.eye(5)).dtype == torch.bfloat16
+    assert logits.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(logits.double(), expected, rtol=0, atol=1e-5)
+    downstream = torch.randn(16, 5)
+    (got,) = torch.autograd.grad(logits, head.weight, downstream.to(logits.dtype))
+    (wanted,) = torch.autograd.grad(expected, head.weight, downstream.double())
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_cosine_takes_leading_dimensions_and_has_no_bias() -> None:
     head = CosineLinear(7, 5)
     assert head(torch.randn(2, 3, 7)).shape == (2, 3, 5)

@@ -53,6 +53,7 @@ def test_cosine_class_vectors_start_at_unit_length_and_linear_ones_have_a_bias()
     torch.testing.assert_close(cosine.weight.norm(dim=-1), torch.ones(3, 5))
     assert cosine.bias is None
     assert linear.bias.shape == (3, 5)
+    assert ExpertLinear(12, 5, 3, 'linear', scale=0.0).bias is not None
 
 
 @pytest.mark.parametrize(

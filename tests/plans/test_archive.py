@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from ltzoo.errors import LtzooError
 from ltzoo.files import BusyError, alone
 from ltzoo.plans.archive import collect, write_archive
 from ltzoo.training.recipe import load_recipe
@@ -15,8 +19,13 @@ RECIPE = Path(__file__).parents[2] / 'recipes' / 'digits_lt' / 'ce.yaml'
 
 
 @pytest.mark.parametrize('order', [1, -1])
-def test_of_two_archives_of_one_run_the_further_one_is_taken_whole(order: int, tmp_path: Path) -> None:
+def test_of_two_archives_of_one_run_the_further_one_is_taken_whole(
+    order: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = load_recipe(RECIPE)
+
+    def refuse(*args: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     def trip(name: str, epochs: int, finished: bool) -> list[Path]:
         run = tmp_path / name / 'base_seed0'
@@ -40,4 +49,9 @@ def test_of_two_archives_of_one_run_the_further_one_is_taken_whole(order: int, t
     with alone(run), pytest.raises(BusyError, match='base_seed0 is being written by another process'):
         collect(archives, home, {'base_seed0': recipe})
     assert run.joinpath('log.jsonl').read_text() == ''
+    with monkeypatch.context() as patch:
+        # As in a folder that is write-protected, which does not keep root out.
+        patch.setattr(FileLock, 'acquire', refuse)
+        with pytest.raises(LtzooError, match=f'^{run} cannot be written: .*Permission denied'):
+            collect(archives, home, {'base_seed0': recipe})
     assert {'results.json'} == {path.name for path in run.iterdir()} & {'results.json', 'checkpoint.pt'}

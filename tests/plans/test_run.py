@@ -6,8 +6,25 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from ltzoo.plans.run import _wait
+import pytest
+
+from ltzoo.errors import LtzooError
+from ltzoo.plans.plan import load_plan, plan_jobs
+from ltzoo.plans.run import _wait, train
+
+RECIPE = Path(__file__).parents[2] / 'recipes' / 'digits_lt' / 'ce.yaml'
+
+
+def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / 'plan.yaml').write_text(f'output: {tmp_path}/runs\nseeds: [0]\nruns: {{base: {{recipe: {RECIPE}}}}}')
+    plan = load_plan(tmp_path / 'plan.yaml')
+    jobs = plan_jobs(plan, tmp_path, tmp_path / 'train.py')
+    # A write-protected folder does not keep root out.
+    jobs[0].log.mkdir(parents=True)
+    with pytest.raises(LtzooError, match=r'base_seed0\.log cannot be written: .*Is a directory'):
+        train(jobs, 1, plan)
 
 
 def test_what_does_not_stop_is_killed() -> None:

@@ -344,3 +344,17 @@ def test_an_image_that_one_process_alone_meets_is_named(
     # What all of them find is said once.
     assert train(CE, 'epochs=none') == 2
     assert ('train.py' in capsys.readouterr().err) == (rank == '0')
+
+
+def test_no_memory_for_a_step_is_one_sentence_that_says_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(recipe: Recipe, output: Path, **options: Any) -> None:
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')
+
+    monkeypatch.setattr('ltzoo.training.fit.fit', fail)
+    monkeypatch.setenv('RANK', '3')
+    assert train(CE, f'output={tmp_path / "run"}', 'accumulation=2') == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f'train.py (process 3): the run {tmp_path / "run"} stopped: the device has no memory')
+    assert 'give accumulation=4 or precision=bf16' in said and said.count('\n') == 1

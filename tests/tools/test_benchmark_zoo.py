@@ -27,7 +27,7 @@ def test_a_run_on_its_data(
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (['--models', 'resnet23*', '--data', 'digits_lt'], 'published weights; the nearest is resnet32_cifar_ce'),
+        (['--models', 'resnet23*', '--data', 'digits_lt'], 'published weights; did you mean resnet32_cifar_ce'),
         (['--models', 'timm/resnet5O', '--data', 'digits_lt'], 'the nearest are timm/resnet50'),
         (['--models', 'resnet32*', '--data', 'digits_tl'], 'digits_tl'),
         (['--models', 'resnet32*', '--data', 'digits_lt', '--batch-size', 0], '--batch-size must be 1 or more, not 0'),

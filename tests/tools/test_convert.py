@@ -15,6 +15,9 @@ from PIL import Image
 from torch import nn
 
 import ltzoo
+from ltzoo.data import DataError
+from ltzoo.hub.converted import images_of
+from ltzoo.models.checkpoints import convert
 
 Script = Callable[..., int]
 
@@ -206,6 +209,11 @@ def test_mislas_takes_the_order_of_classes_from_the_data(
     assert 'Classes: in the order of the data set' in (tmp_path / 'out' / 'README.md').read_text()
     model = ltzoo.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True)
     assert torch.equal(model.fc.bias, classifier['fc.bias'][[2, 0, 1]])
+
+
+def test_data_of_another_number_of_classes(checkpoint: Path) -> None:
+    with pytest.raises(DataError, match='cifar100_lt_r100 has 100 classes, the checkpoint has 10'):
+        images_of(convert(checkpoint, 'bcl'), 'cifar100_lt_r100')
 
 
 def test_force_replaces_what_is_there(script: Script, checkpoint: Path, tmp_path: Path) -> None:

@@ -20,9 +20,8 @@ from timm.models import save_for_hf
 
 import ltzoo
 from ltzoo.data import load_data
-from ltzoo.evaluation import EvaluationError, evaluate_model
+from ltzoo.evaluation import EvaluationError, evaluate_model, resolve_model
 from ltzoo.evaluation.benchmark_one import measure
-from ltzoo.evaluation.evaluate import resolve_model
 
 ROOT = Path(__file__).resolve().parents[2]
 Script = Callable[..., int]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,8 +63,26 @@ def test_more_classes_than_there_are(pictures: Path) -> None:
     assert probabilities.sum() == pytest.approx(1)
 
 
+def test_names_that_are_no_utf_8(
+    script: Script, digits_run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = os.fsencode(pictures) + b'/caf\xe9.png'
+    os.rename(pictures / 'a.png', name)
+    screen = io.TextIOWrapper(io.BytesIO(), encoding='utf-8')
+    monkeypatch.setattr(sys, 'stdout', screen)
+    assert script('tools/predict.py', digits_run, os.fsdecode(name), '--workers', 0) == 0
+    assert script('tools/predict.py', digits_run, os.fsdecode(name), '--csv', tmp_path / 'out.csv') == 0
+    assert screen.buffer.getvalue() == (tmp_path / 'out.csv').read_bytes()  # type: ignore[attr-defined]
+    assert name in (tmp_path / 'out.csv').read_bytes()
+
+
 def test_what_cannot_be_read(
-    script: Script, digits_run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    script: Script,
+    digits_run: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def refused(*arguments: object) -> str:
         assert script('tools/predict.py', digits_run, *arguments) == 2
@@ -79,7 +99,6 @@ def test_what_cannot_be_read(
     said = refused(pictures)
     assert 'b.PNG' in said and '--skip-unreadable leaves such images out' in said
     assert script('tools/predict.py', digits_run, pictures, '--skip-unreadable') == 0
-    captured = capsys.readouterr()
-    assert len(captured.out.splitlines()) == 3
-    assert 'left out: ' in captured.err and 'b.PNG' in captured.err
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert 'left out: ' in caplog.text and 'b.PNG' in caplog.text
     assert 'none of the 1 images can be decoded' in refused(pictures / 'b.PNG', '--skip-unreadable')

@@ -200,6 +200,19 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(
     assert not (tmp_path / 'bad' / 'results.json').exists()
 
 
+def test_weights_that_the_last_step_of_an_epoch_breaks_are_not_kept(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_after_the_second(accelerator: object, learner: torch.nn.Module, ema: object) -> None:
+        if (tmp_path / 'bad' / 'checkpoint.pt').exists():
+            torch.nn.init.constant_(next(learner.parameters()), torch.inf)
+
+    monkeypatch.setattr(fit_module, '_equalise', break_after_the_second)
+    with pytest.raises(DivergedError, match='the weights are not finite after epoch 2: try a lower'):
+        fit(make_recipe('epochs=2', 'checkpoint_every=1'), tmp_path / 'bad', progress=False)
+    assert load_checkpoint(tmp_path / 'bad' / 'checkpoint.pt')['epoch'] == 1
+
+
 def test_what_a_run_leaves_behind(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     results = fit(make_recipe(), tmp_path / 'run', progress=False)
     names = {path.name for path in (tmp_path / 'run').iterdir()}
@@ -287,8 +300,19 @@ def test_folders_that_cannot_be_used(make_recipe: MakeRecipe, tmp_path: Path) ->
         fit(make_recipe('epochs=1', 'resume=auto'), run, progress=False)
     (run / '.checkpoint.pt.1.part').touch()
     (run / 'checkpoint.pt').unlink()
+    (run / '.model.killed' / 'new').mkdir(parents=True)
     fit(make_recipe('epochs=1', 'resume=auto'), run, progress=False)
-    assert not (run / '.checkpoint.pt.1.part').exists()
+    assert not (run / '.checkpoint.pt.1.part').exists() and not (run / '.model.killed').exists()
+    # One that was killed when it made its first file is begun anew.
+    (tmp_path / 'young').mkdir()
+    (tmp_path / 'young' / '.recipe.yaml.1.part').touch()
+    fit(make_recipe('epochs=1'), tmp_path / 'young', progress=False)
+    assert not (tmp_path / 'young' / '.recipe.yaml.1.part').exists()
+    shutil.rmtree(tmp_path / 'young' / 'model')
+    (tmp_path / 'young' / 'checkpoint.pt').unlink()
+    with pytest.raises(CheckpointError, match='holds a finished run without its model and checkpoint'):
+        fit(make_recipe('epochs=1', 'resume=auto'), tmp_path / 'young')
+    assert (tmp_path / 'young' / 'results.json').exists()
     (run / 'recipe.yaml').write_text('epochs: [')
     with pytest.raises(CheckpointError, match=r'recipe\.yaml is damaged, or of another version of ltzoo'):
         fit(make_recipe('epochs=1', 'resume=auto'), run)
@@ -428,7 +452,7 @@ def test_a_run_does_not_go_on_with_other_images_of_a_folder_of_that_name(
         fit(make_recipe(*of_pictures(pictures), *options), run, progress=False)
     shutil.copytree(pictures, other)
     (other / 'train' / 'light' / '0.png').rename(other / 'train' / 'light' / 'zzz.png')
-    with pytest.raises(CheckpointError, match='has other images, or other names for them: give another output'):
+    with pytest.raises(CheckpointError, match='has other images, or other names for them: put them back'):
         fit(make_recipe(*of_pictures(other), *options), run, progress=False)
     (other / 'train' / 'light' / 'zzz.png').rename(other / 'train' / 'light' / '0.png')
     assert fit(make_recipe(*of_pictures(other), *options), run, progress=False)['samples'] == 8
@@ -468,6 +492,54 @@ def test_new_images_are_scored_whole_by_the_shots_of_the_training(
             shutil.copytree(pictures / 'train', known)
         with pytest.raises(EvaluationError, match='may have been trained on images of'):
             evaluate_model(run, f'folder:{known}', split='all')
+
+
+def test_new_images_of_some_classes_are_scored_by_the_names_of_all(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path
+) -> None:
+    for part in ('train', 'test'):
+        (pictures / part / 'dark').rename(pictures / part / 'middle')
+        shutil.copytree(pictures / part / 'middle', pictures / part / 'a third')
+    fit(make_recipe(*of_pictures(pictures)), tmp_path / 'run', progress=False)
+    new = tmp_path / 'later'
+    for name in ('middle', 'light'):
+        shutil.copytree(pictures / 'test' / name, new / name)
+    scores = evaluate_model(str(tmp_path / 'run'), f'folder:{new}', split='all')
+    assert [(row['name'], row['test_count']) for row in scores['per_class']] == [
+        ('a third', 0), ('light', 4), ('middle', 4),
+    ]  # fmt: skip
+    whole = evaluate_model(str(tmp_path / 'run'), f'folder:{pictures}')
+    assert scores['per_class'][1]['accuracy'] == whole['per_class'][1]['accuracy']
+    with pytest.raises(EvaluationError, match=r'has 3 classes, .* has 2'):
+        evaluate_model(str(tmp_path / 'run'), f'folder:{new}')
+
+
+def test_a_test_part_of_its_own_that_was_drawn_before_is_told(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = tmp_path / 'images'
+    shutil.copytree(pictures / 'train', images)
+    fit(make_recipe(*of_pictures(images)), tmp_path / 'run', progress=False)
+    shutil.rmtree(images)
+    shutil.copytree(pictures, images)
+    assert evaluate_model(str(tmp_path / 'run'), f'folder:{images}')['samples'] == 8
+    assert 'has a test part of its own now, where one was drawn when' in caplog.text
+
+
+def test_a_run_does_not_start_from_weights_that_know_its_test_part(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = pictures / 'train'
+    fit(make_recipe(*of_pictures(images)), tmp_path / 'first', progress=False)
+    start = ('model=null', f'model={{name: "local-dir:{tmp_path / "first" / "model"}", pretrained: true}}')
+    fit(make_recipe(*of_pictures(images), *start), tmp_path / 'second', progress=False)
+    assert not caplog.records
+    describe_batch(make_recipe(*of_pictures(images), *start, 'evaluation.split=holdout'))
+    assert 'was trained on the images of the hold-out: its scores there will be too high' in caplog.text
+    shutil.copy(images / 'light' / '0.png', images / 'light' / 'new.png')
+    with pytest.raises(EvaluationError, match='the test part drawn from them would hold some that it was trained on'):
+        fit(make_recipe(*of_pictures(images), *start), tmp_path / 'third', progress=False)
+    assert not (tmp_path / 'third').exists()
 
 
 def test_images_that_a_run_with_a_hold_out_knows_are_not_new(
@@ -563,6 +635,15 @@ def test_a_schedule_that_comes_too_late_is_told(make_recipe: MakeRecipe, caplog:
     assert 'schedule.warmup_epochs=4: a run of 3 epochs ends before the full rate' in caplog.text
 
 
+def test_an_average_that_the_run_is_too_short_for_is_told(
+    make_recipe: MakeRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(make_recipe('epochs=1', 'ema_decay=0.3'), tmp_path / 'short', progress=False)
+    assert not caplog.records
+    fit(make_recipe('epochs=1', 'ema_decay=0.9999'), tmp_path / 'long', progress=False)
+    assert 'ema_decay=0.9999: at the end of so short a run the average is still 100 %' in caplog.text
+
+
 def test_bf16_on_a_cpu_that_has_no_avx_512_is_told(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -650,8 +731,25 @@ def test_a_run_is_not_continued_on_other_images(
     with pytest.raises(CheckpointError, match=r'was trained on 24 images in 2 classes, folder:.* now has 23 in 2'):
         fit(make_recipe(*options), tmp_path / 'run', progress=False)
     assert (tmp_path / 'run' / 'environment.json').stat().st_mtime_ns == before
-    (tmp_path / '0.png').rename(moved)
+    renamed = moved.with_name('zzz.png')
+    (tmp_path / '0.png').rename(renamed)
+    with pytest.raises(CheckpointError, match='has other images, or other names for them: put them back'):
+        fit(make_recipe(*options), tmp_path / 'run', progress=False)
+    renamed.rename(moved)
     assert fit(make_recipe(*options), tmp_path / 'run', progress=False)['epochs'] == 2
+
+
+def test_a_run_is_not_continued_on_classes_of_other_names(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*of_pictures(pictures), 'epochs=2', 'data.unreadable=skip')
+    with monkeypatch.context() as patch, pytest.raises(Pulled):
+        stop_after(1, patch)
+        fit(make_recipe(*options), tmp_path / 'run', progress=False)
+    for part in ('train', 'test'):
+        (pictures / part / 'dark').rename(pictures / part / 'night')
+    with pytest.raises(CheckpointError, match='was trained on classes of other names, or in another order'):
+        fit(make_recipe(*options, 'resume=auto'), tmp_path / 'run', progress=False)
 
 
 @pytest.mark.parametrize(

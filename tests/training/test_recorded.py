@@ -135,7 +135,7 @@ def test_groups_that_are_not_recorded_leave_no_former_recording(
             method.start_epoch(epoch)
             for _ in range(3):
                 views = (torch.randn(12, 3, 8, 8),)
-                step(Batch(views, torch.randint(0, classes, (12,)), torch.arange(12)))
+                step(Batch(views, torch.randint(0, classes, (12,))))
         weights.append(nn.utils.parameters_to_vector(learner.parameters()).detach())
     assert len(graphs) == 2
     assert torch.equal(*weights)

@@ -28,8 +28,6 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     import ltzoo
     from ltzoo.gkpgsa import DiskStore, GramMatrix, MemoryBank, group_anchors, group_classes, parameter_affinity
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
     encoder = {name: p.detach() for name, p in ltzoo.create_model(args.model, num_classes=0).named_parameters()}
     size = sum(p.numel() for p in encoder.values())
     seconds: dict[str, list[float]] = {'bank': [], 'distances': [], 'groups': [], 'anchors': []}

@@ -23,20 +23,11 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     """Time a recipe's own step, and beside it, with GKP alone, what follows each step and each epoch."""
     import torch
 
-    from ltzoo.training.learner import create_optimizer
     from ltzoo.training.loop import Step
     from ltzoo.training.measure import training_samples
-    from ltzoo.training.prepare import (
-        create_accelerator,
-        create_learner,
-        create_loader,
-        create_method,
-        prepare_data,
-    )
+    from ltzoo.training.prepare import create_accelerator, prepare_data, prepare_training
     from ltzoo.training.recipe import load_recipe
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
     where = [f'data.data_dir={args.data_dir}'] if args.data_dir else []
     base = load_recipe(args.recipe, where)
     accelerator = create_accelerator(base)
@@ -50,15 +41,11 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             period = recipe.method.regroup_every
             epochs = groups + period * args.rounds
             recipe = recipe.model_copy(update={'epochs': max(epochs, recipe.epochs)})
-            learner = create_learner(recipe, dataset).to(accelerator.device)
-            loader = create_loader(recipe, dataset, learner, accelerator)
-            if recipe.channels_last:
-                learner.to(memory_format=torch.channels_last)
-            optimizer = accelerator.prepare_optimizer(create_optimizer(learner, recipe.optimizer))
-            method = create_method(recipe, dataset, learner, accelerator, Path(bank))
+            made = prepare_training(recipe, dataset, accelerator, Path(bank))
+            loader, method = made.loader, made.method
             assert method is not None
             batch = next(loader.epoch(0))
-            step = Step(learner, optimizer, accelerator, method=method)
+            plain = Step(made.learner, made.optimizer, accelerator)
             times: dict[str, list[float]] = {
                 name: [] for name in ('step', 'pull', 'epoch end', 'epoch end, regrouping')
             }
@@ -68,9 +55,9 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             for epoch in range(epochs):
                 # One step makes the epochs' weights differ, and gives every class features to be measured on.
                 method.start_epoch(epoch)
-                step(batch)
+                made.step(batch)
                 if epoch < args.rounds:
-                    times['step'].append(seconds_of(Step(learner, optimizer, accelerator), batch))
+                    times['step'].append(seconds_of(plain, batch))
                 if method.preservation is not None:
                     times['pull'].append(seconds_of(method.after_step, recipe.optimizer.lr))
                 since = epoch + 1 - groups

@@ -26,9 +26,6 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
 
     import ltzoo
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-
     def run(package: str) -> None:
         subprocess.run([sys.executable, '-c', f'import {package}'], check=True)
 

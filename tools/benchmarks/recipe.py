@@ -32,13 +32,10 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     """Time steps of a recipe and of another in the same process, the end of an epoch, and the loader by itself."""
     import torch
 
-    from ltzoo.data.sources._lists import STANDIN
-    from ltzoo.data.standin import STANDINS, make_standin
+    from ltzoo.data.standin import STANDIN, STANDINS, make_standin
     from ltzoo.training.prepare import create_accelerator, prepare_data
     from ltzoo.training.recipe import load_recipe
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
     # bcl_resnet50.yaml for gkpgsa_resnet50.yaml, bcl.yaml for gkpgsa.yaml.
     _, underscore, network = args.recipe.stem.partition('_')
     against = args.against or args.recipe.with_name(f'bcl{underscore}{network}.yaml')
@@ -64,73 +61,77 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             forms[str(args.recipe)] = time_steps(recipe, dataset, accelerator, args.steps, Path(folder, 'bank'))
     own, unit = forms[str(args.recipe)], forms[str(against)]
     step = statistics.median(own['step_seconds'])
-    ratio = step / statistics.median(unit['step_seconds'])
     steps = recipe.epochs * (len(dataset.train) // recipe.batch_size)
     groupings = 0
     if recipe.method is not None and recipe.epochs >= recipe.method.first_grouping:
         groupings = 1 + (recipe.epochs - recipe.method.first_grouping) // recipe.method.regroup_every
     needed = recipe.batch_size / step
     of_core = of_loader / min(recipe.workers or 1, os.cpu_count() or 1)
-    predictions = {
-        gpus: {
-            'hours': (steps * step / gpus + groupings * own['epoch_end_seconds']) / 3600,
-            'loader_images_per_second': gpus * needed,
-            'loader_cores': math.ceil(gpus * needed / of_core),
-        }
-        for gpus in args.gpus
-    }
-    cuda = accelerator.device.type == 'cuda'
-    device = torch.cuda.get_device_name() if cuda else 'cpu'
-    bottleneck = of_loader < needed
-    print(
-        f'{args.recipe}: {recipe.model.name}, batch {recipe.batch_size}, {recipe.precision}, {device}, '
-        f'{torch.get_num_threads()} threads\n'
-        f'{recipe.data.name}{" (a stand-in)" if standin else ""}: {len(dataset.train):,} training images, '
-        f'{dataset.num_classes:,} classes; {recipe.epochs} epochs, {steps:,} steps; '
-        f'{args.steps} steps of each timed'
-    )
-    print(f'  {"":<44}{"step s":>10}{"images/s":>10}{"ratio":>8}{"memory GB":>11}')
-    for name, said in forms.items():
-        median = statistics.median(said['step_seconds'])
-        print(
-            f'  {name[-43:]:<44}{median:>10.3f}{said["batch_size"] / median:>10.1f}'
-            f'{median / statistics.median(unit["step_seconds"]):>8.2f}{said["peak_bytes"] / 1e9:>11.2f}'
-        )
-    if own['epoch_end_seconds']:
-        print(
-            f'  end of an epoch with grouping and Fisher: {own["epoch_end_seconds"]:.1f} s, '
-            f'{own["epoch_end_peak_bytes"] / 1e9:.2f} GB; {groupings} of them'
-        )
-    print(
-        f'  loader: {of_loader:.1f} images/s with {recipe.workers} workers on {os.cpu_count()} cores; one GPU takes '
-        f'{needed:.1f}: {"the loader" if bottleneck else "the step"} is the bottleneck'
-    )
-    print(f'  {"GPUs":>6}{"hours":>10}{"images/s to load":>18}{"cores that load":>17}')
-    for gpus, said in predictions.items():
-        print(f'  {gpus:>6}{said["hours"]:>10.1f}{said["loader_images_per_second"]:>18.0f}{said["loader_cores"]:>17}')
-    print('  hours: linear scaling assumed, loader keeping up; without checkpoints and the test at the end')
-    return {
+    said = {
         **environment(),
         'bench': 'recipe',
         'recipe': str(args.recipe),
         'against': str(against),
         'changed': args.set,
         'standin': standin,
-        'device': device,
+        'device': torch.cuda.get_device_name() if accelerator.device.type == 'cuda' else 'cpu',
         'precision': recipe.precision,
         'batch_size': recipe.batch_size,
         'steps': steps,
         'groupings': groupings,
         'forms': forms,
-        'ratio': ratio,
+        'ratio': step / statistics.median(unit['step_seconds']),
         'loader': {
             'workers': recipe.workers,
             'cores': os.cpu_count(),
             'images_per_second': of_loader,
-            'bottleneck': bottleneck,
+            'bottleneck': of_loader < needed,
         },
-        'gpus': predictions,
+        'gpus': {
+            gpus: {
+                'hours': (steps * step / gpus + groupings * own['epoch_end_seconds']) / 3600,
+                'loader_images_per_second': gpus * needed,
+                'loader_cores': math.ceil(gpus * needed / of_core),
+            }
+            for gpus in args.gpus
+        },
     }
+    print(
+        f'{args.recipe}: {recipe.model.name}, batch {recipe.batch_size}, {recipe.precision}, {said["device"]}, '
+        f'{torch.get_num_threads()} threads\n'
+        f'{recipe.data.name}{" (a stand-in)" if standin else ""}: {len(dataset.train):,} training images, '
+        f'{dataset.num_classes:,} classes; {recipe.epochs} epochs, {steps:,} steps; '
+        f'{args.steps} steps of each timed'
+    )
+    print_costs(said)
+    return said
+
+
+def print_costs(said: dict[str, Any]) -> None:
+    """Print the tables of what `bench` returns."""
+    forms, loader = said['forms'], said['loader']
+    own, unit = forms[said['recipe']], forms[said['against']]
+    print(f'  {"":<44}{"step s":>10}{"images/s":>10}{"ratio":>8}{"memory GB":>11}')
+    for name, form in forms.items():
+        median = statistics.median(form['step_seconds'])
+        print(
+            f'  {name[-43:]:<44}{median:>10.3f}{form["batch_size"] / median:>10.1f}'
+            f'{median / statistics.median(unit["step_seconds"]):>8.2f}{form["peak_bytes"] / 1e9:>11.2f}'
+        )
+    if own['epoch_end_seconds']:
+        print(
+            f'  end of an epoch with grouping and Fisher: {own["epoch_end_seconds"]:.1f} s, '
+            f'{own["epoch_end_peak_bytes"] / 1e9:.2f} GB; {said["groupings"]} of them'
+        )
+    needed = said['batch_size'] / statistics.median(own['step_seconds'])
+    print(
+        f'  loader: {loader["images_per_second"]:.1f} images/s with {loader["workers"]} workers on {loader["cores"]} '
+        f'cores; one GPU takes {needed:.1f}: {"the loader" if loader["bottleneck"] else "the step"} is the bottleneck'
+    )
+    print(f'  {"GPUs":>6}{"hours":>10}{"images/s to load":>18}{"cores that load":>17}')
+    for gpus, of in said['gpus'].items():
+        print(f'  {gpus:>6}{of["hours"]:>10.1f}{of["loader_images_per_second"]:>18.0f}{of["loader_cores"]:>17}')
+    print('  hours: linear scaling assumed, loader keeping up; without checkpoints and the test at the end')
 
 
 def time_steps(recipe: Any, dataset: Any, accelerator: Any, steps: int, folder: Path) -> dict[str, Any]:
@@ -145,24 +146,16 @@ def time_steps(recipe: Any, dataset: Any, accelerator: Any, steps: int, folder: 
     import torch
 
     from ltzoo.recorded import WARM_UP
-    from ltzoo.training.learner import create_optimizer
     from ltzoo.training.measure import training_samples
-    from ltzoo.training.prepare import create_learner, create_loader, create_method, create_step
+    from ltzoo.training.prepare import prepare_training
 
     gc.collect()
     said: dict[str, Any] = {'batch_size': recipe.batch_size, 'epoch_end_seconds': 0.0, 'epoch_end_peak_bytes': 0}
     device = accelerator.device
-    learner = create_learner(recipe, dataset)
-    if recipe.channels_last:
-        learner.to(memory_format=torch.channels_last)
-    learner.to(device).train()
-    batch = next(create_loader(recipe.model_copy(update={'workers': 0}), dataset, learner, accelerator).epoch(0))
-    optimizer = create_optimizer(learner, recipe.optimizer)
-    if recipe.compile:
-        learner.compile()
-    method = create_method(recipe, dataset, learner, accelerator, folder)
-    prepared, optimizer = accelerator.prepare(learner, optimizer)
-    step = create_step(recipe, learner, prepared, optimizer, accelerator, method)
+    made = prepare_training(recipe.model_copy(update={'workers': 0}), dataset, accelerator, folder)
+    made.learner.train()
+    batch = next(made.loader.epoch(0))
+    method, step = made.method, made.step
     if method is not None:
         method.start_epoch(0)
     for _ in range(WARM_UP + 2 if device.type == 'cuda' else 1):

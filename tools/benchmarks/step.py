@@ -48,23 +48,12 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from ltzoo.recorded import WARM_UP
-    from ltzoo.training.learner import create_optimizer
-    from ltzoo.training.loop import Step
-    from ltzoo.training.prepare import (
-        can_record,
-        create_accelerator,
-        create_learner,
-        create_loader,
-        create_method,
-        prepare_data,
-    )
+    from ltzoo.training.prepare import can_record, create_accelerator, prepare_data, prepare_training
     from ltzoo.training.recipe import load_recipe
 
     for name in args.only or ():
         if not args.method or name not in METHODS:
             raise LtzooError(f'--only {name!r}: with --method, the forms are {", ".join(map(repr, METHODS))}')
-    if args.threads:
-        torch.set_num_threads(args.threads)
     overrides = [f'data.name={args.data}'] if args.data else []
     overrides += [f'data.data_dir={args.data_dir}'] if args.data_dir else []
     overrides += [f'batch_size={args.batch_size}'] if args.batch_size else []
@@ -77,21 +66,13 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     bank = Path(tempfile.gettempdir(), 'bank')
 
     def make(channels_last: bool, compiled: bool, method: str | None) -> Callable[[], None]:
-        learner = create_learner(recipe, dataset).to(accelerator.device)
-        batch = next(create_loader(recipe, dataset, learner, accelerator).epoch(0))
-        if channels_last:
-            learner.to(memory_format=torch.channels_last)
-        if compiled:
-            learner.compile()
-        optimizer = accelerator.prepare_optimizer(create_optimizer(learner, recipe.optimizer))
-        state = None
-        if method is not None:
-            with_method = load_recipe(args.recipe, [*overrides, *method.split()])
-            state = create_method(with_method, dataset, learner, accelerator, bank)
-        step = Step(learner, optimizer, accelerator, method=state, recorded=recorded)
+        form = load_recipe(args.recipe, [*overrides, *(method or '').split()])
+        form = form.model_copy(update={'channels_last': channels_last, 'compile': compiled})
+        made = prepare_training(form, dataset, accelerator, bank)
+        batch = next(made.loader.epoch(0))
 
         def run() -> None:
-            step(batch)
+            made.step(batch)
             if accelerator.device.type == 'cuda':
                 torch.cuda.synchronize()
 
@@ -100,9 +81,8 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         return run
 
     def bare() -> Callable[[], None]:
-        learner = create_learner(recipe, dataset).to(accelerator.device)
-        batch = next(create_loader(recipe, dataset, learner, accelerator).epoch(0))
-        return convolutions(learner.model, torch.cat(batch.views))
+        made = prepare_training(recipe, dataset, accelerator, bank)
+        return convolutions(made.learner.model, torch.cat(next(made.loader.epoch(0)).views))
 
     if args.method:
         layout = recipe.channels_last

@@ -16,6 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--views', default='cifar_bcl', help='a preset of ltzoo.data.views')
     parser.add_argument('--data-dir', help='where the files of the data set are')
     parser.add_argument('--rounds', type=int, default=7, help='measurements of each, taken in turn')
+    parser.set_defaults(threads=1)
 
 
 def bench(args: argparse.Namespace) -> dict[str, Any]:
@@ -25,7 +26,6 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     from ltzoo.data import ArrayImages, load_data
     from ltzoo.data.views import FileViews, TensorViews, parse_views
 
-    torch.set_num_threads(args.threads or 1)
     dataset = load_data(args.data, args.data_dir)
     if not isinstance(dataset.train.images, ArrayImages):
         raise LtzooError(f'{args.data} is read from files; this measures data held in memory')

@@ -114,6 +114,38 @@ def from_lists(
     )
 
 
+def from_oltr_lists(name: str, location: Path, lists: tuple[str, str, str], images_from: str) -> Dataset:
+    """Read one of the two data sets of Liu et al. (OLTR).
+
+    Args:
+        name: the source's name.
+        location: the folder that holds the lists, or one above it.
+        lists: file names of the lists of training, of testing and of the images left out, as `ImageNet_LT_train.txt`.
+        images_from: what to get the images from, for the error message.
+
+    Raises:
+        MissingDataError, DataError: as `read_list` and `from_lists`.
+    """
+    called = lists[0].removesuffix('_train.txt')
+    folder = find_folder(location, called, lists)
+    train, test, spare = (folder / file for file in lists)
+    origin = (
+        f'the {called.replace("_", "-")} lists are linked from the project page of "Large-Scale Long-Tailed '
+        'Recognition in an Open World", https://github.com/zhmiao/OpenLongTailRecognition-OLTR'
+    )
+    return from_lists(
+        name,
+        folder,
+        train=read_list(train, origin),
+        test=read_list(test, origin),
+        spare=read_list(spare, origin) if spare.exists() else spare,
+        images_origin=(
+            f'get {images_from} and put or link it so that {folder / "train"} and {folder / "val"} hold one folder for '
+            'each class'
+        ),
+    )
+
+
 def _split(folder: Path, part: ImageList) -> Split:
     return Split(FileImages(folder, part.paths), part.labels)
 

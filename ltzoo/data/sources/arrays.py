@@ -13,7 +13,7 @@ import numpy as np
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
 from ltzoo.data.holdout import from_parts
 from ltzoo.data.images import ArrayImages
-from ltzoo.data.sources._labels import names_of_integers
+from ltzoo.data.sources._own import names_of_integers
 
 _READING_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 # Images and labels of the training part, the test part and the validation part.

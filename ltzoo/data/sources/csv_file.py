@@ -12,7 +12,7 @@ import numpy as np
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
 from ltzoo.data.holdout import from_parts
 from ltzoo.data.images import FileImages
-from ltzoo.data.sources._labels import names_of_integers
+from ltzoo.data.sources._own import names_of_integers
 
 _PARTS = ('train', 'test', 'val')
 

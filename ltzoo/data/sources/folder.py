@@ -15,6 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
 from ltzoo.data.holdout import from_parts
 from ltzoo.data.images import FileImages
+from ltzoo.data.sources._own import warn_of_left_out
 
 _TRAIN_PARTS = ('train', 'training')
 _VALIDATION_PARTS = ('val', 'valid', 'validation')
@@ -53,9 +54,8 @@ def folder(location: Path, download: bool) -> Dataset:
     root, class_names = location, names
     if with_train is not None and has_parts and (in_train := _folder_names(with_train)):
         root, class_names = with_train, in_train
-        ignored = [name for name in names if location / name not in (with_train, beside, choose_on)]
-        if ignored:
-            logger.warning('%s holds %s and %s: %s left out', location, with_train.name, *_named(beside, ignored))
+        left_out = [name for name in names if location / name not in (with_train, beside, choose_on)]
+        warn_of_left_out(str(location), with_train.name, beside.name if beside else None, left_out)
     elif has_parts and parts.keys() <= {*_TRAIN_PARTS, *_TEST_PARTS}:
         raise DataError(f'{with_train} has no folders; it must hold one folder of images for each class')
     elif parts and parts.keys() <= {*_TEST_PARTS}:
@@ -90,12 +90,6 @@ def _warn_of_parts(root: Path, class_names: list[str]) -> None:
             'the classes of %s are %s, which all hold the folders %s and nothing else: if those are the classes, call '
             'the upper ones train and test', root, ', '.join(class_names[:5]), ', '.join(sorted(first)[:5]),
         )  # fmt: skip
-
-
-def _named(beside: Path | None, ignored: list[str]) -> tuple[str, str]:
-    """Return, for a warning, where the test images come from, and which folders are left out."""
-    test = 'no test part, which is split off' if beside is None else beside.name
-    return test, f'{", ".join(ignored)} {"is" if len(ignored) == 1 else "are"}'
 
 
 def _folder_names(root: Path) -> list[str]:

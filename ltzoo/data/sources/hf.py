@@ -12,6 +12,10 @@ from PIL import Image
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
 from ltzoo.data.holdout import from_parts
 from ltzoo.data.images import Digest, UnreadableImageError, as_rgb, decoding
+from ltzoo.data.sources._own import warn_of_left_out
+
+# The splits that are used; those to test on in order of preference.
+_PARTS = ('train', 'test', 'validation', 'valid', 'val')
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def hf(location: Path, download: bool) -> Dataset:
     else the class labels with the most classes (the fine ones of CIFAR-100). The training part is the split `train`;
     the test part is `test`, or `validation` (or `valid`, `val`) if there is no test split with labels, or else 20 % of
     every class, always the same ones (`ltzoo.data.split_off`). The validation split beside a test part is what
-    hold-outs are.
+    hold-outs are. Other splits are left out with a warning. Labels go by the names of the classes of `train`.
     """
     try:
         import datasets
@@ -90,23 +94,47 @@ def hf(location: Path, download: bool) -> Dataset:
         )
     image = 'image' if 'image' in images else images[0]
     label = 'label' if 'label' in classes else max(classes, key=lambda name: classes[name].num_classes)
-    train = _split(tables['train'], image, label, f'hf:{place} train')
-    if (unlabelled := train.labels < 0).any():
-        raise DataError(f'row {unlabelled.argmax()} of hf:{place} train has no {label}')
-    splits = [train]
-    for part in ('test', 'validation', 'valid', 'val'):
-        if part in tables:
-            other = _split(tables[part], image, label, f'hf:{place} {part}')
-            # Hidden labels of a competition's test split are written as -1, or left out.
-            if len(other) and other.labels.min() >= 0:
-                splits.append(other)
-    return from_parts(f'hf:{place}', splits[:3], tuple(classes[label].names))
+    class_names = classes[label].names
+    splits = {}
+    for part in [part for part in _PARTS if part in tables]:
+        split = _split(tables[part], image, label, class_names, f'hf:{place} {part}')
+        unlabelled = split.labels < 0
+        # A competition's test split may hide all its labels.
+        if part != 'train' and unlabelled.all():
+            continue
+        if unlabelled.any():
+            raise DataError(
+                f'row {unlabelled.argmax()} of hf:{place} {part} has no {label}: give it one, or leave it out'
+            )
+        splits[part] = split
+    train, *others = list(splits)[:3]
+    left_out = [
+        f'{part} (without labels)' if part in _PARTS and part not in splits else part
+        for part in tables
+        if part not in (train, *others)
+    ]
+    warn_of_left_out(f'hf:{place}', train, next(iter(others), None), left_out)
+    return from_parts(f'hf:{place}', [splits[part] for part in (train, *others)], tuple(class_names))
 
 
-def _split(table: Any, image: str, label: str, what: str) -> Split:
+def _split(table: Any, image: str, label: str, class_names: list[str], what: str) -> Split:
+    """Return a part, with -1 for a label that is missing.
+
+    Raises:
+        DataError: if it lacks a column, or has a class that is not in `class_names`.
+    """
+    for column in (image, label):
+        if column not in table.features:
+            raise DataError(f'{what} has no column {column}, which the split train has: add it, or leave the split out')
     # A saved table may give tensors.
     table = table.with_format(None)
     labels = np.array([-1 if y is None else y for y in table.select_columns([label])[:][label]], dtype=np.int64)
+    theirs = getattr(table.features[label], 'names', class_names)
+    if theirs != class_names:
+        if unknown := [name for name in theirs if name not in class_names]:
+            raise DataError(f'{what} has the class {unknown[0]}, which the split train lacks: give both the same names')
+        # The -1 at the end is for those without a label.
+        labels = np.array([*map(class_names.index, theirs), -1])[labels]
     return Split(HubImages(table.select_columns([image]), image, np.arange(len(labels)), what), labels)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ltzoo.data.dataset import Dataset, register_source
-from ltzoo.data.sources._lists import find_folder, from_lists, read_list
+from ltzoo.data.sources._lists import from_oltr_lists
 
-TRAIN, TEST, VAL = 'ImageNet_LT_train.txt', 'ImageNet_LT_test.txt', 'ImageNet_LT_val.txt'
+LISTS = ('ImageNet_LT_train.txt', 'ImageNet_LT_test.txt', 'ImageNet_LT_val.txt')
 
 
 @register_source('imagenet_lt')
@@ -28,19 +28,4 @@ def imagenet_lt(location: Path, download: bool) -> Dataset:
 
     Class names are WordNet ids. Nothing is downloaded.
     """
-    folder = find_folder(location, 'ImageNet_LT', (TRAIN, TEST, VAL))
-    origin = (
-        'the ImageNet-LT lists are linked from the project page of "Large-Scale Long-Tailed Recognition in an Open '
-        'World", https://github.com/zhmiao/OpenLongTailRecognition-OLTR'
-    )
-    return from_lists(
-        'imagenet_lt',
-        folder,
-        train=read_list(folder / TRAIN, origin),
-        test=read_list(folder / TEST, origin),
-        spare=read_list(folder / VAL, origin) if (folder / VAL).exists() else folder / VAL,
-        images_origin=(
-            f'get ILSVRC2012 from https://image-net.org and put or link it so that {folder / "train"} and '
-            f'{folder / "val"} hold one folder for each class'
-        ),
-    )
+    return from_oltr_lists('imagenet_lt', location, LISTS, 'ILSVRC2012 from https://image-net.org')

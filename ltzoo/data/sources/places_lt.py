@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ltzoo.data.dataset import Dataset, register_source
-from ltzoo.data.sources._lists import find_folder, from_lists, read_list
+from ltzoo.data.sources._lists import from_oltr_lists
 
-TRAIN, TEST, VAL = 'Places_LT_train.txt', 'Places_LT_test.txt', 'Places_LT_val.txt'
+LISTS = ('Places_LT_train.txt', 'Places_LT_test.txt', 'Places_LT_val.txt')
 
 
 @register_source('places_lt')
@@ -28,19 +28,5 @@ def places_lt(location: Path, download: bool) -> Dataset:
 
     Class names are the scenes' folders. Nothing is downloaded.
     """
-    folder = find_folder(location, 'Places_LT', (TRAIN, TEST, VAL))
-    origin = (
-        'the Places-LT lists are linked from the project page of "Large-Scale Long-Tailed Recognition in an Open '
-        'World", https://github.com/zhmiao/OpenLongTailRecognition-OLTR'
-    )
-    return from_lists(
-        'places_lt',
-        folder,
-        train=read_list(folder / TRAIN, origin),
-        test=read_list(folder / TEST, origin),
-        spare=read_list(folder / VAL, origin) if (folder / VAL).exists() else folder / VAL,
-        images_origin=(
-            'get Places365-Standard (easy directory structure) from http://places2.csail.mit.edu and put or link it so '
-            f'that {folder / "train"} and {folder / "val"} hold one folder for each scene'
-        ),
-    )
+    images_from = 'Places365-Standard (easy directory structure) from http://places2.csail.mit.edu'
+    return from_oltr_lists('places_lt', location, LISTS, images_from)

@@ -26,10 +26,10 @@ class ConversionError(LtzooError, ValueError):
     """A checkpoint file that cannot be read or converted."""
 
 
-class StandIn:
+class _Unread:
     """Takes the place of an object whose class is of no use here and is not run."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> StandIn:
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Unread:
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -56,7 +56,7 @@ def _harmless() -> list[Any]:
         for plain, name in ((pathlib.PurePosixPath, 'PosixPath'), (pathlib.PureWindowsPath, 'WindowsPath'))
     ]
     # The configuration object of the project template that RIDE and SADE are made from.
-    config = (StandIn, 'parse_config.ConfigParser')
+    config = (_Unread, 'parse_config.ConfigParser')
     return [argparse.Namespace, np.ndarray, np.dtype, *kinds, *makers, *paths, config]
 
 
@@ -67,7 +67,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return super().find_class(module, name)
         except (ImportError, AttributeError):
-            return StandIn
+            return _Unread
 
 
 def read_checkpoint(file: Path, unsafe_pickle: bool = False) -> Any:

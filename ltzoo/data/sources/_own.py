@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 import numpy as np
 
 from ltzoo.data.dataset import DataError
+
+logger = logging.getLogger(__name__)
 
 
 def names_of_integers(labels: np.ndarray, where: str) -> tuple[str, ...]:
@@ -26,3 +31,18 @@ def names_of_integers(labels: np.ndarray, where: str) -> tuple[str, ...]:
             f'{where} go up to {present[-1]} but no image has label {gaps[0]}; labels must be 0 to C - 1, all in use'
         )
     return tuple(str(label) for label in present)
+
+
+def warn_of_left_out(where: str, train: str, test: str | None, left_out: Sequence[str]) -> None:
+    """Log the parts that are neither trained nor tested on, if there are some.
+
+    Args:
+        where: what holds the parts.
+        train, test: the part trained on, and the one tested on, if there is one.
+        left_out: the others.
+    """
+    if left_out:
+        logger.warning(
+            '%s is trained on %s and tested on %s: %s %s left out',
+            where, train, test or '20 % of it', ', '.join(left_out), 'is' if len(left_out) == 1 else 'are',
+        )  # fmt: skip
