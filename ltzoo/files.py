@@ -85,6 +85,8 @@ def check_target(path: Path) -> None:
     if not path.exists() or path.is_file():
         needed.append(Path(os.path.realpath(path)).parent)
     for place in needed:
+        if not place.exists():
+            raise LtzooError(f'{path} cannot be written: it is a link, and there is no folder {place}')
         if not os.access(place, os.W_OK):
             raise LtzooError(f'{path} cannot be written: {place} is write-protected')
 

@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     except torch.OutOfMemoryError as error:
         raise LtzooError(
             f'the run {output} stopped: the device has no memory for a step of batch_size={recipe.batch_size}: give '
-            f'accumulation={2 * recipe.accumulation} or precision=bf16, a smaller batch_size, or a smaller model'
+            f'accumulation={2 * recipe.accumulation} or precision=bf16, a smaller batch_size or a smaller model, and '
+            'another output'
         ) from error
     except (OSError, RuntimeError) as error:
         if isinstance(error, LtzooError) or not (isinstance(error, OSError) or is_killed_worker(error)):

@@ -81,11 +81,14 @@ def training_on(name: str, dataset: Dataset) -> dict[str, Any]:
     return lt if lt is not None and lt.get('data') == without_folders(dataset.name) else {}
 
 
-def check_draw(name: str, dataset: Dataset, lt: dict[str, Any]) -> None:
+def check_draw(
+    name: str, dataset: Dataset, lt: dict[str, Any], unknown: str = 'are scored whole by --split all'
+) -> None:
     """Refuse a test part that was drawn from other images than when the model was trained: it may know some of it.
 
     Args:
         lt: what `training_on` returns.
+        unknown: what can be done with images that the model knows none of.
 
     Raises:
         EvaluationError: if so.
@@ -96,7 +99,7 @@ def check_draw(name: str, dataset: Dataset, lt: dict[str, Any]) -> None:
         raise EvaluationError(
             f'{dataset.name} has other images, or other names for them, than when {name} was trained, and the test '
             'part drawn from them would hold some that it was trained on: put them back, or give the test images their '
-            'own part; images that it knows none of are scored whole by --split all'
+            f'own part; images that it knows none of {unknown}'
         )
     if dataset.drawn_from is None and lt.get('split') == 'test' and lt.get('drawn_from') is not None:
         logger.warning(
@@ -108,9 +111,9 @@ def check_draw(name: str, dataset: Dataset, lt: dict[str, Any]) -> None:
     of_own_images = ':' in str(other.get('data')) and other.get('drawn_from') != dataset.drawn_from
     if dataset.drawn_from is not None and not lt and of_own_images:
         logger.warning(
-            'the test part of %s is drawn from its images: scores are too high if %s was trained on some of them; if '
-            'on none, --split all scores them all',
-            dataset.name, name,
+            'the test part of %s is drawn from its images: scores are too high if %s was trained on some of them; '
+            'images that it knows none of %s',
+            dataset.name, name, unknown,
         )  # fmt: skip
 
 

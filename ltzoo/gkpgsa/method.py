@@ -146,6 +146,7 @@ class GkpGsa:
 
         Args: as for `GroupedSharpness.step`.
         """
+        left = len(pieces) if self.needs_bank else 0
         seen: list[tuple[Tensor, Tensor]] = []
 
         def observed(views: Views, labels: Tensor) -> Tensor:
@@ -153,8 +154,10 @@ class GkpGsa:
 
             With `ascent` other than `fresh` the only pass of a step is at perturbed weights, and so are its features.
             """
-            if not self.needs_bank or len(seen) == len(pieces):
+            nonlocal left
+            if left == 0:
                 return losses(views, labels)
+            left -= 1
             # Where the classifier is a convolution, features still have their one pixel.
             hook = self.heads[0].register_forward_pre_hook(
                 lambda _, inputs: seen.append((inputs[0].detach().flatten(1), labels))

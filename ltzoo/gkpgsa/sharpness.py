@@ -53,9 +53,10 @@ class GroupedSharpness:
         class_groups: group of every class, int64, shape (C,).
         group_samples: training samples of every group, |G_g|, shape (G,).
         settings: see `SharpnessSettings`.
-        static_shapes: whether every tensor of a step with up to 8 groups has a shape that does not depend on the
-            groups' samples in the batch, and the host never waits for the device to learn them, so that the step can be
-            recorded; see `ltzoo.gkpgsa.grouped_weights`. It costs the arithmetic of as many passes as there are groups.
+        static_shapes: whether every tensor of a step with up to 8 groups (mode `focal`: any number) has a shape that
+            does not depend on the groups' samples in the batch, and the host never waits for the device to learn them,
+            so that the step can be recorded; see `ltzoo.gkpgsa.grouped_weights`. It costs the arithmetic of as many
+            passes as there are groups.
 
     Raises:
         SharpnessError: if the settings do not suit the groups.

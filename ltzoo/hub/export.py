@@ -103,8 +103,9 @@ def check_exportable(model: Any, config: Mapping[str, Any]) -> None:
         ExportError: if it has a tensor under two names, or an input size of its own that is another.
     """
     state = {name: tensor for name, tensor in model.state_dict().items() if tensor.numel()}
-    uses = Counter(tensor.untyped_storage().data_ptr() for tensor in state.values())
-    shared = [name for name, tensor in state.items() if uses[tensor.untyped_storage().data_ptr()] > 1]
+    # Not of storages: on a GPU an LSTM's weights lie one behind the other in one.
+    uses = Counter(tensor.data_ptr() for tensor in state.values())
+    shared = [name for name, tensor in state.items() if uses[tensor.data_ptr()] > 1]
     if shared:
         raise ExportError(
             f'{type(model).__name__} has tensors under several names, which model.safetensors cannot hold: '

@@ -91,8 +91,13 @@ def _scaled_cosine(x: torch.Tensor, weight: torch.Tensor, scale: float) -> torch
             # It would round the cosines, of which a scale of 30 makes steps of 0.125.
             wide = torch.promote_types(x.dtype, torch.float32)
             with torch.autocast(kind, enabled=False):
-                return scale * F.linear(F.normalize(x.to(wide), dim=-1), F.normalize(weight.to(wide), dim=-1))
-    return scale * F.linear(F.normalize(x, dim=-1), F.normalize(weight, dim=-1))
+                return scale * _products(F.normalize(x.to(wide), dim=-1), F.normalize(weight.to(wide), dim=-1))
+    return scale * _products(F.normalize(x, dim=-1), F.normalize(weight, dim=-1))
+
+
+def _products(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return the inner products of features and class vectors, of shape (C, F), or (E, C, F) for those of E experts."""
+    return F.linear(x, weight) if weight.dim() == 2 else torch.einsum('...ef,ecf->...ec', x, weight)
 
 
 class ExpertLinear(nn.Module):
@@ -149,9 +154,8 @@ class ExpertLinear(nn.Module):
         """Return the logits of each expert, shape (..., num_experts, out_features)."""
         features = x.unflatten(-1, [self.num_experts, self.in_features // self.num_experts])
         if self.bias is not None:
-            return torch.einsum('...ef,ecf->...ec', features, self.weight) + self.bias
-        features, weight = F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1)
-        return self.scale * torch.einsum('...ef,ecf->...ec', features, weight)
+            return _products(features, self.weight) + self.bias
+        return _scaled_cosine(features, self.weight, self.scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.expert_logits(x).mean(dim=-2)

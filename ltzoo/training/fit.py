@@ -55,7 +55,8 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
 
     Raises:
         LtzooError: whatever is wrong with recipe, data, model or folder, mostly before anything is trained; later for
-            want of memory, a killed loader or an image that cannot be read.
+            want of memory to test with or an image that cannot be read.
+        torch.OutOfMemoryError: if the device has no memory for a step.
         DivergedError: if the loss stops being finite.
         CheckpointError: if a checkpoint cannot be written.
     """
@@ -148,6 +149,7 @@ def _train_epochs(
         training.epoch, training.seconds = epoch + 1, training.seconds + log.seconds
         line = {'epoch': epoch, 'lr': rate, **asdict(log)}
         _equalise(accelerator, made.learner, ema)
+        _require_finite(made.learner, epoch)
         if method is not None:
             line['method'] = method.end_epoch(
                 epoch, lambda indices: training_samples(made.dataset, indices, recipe, accelerator)
@@ -161,7 +163,6 @@ def _train_epochs(
         if accelerator.is_main_process:
             folder.append_log(line)
         if (epoch + 1) % recipe.checkpoint_every == 0 or epoch + 1 == recipe.epochs:
-            _require_finite(made.learner, epoch)
             _save(folder, training)
 
 
@@ -196,7 +197,7 @@ def _equalise(accelerator: Accelerator, *modules: nn.Module | None) -> None:
 
 
 def _require_finite(learner: Learner, epoch: int) -> None:
-    """Keep weights that an epoch's last step broke out of the checkpoint: no loss has been taken of them yet.
+    """Keep weights that an epoch's last step broke out of all that follows: no loss has been taken of them yet.
 
     Raises:
         DivergedError: if there are some.
@@ -241,7 +242,7 @@ def _restore(folder: RunFolder, recipe: Recipe, training: Training) -> None:
         if state is not None and state.get('images') != training.images:
             before, now = (with_place(of.data.name, of.data.data_dir) for of in (folder.read_recipe(), recipe))
             # In their own place an unreadable image may be missing by now; elsewhere they have to be the same.
-            if before != now or recipe.data.unreadable == 'stop':
+            if before != now or ('images' in state and recipe.data.unreadable == 'stop'):
                 raise CheckpointError(
                     f'output={folder.path} was trained on {before}, and {now} has other images, or other names for '
                     'them: put them back as they were, or give another output'

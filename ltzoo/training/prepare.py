@@ -162,9 +162,19 @@ def _check_start(recipe: Recipe, dataset: Dataset) -> None:
     if not recipe.model.pretrained or name.startswith(('timm/', 'hf-hub:')):
         return
     before = training_on(name, dataset)
-    check_draw(name, dataset, before)
-    if recipe.evaluation.split == 'holdout' and before.get('split') == 'test':
-        logger.warning('%s was trained on the images of the hold-out: its scores there will be too high', name)
+    check_draw(name, dataset, before, unknown='can be trained on in a folder of another name')
+    if (
+        recipe.evaluation.split == 'holdout'
+        and before
+        and _left_out(before.get('recipe')) != _left_out(recipe.decides_result())
+    ):
+        logger.warning('%s was trained on images of the hold-out: its scores there will be too high', name)
+
+
+def _left_out(recipe: Any) -> list[Any]:
+    """Return what of a recipe decides which training images are set aside."""
+    keys = (('evaluation', 'split'), ('evaluation', 'holdout_per_class'), ('data', 'split_seed'))
+    return [((recipe or {}).get(part) or {}).get(key) for part, key in keys]
 
 
 def _fed_as_pretrained(recipe: Recipe, dataset: Dataset, model: Any) -> Dataset:

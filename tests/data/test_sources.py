@@ -590,7 +590,7 @@ class TestHub:
             library.DatasetDict(train=train, test=part).save_to_disk(place)
             assert load_data(f'hf:{place}').test.labels.tolist() == expected
         # One with its own names and no labels is still without labels.
-        part = self.table(library, [None] * 3).cast_column('fine', library.ClassLabel(names=['zero', 'two']))
+        part = self.table(library, [None] * 3).cast_column('fine', library.ClassLabel(names=['hidden', 'two']))
         library.DatasetDict(train=train, test=part, val=test).save_to_disk(tmp_path / 'unlabelled')
         assert load_data(f'hf:{tmp_path / "unlabelled"}').test.labels.tolist() == [0, 1, 1]
 

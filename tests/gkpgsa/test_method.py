@@ -512,3 +512,17 @@ def test_a_step_that_overflowed_is_left_out_of_the_log() -> None:
     assert pull > 0
     log = run.method.end_epoch(2, run.samples)
     assert log['penalty_to_loss_gradient'] == pytest.approx(float(pull / length), rel=1e-5)
+
+
+def test_features_are_those_of_the_first_pass_however_often_the_classifier_is_called() -> None:
+    run = Run()
+    run.epoch(0)
+    run.method.start_epoch(1)
+    assert run.method.sharp and run.method.quality is not None
+
+    def twice(views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        return run.learner(views, labels) + run.learner(views, labels)
+
+    halves = [((run.images[half],), LABELS[half]) for half in torch.arange(len(LABELS)).chunk(2)]
+    run.method.gradient(twice, halves)
+    assert run.method.quality.counts.sum() == 2 * len(LABELS)

@@ -14,7 +14,7 @@ from torch import nn
 
 import ltzoo
 from ltzoo.models import CosineLinear, HeadError, ProjectionMLP
-from ltzoo.models.heads import with_cosine_head
+from ltzoo.models.heads import ExpertLinear, with_cosine_head
 
 # One small model of each way in which timm builds a classifier.
 BACKBONES = ['test_resnet', 'test_convnext', 'test_vit', 'test_efficientnet', 'mobilenetv3_small_050', 'test_byobnet']
@@ -55,6 +55,19 @@ def test_cosine_logits_are_not_rounded_under_autocast(dtype: torch.dtype, compil
     (got,) = torch.autograd.grad(logits, head.weight, downstream.to(logits.dtype))
     (wanted,) = torch.autograd.grad(expected, head.weight, downstream.double())
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_nor_are_those_of_several_experts() -> None:
+    torch.manual_seed(0)
+    head = ExpertLinear(64, 5, 2)
+    features = torch.randn(16, 64).bfloat16()
+    wanted = [
+        plain_cosine(f.double(), w.double(), 30.0) for f, w in zip(features.split(32, 1), head.weight, strict=True)
+    ]
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        logits = head(features)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits.double(), sum(wanted) / 2, rtol=0, atol=1e-5)
 
 
 def test_cosine_takes_leading_dimensions_and_has_no_bias() -> None:

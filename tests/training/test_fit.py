@@ -535,7 +535,16 @@ def test_a_run_does_not_start_from_weights_that_know_its_test_part(
     fit(make_recipe(*of_pictures(images), *start), tmp_path / 'second', progress=False)
     assert not caplog.records
     describe_batch(make_recipe(*of_pictures(images), *start, 'evaluation.split=holdout'))
-    assert 'was trained on the images of the hold-out: its scores there will be too high' in caplog.text
+    told = 'was trained on images of the hold-out: its scores there will be too high'
+    assert told in caplog.text
+    small = ('evaluation.split=holdout', 'evaluation.holdout_per_class=1')
+    fit(make_recipe(*of_pictures(images), *small), tmp_path / 'left out', progress=False)
+    start_small = ('model=null', f'model={{name: "local-dir:{tmp_path / "left out" / "model"}", pretrained: true}}')
+    caplog.clear()
+    describe_batch(make_recipe(*of_pictures(images), *start_small, *small))
+    assert not caplog.records
+    describe_batch(make_recipe(*of_pictures(images), *start_small, small[0], 'evaluation.holdout_per_class=2'))
+    assert told in caplog.text
     shutil.copy(images / 'light' / '0.png', images / 'light' / 'new.png')
     with pytest.raises(EvaluationError, match='the test part drawn from them would hold some that it was trained on'):
         fit(make_recipe(*of_pictures(images), *start), tmp_path / 'third', progress=False)

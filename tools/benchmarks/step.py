@@ -68,6 +68,8 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     def make(channels_last: bool, compiled: bool, method: str | None) -> Callable[[], None]:
         form = load_recipe(args.recipe, [*overrides, *(method or '').split()])
         form = form.model_copy(update={'channels_last': channels_last, 'compile': compiled})
+        if method is None:
+            form = form.model_copy(update={'method': None})
         made = prepare_training(form, dataset, accelerator, bank)
         batch = next(made.loader.epoch(0))
 

@@ -131,10 +131,10 @@ def _split(table: Any, image: str, label: str, class_names: list[str], what: str
     labels = np.array([-1 if y is None else y for y in table.select_columns([label])[:][label]], dtype=np.int64)
     theirs = getattr(table.features[label], 'names', class_names)
     if theirs != class_names:
-        if unknown := [name for name in theirs if name not in class_names]:
+        if unknown := [theirs[y] for y in np.unique(labels[labels >= 0]) if theirs[y] not in class_names]:
             raise DataError(f'{what} has the class {unknown[0]}, which the split train lacks: give both the same names')
         # The -1 at the end is for those without a label.
-        labels = np.array([*map(class_names.index, theirs), -1])[labels]
+        labels = np.array([*(class_names.index(name) if name in class_names else -1 for name in theirs), -1])[labels]
     return Split(HubImages(table.select_columns([image]), image, np.arange(len(labels)), what), labels)
 
 
