@@ -202,7 +202,8 @@ def _require_finite(learner: Learner, epoch: int) -> None:
     Raises:
         DivergedError: if there are some.
     """
-    if not all(p.isfinite().all() for p in learner.parameters()):
+    # The host waits for the device once.
+    if not torch.stack([p.isfinite().all() for p in learner.parameters()]).all():
         raise DivergedError(
             f'the weights are not finite after epoch {epoch + 1}: try a lower optimizer.lr; a checkpoint, if there is '
             'one, is from before it'
@@ -218,35 +219,11 @@ def _save(folder: RunFolder, training: Training) -> None:
 
 def _restore(folder: RunFolder, recipe: Recipe, training: Training) -> None:
     """Start the run folder or continue from it."""
-    accelerator, counts = training.accelerator, training.class_counts
+    accelerator = training.accelerator
     with accelerator.main_process_first():
         state = folder.checkpoint_state()
-        before = counts if state is None else state.get('class_counts', counts)
-        # A run that an unreadable image stopped goes on with fewer.
-        if before != counts and recipe.data.unreadable == 'stop':
-            raise CheckpointError(
-                f'output={folder.path} was trained on {sum(before):,} images in {len(before)} classes, '
-                f'{recipe.data.name} now has {sum(counts):,} in {len(counts)}, or others in one of them: '
-                'put them back, or give another output'
-            )
-        if state is not None and state.get('class_names', training.class_names) != training.class_names:
-            raise CheckpointError(
-                f'output={folder.path} was trained on classes of other names, or in another order, than '
-                f'{recipe.data.name} has now: name them as they were, or give another output'
-            )
-        if state is not None and state.get('drawn_from', training.drawn_from) != training.drawn_from:
-            raise CheckpointError(
-                f'output={folder.path} was trained on other images of {recipe.data.name} than are there now, and its '
-                'test part would hold some of them: put them back as they were, or give another output'
-            )
-        if state is not None and state.get('images') != training.images:
-            before, now = (with_place(of.data.name, of.data.data_dir) for of in (folder.read_recipe(), recipe))
-            # In their own place an unreadable image may be missing by now; elsewhere they have to be the same.
-            if before != now or ('images' in state and recipe.data.unreadable == 'stop'):
-                raise CheckpointError(
-                    f'output={folder.path} was trained on {before}, and {now} has other images, or other names for '
-                    'them: put them back as they were, or give another output'
-                )
+        if state is not None:
+            _check_data(folder, recipe, training, state)
         if accelerator.is_main_process:
             folder.start(recipe, describe_environment(str(accelerator.device), accelerator.num_processes), state)
     if state is None:
@@ -258,6 +235,41 @@ def _restore(folder: RunFolder, recipe: Recipe, training: Training) -> None:
     except (RuntimeError, KeyError, ValueError) as error:
         reason = one_line(error)[:300]
         raise CheckpointError(f'{folder.checkpoint} is not of this model and optimiser: {reason}') from error
+
+
+def _check_data(folder: RunFolder, recipe: Recipe, training: Training, state: dict[str, Any]) -> None:
+    """Refuse to go on with other images or classes than those that the checkpoint's run was trained on.
+
+    Raises:
+        CheckpointError: with what to do instead.
+    """
+    counts = training.class_counts
+    before = state.get('class_counts', counts)
+    # A run that an unreadable image stopped goes on with fewer.
+    if before != counts and recipe.data.unreadable == 'stop':
+        raise CheckpointError(
+            f'output={folder.path} was trained on {sum(before):,} images in {len(before)} classes, '
+            f'{recipe.data.name} now has {sum(counts):,} in {len(counts)}, or others in one of them: '
+            'put them back, or give another output'
+        )
+    if state.get('class_names', training.class_names) != training.class_names:
+        raise CheckpointError(
+            f'output={folder.path} was trained on classes of other names, or in another order, than '
+            f'{recipe.data.name} has now: name them as they were, or give another output'
+        )
+    if state.get('drawn_from', training.drawn_from) != training.drawn_from:
+        raise CheckpointError(
+            f'output={folder.path} was trained on other images of {recipe.data.name} than are there now, and its '
+            'test part would hold some of them: put them back as they were, or give another output'
+        )
+    if state.get('images') != training.images:
+        was, now = (with_place(of.data.name, of.data.data_dir) for of in (folder.read_recipe(), recipe))
+        # In their own place an unreadable image may be missing by now; elsewhere they have to be the same.
+        if was != now or ('images' in state and recipe.data.unreadable == 'stop'):
+            raise CheckpointError(
+                f'output={folder.path} was trained on {was}, and {now} has other images, or other names for '
+                'them: put them back as they were, or give another output'
+            )
 
 
 def _results(

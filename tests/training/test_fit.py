@@ -59,8 +59,8 @@ class Pulled(BaseException):
     """The plug."""
 
 
-def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the run end right after the checkpoint of that many epochs."""
+def fit_until(epochs: int, recipe: Recipe, run: Path) -> None:
+    """Train, and pull the plug right after the checkpoint of that many epochs."""
     whole = fit_module._save
 
     def save_and_stop(folder: RunFolder, training: Training) -> None:
@@ -68,7 +68,9 @@ def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
         if training.epoch == epochs:
             raise Pulled
 
-    monkeypatch.setattr(fit_module, '_save', save_and_stop)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Pulled):
+        patch.setattr(fit_module, '_save', save_and_stop)
+        fit(recipe, run, progress=False)
 
 
 GKPGSA = (
@@ -86,12 +88,10 @@ GKPGSA = (
     ],
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(
-    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+    make_recipe: MakeRecipe, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     fit(make_recipe(*options), tmp_path / 'whole', progress=False)
-    with monkeypatch.context() as patch, pytest.raises(Pulled):
-        stop_after(2, patch)
-        fit(make_recipe(*options), tmp_path / 'cut', progress=False)
+    fit_until(2, make_recipe(*options), tmp_path / 'cut')
     assert not (tmp_path / 'cut' / 'results.json').exists()
     fit(make_recipe(*options, 'resume=auto'), tmp_path / 'cut', progress=False)
     assert_equal_runs(tmp_path / 'whole', tmp_path / 'cut')
@@ -106,15 +106,11 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     assert json.loads(results.read_text()) == before
 
 
-def test_bcl_with_batchnorm_resumes_too(
-    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bcl_with_batchnorm_resumes_too(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = ROOT / 'recipes' / 'digits_lt' / 'bcl.yaml'
     options = ('epochs=2', 'batch_size=180')
     fit(load_recipe(recipe, options), tmp_path / 'whole', progress=False)
-    with monkeypatch.context() as patch, pytest.raises(Pulled):
-        stop_after(1, patch)
-        fit(load_recipe(recipe, options), tmp_path / 'cut', progress=False)
+    fit_until(1, load_recipe(recipe, options), tmp_path / 'cut')
     fit(load_recipe(recipe, [*options, 'resume=auto']), tmp_path / 'cut', progress=False)
     assert_equal_runs(tmp_path / 'whole', tmp_path / 'cut')
 
@@ -393,14 +389,11 @@ def test_a_drawn_test_part_is_not_one_of_other_images(
     make_recipe: MakeRecipe,
     tmp_path: Path,
     pictures: Path,
-    monkeypatch: pytest.MonkeyPatch,
     split: Literal['test', 'holdout'],
 ) -> None:
     images, run = pictures / 'train', tmp_path / 'run'
     options = (*of_pictures(images), 'epochs=2', 'resume=auto', f'evaluation.split={split}')
-    with monkeypatch.context() as patch, pytest.raises(Pulled):
-        stop_after(1, patch)
-        fit(make_recipe(*options), run, progress=False)
+    fit_until(1, make_recipe(*options), run)
 
     def rename(old: str, new: str) -> None:
         (images / 'light' / old).rename(images / 'light' / new)
@@ -422,14 +415,10 @@ def test_a_drawn_test_part_is_not_one_of_other_images(
     assert evaluate_model(str(run), f'folder:{apart}')['samples'] == 8
 
 
-def test_a_run_goes_on_where_its_images_lie_elsewhere(
-    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_goes_on_where_its_images_lie_elsewhere(make_recipe: MakeRecipe, tmp_path: Path, pictures: Path) -> None:
     run, moved = tmp_path / 'run', tmp_path / 'other machine' / 'train'
     options = ('epochs=2', 'resume=auto', 'evaluation.batch_size=3')
-    with monkeypatch.context() as patch, pytest.raises(Pulled):
-        stop_after(1, patch)
-        fit(make_recipe(*of_pictures(pictures / 'train'), *options), run, progress=False)
+    fit_until(1, make_recipe(*of_pictures(pictures / 'train'), *options), run)
     shutil.copytree(pictures / 'train', moved)
     shutil.rmtree(pictures / 'train')
     # Nor does how many images are tested at once make another run of it.
@@ -443,13 +432,11 @@ def test_a_run_goes_on_where_its_images_lie_elsewhere(
 
 
 def test_a_run_does_not_go_on_with_other_images_of_a_folder_of_that_name(
-    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path
 ) -> None:
     run, other = tmp_path / 'run', tmp_path / 'other' / pictures.name
     options = ('epochs=2', 'resume=auto')
-    with monkeypatch.context() as patch, pytest.raises(Pulled):
-        stop_after(1, patch)
-        fit(make_recipe(*of_pictures(pictures), *options), run, progress=False)
+    fit_until(1, make_recipe(*of_pictures(pictures), *options), run)
     shutil.copytree(pictures, other)
     (other / 'train' / 'light' / '0.png').rename(other / 'train' / 'light' / 'zzz.png')
     with pytest.raises(CheckpointError, match='has other images, or other names for them: put them back'):
@@ -693,12 +680,10 @@ def test_an_unreadable_test_image_is_met_before_training(
 
 
 def test_a_run_that_an_unreadable_image_stopped_goes_on_without_it(
-    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path
 ) -> None:
     options = (*of_pictures(pictures), 'epochs=2')
-    with monkeypatch.context() as patch, pytest.raises(Pulled):
-        stop_after(1, patch)
-        fit(make_recipe(*options), tmp_path / 'run', progress=False)
+    fit_until(1, make_recipe(*options), tmp_path / 'run')
     (pictures / 'train' / 'light' / '0.png').write_bytes(b'no image')
     fit(make_recipe(*options, 'resume=auto', 'data.unreadable=skip'), tmp_path / 'run', progress=False)
     recipe = yaml.safe_load((tmp_path / 'run' / 'recipe.yaml').read_text())
@@ -727,13 +712,9 @@ def test_files_that_a_view_leaves_at_their_own_size_are_refused(
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_run_is_not_continued_on_other_images(
-    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_not_continued_on_other_images(make_recipe: MakeRecipe, tmp_path: Path, pictures: Path) -> None:
     options = (*of_pictures(pictures), 'epochs=2', 'resume=auto')
-    with monkeypatch.context() as patch, pytest.raises(Pulled):
-        stop_after(1, patch)
-        fit(make_recipe(*options), tmp_path / 'run', progress=False)
+    fit_until(1, make_recipe(*options), tmp_path / 'run')
     moved = pictures / 'train' / 'light' / '0.png'
     moved.rename(tmp_path / '0.png')
     before = (tmp_path / 'run' / 'environment.json').stat().st_mtime_ns
@@ -749,12 +730,10 @@ def test_a_run_is_not_continued_on_other_images(
 
 
 def test_a_run_is_not_continued_on_classes_of_other_names(
-    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path
 ) -> None:
     options = (*of_pictures(pictures), 'epochs=2', 'data.unreadable=skip')
-    with monkeypatch.context() as patch, pytest.raises(Pulled):
-        stop_after(1, patch)
-        fit(make_recipe(*options), tmp_path / 'run', progress=False)
+    fit_until(1, make_recipe(*options), tmp_path / 'run')
     for part in ('train', 'test'):
         (pictures / part / 'dark').rename(pictures / part / 'night')
     with pytest.raises(CheckpointError, match='was trained on classes of other names, or in another order'):
