@@ -1,4 +1,4 @@
-"""The base of every error that means: what was asked cannot be done as asked."""
+"""The base of every error that means: what was asked cannot be done as asked; and how tools end by it."""
 
 import difflib
 import functools

@@ -37,7 +37,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that, whatever happens, `path` holds either what it held before or all of `content`.
 
     A link keeps pointing where it did, to the new content; what is no file, such as `/dev/stdout`, is written into.
-    Text is written as UTF-8; file names in it that are no UTF-8 as their bytes.
+    Text is written as UTF-8; file names in it that are not valid UTF-8 keep their bytes.
 
     Raises:
         OSError: if it cannot be written; no partial file stays behind.

@@ -27,10 +27,10 @@ def main() -> int:
     )
     parser.add_argument('--force', action='store_true', help='replace what is there')
     args = parser.parse_args()
-    ending = args.to.suffix.lower()
+    ending = args.to.suffix
     if ending in ('.onnx', '.pt2'):
         export_file(args.runs, args.to, args.force)
-    elif ending.startswith(('.onnx', '.pt', '.safetensors')):
+    elif ending.lower().startswith(('.onnx', '.pt', '.safetensors')):
         raise LtzooError(f'{args.to} ends in {args.to.suffix}: take .onnx or .pt2, or the name of a folder')
     else:
         export([Path(run) for run in args.runs], args.to, args.force)

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ltzoo.errors import LtzooError, command_line
+from ltzoo.errors import LtzooError, at_least, command_line
 
 
 @command_line
@@ -31,9 +31,9 @@ def main() -> int:
     parser.add_argument('--skip-unreadable', action='store_true', help='leave out images that cannot be decoded')
     parser.add_argument('--device', help='cpu, cuda, mps (default: cuda where there is one, else cpu)')
     args = parser.parse_args()
-    for option, least in (('top', 1), ('batch_size', 1), ('workers', 0)):
-        if getattr(args, option) < least:
-            raise LtzooError(f'--{option.replace("_", "-")} must be {least} or more, not {getattr(args, option)}')
+    at_least('--top', args.top, 1)
+    at_least('--batch-size', args.batch_size, 1)
+    at_least('--workers', args.workers, 0)
 
     import torch
 
@@ -46,12 +46,12 @@ def main() -> int:
     if args.csv:
         check_target(args.csv)
     files = find_images(args.images)
-    if args.skip_unreadable:
-        files = readable(files)
     device = usable_device(args.device)
     model: Any = ltzoo.create_model(resolve_model(args.model), pretrained=True).to(device)
     if not model.num_classes:
         raise LtzooError(f'{args.model} has no classifier')
+    if args.skip_unreadable:
+        files = readable(files)
     try:
         classes, probabilities = predict_files(
             model, files, top=args.top, batch_size=args.batch_size, device=device, workers=args.workers

@@ -88,12 +88,18 @@ def main() -> int:
         # Training makes it anew after each run; what it refuses is refused before hours of that.
         write_table(plan)
         stopped = []
+        left_out: list[str] = []
         if not (args.table or args.collect):
             stopped = train(jobs, args.jobs, plan, None if args.minutes is None else started + 60 * args.minutes)
         print(format_table(summarise(plan, args.only, args.seeds)))
         if args.archive:
-            folders = [job.folder for job in jobs]
-            for file in write_archive(args.archive, folders, megabytes=args.max_mb, to_continue=args.with_unfinished):
+            files, left_out = write_archive(
+                args.archive,
+                [job.folder for job in jobs],
+                megabytes=args.max_mb,
+                to_continue=args.with_unfinished,
+            )
+            for file in files:
                 print(f'{file}: {file.stat().st_size / 1e6:.1f} MB')
     except KeyboardInterrupt:
         print('\nstopped: the same command goes on from the last checkpoints', file=sys.stderr)
@@ -102,9 +108,13 @@ def main() -> int:
     unfinished = [f'{job.name} with seed {job.seed}' for job, code in stopped if code is None]
     if unfinished:
         print(f'out of time, the same command goes on with: {", ".join(unfinished)}')
+        if args.archive and not args.with_unfinished:
+            print('their checkpoints are not in the archive, where they would be with --with-unfinished')
+    for sentence in left_out:
+        print(f'not archived: {sentence}', file=sys.stderr)
     for job in failed:
         print(f'failed: {job.name} with seed {job.seed}, see {job.log}', file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or left_out else 0
 
 
 def check_options(args: argparse.Namespace) -> None:

@@ -122,8 +122,8 @@ class Dataset:
         spare: training images that a long-tailed profile left out, None where nothing was left out.
         missing_spare: the list of those images, where the data set has one and it is not there.
         validation: a part of the user's own to choose settings on, beside a test part of its own; see `with_holdout`.
-        drawn_from: digest of the images that `test` was drawn from by chance, None where it is a part of its own. Of
-            others the draw is another one, in which images are tested on that a model was trained on.
+        drawn_from: digest of the images that `test` was drawn from by chance, None where it is a part of its own. If
+            the images are others, so is the draw, and a model may have been trained on some of it.
     """
 
     name: str
@@ -141,8 +141,7 @@ class Dataset:
     def __post_init__(self) -> None:
         if self.num_classes < 2:
             raise DataError(f'{self.name} has {self.num_classes} class; a classifier needs at least 2')
-        parts = [('training', self.train), ('test', self.test)]
-        for part, split in parts if self.validation is None else [*parts, ('validation', self.validation)]:
+        for part, split in self.parts.items():
             if len(split) == 0:
                 raise DataError(f'the {part} part of {self.name} has no images')
             low, high = int(split.labels.min()), int(split.labels.max())
@@ -151,6 +150,12 @@ class Dataset:
                     f'the {part} part of {self.name} has label {low if low < 0 else high}; '
                     f'with {self.num_classes} classes labels are 0 to {self.num_classes - 1}'
                 )
+
+    @property
+    def parts(self) -> dict[str, Split]:
+        """The parts by what they are called: training, test and, if there is one, validation."""
+        parts = {'training': self.train, 'test': self.test}
+        return parts if self.validation is None else {**parts, 'validation': self.validation}
 
     @property
     def users_own(self) -> bool:

@@ -74,12 +74,19 @@ def from_parts(name: str, parts: Sequence[Split], class_names: tuple[str, ...], 
     Args:
         name, class_names, **described: of the data set.
         parts: one to three, in this order.
+
+    Raises:
+        DataError: if the test part is to be drawn and no class has two images.
     """
     if len(parts) > 1:
         train, test, *more = parts
         return Dataset(name, train, test, class_names, validation=next(iter(more), None), **described)
     (whole,) = parts
     train, test = split_off(whole)
+    if len(whole) and not len(test):
+        raise DataError(
+            f'no class of {name} has two images, so that no test part can be drawn: add images, or give it a test part'
+        )
     return Dataset(name, train, test, class_names, drawn_from=whole.digest(), **described)
 
 

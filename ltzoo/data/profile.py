@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ltzoo.data.dataset import Dataset, Split
+from ltzoo.data.dataset import Dataset
 from ltzoo.data.images import UnreadableImageError, examine
 from ltzoo.data.shots import SHOT_COLOURS, shot_classes
 from ltzoo.files import save_figure
@@ -25,7 +25,7 @@ class ImagesCheck:
     """What decoding every image brought to light.
 
     Attributes:
-        unreadable: for 'train', 'test' and, where there is one, 'validation', the messages that name the images that
+        unreadable: for 'training', 'test' and, where there is one, 'validation', the messages that name the images that
             cannot be decoded.
         duplicates: groups of images with the same pixels, each a list of (part, position in that part).
     """
@@ -203,7 +203,7 @@ def plot_profile(profile: Profile, path: Path) -> None:
 def _check_images(dataset: Dataset) -> ImagesCheck:
     unreadable: dict[str, list[str]] = {}
     seen: defaultdict[bytes, list[tuple[str, int]]] = defaultdict(list)
-    for part, split in _parts(dataset).items():
+    for part, split in dataset.parts.items():
         unreadable[part] = []
         for index, result in enumerate(examine(split.images, _fingerprint)):
             if isinstance(result, UnreadableImageError):
@@ -213,22 +213,14 @@ def _check_images(dataset: Dataset) -> ImagesCheck:
     return ImagesCheck(unreadable, [group for group in seen.values() if len(group) > 1])
 
 
-def _parts(dataset: Dataset) -> dict[str, Split]:
-    parts = {'train': dataset.train, 'test': dataset.test}
-    return parts if dataset.validation is None else {**parts, 'validation': dataset.validation}
-
-
 def _fingerprint(image: Image.Image) -> bytes:
     return hashlib.blake2b(image.tobytes(), digest_size=16, salt=b'%dx%d' % image.size).digest()
 
 
 def _image_warnings(dataset: Dataset, check: ImagesCheck) -> list[str]:
-    splits = _parts(dataset)
-    called = {'train': 'training', 'test': 'test', 'validation': 'validation'}
-
     def name(place: tuple[str, int]) -> str:
         part, index = place
-        return f'{part} {splits[part].images.name(index)}'
+        return f'{part} {dataset.parts[part].images.name(index)}'
 
     warnings = []
     for part, messages in check.unreadable.items():
@@ -240,15 +232,15 @@ def _image_warnings(dataset: Dataset, check: ImagesCheck) -> list[str]:
         first = group[0]
         for place in group[1:]:
             equal[place[0], first[0]].append(f'{name(place)} = {name(first)}')
-        if len({int(splits[part].labels[index]) for part, index in group}) > 1:
+        if len({int(dataset.parts[part].labels[index]) for part, index in group}) > 1:
             contradictory.append(_first([*map(name, group)], between=' = '))
     # Those in two parts first.
     for (part, other), found in sorted(equal.items(), key=lambda item: item[0][0] == item[0][1]):
-        image, images = f'{called[part]} image', f'{called[part]} images'
+        image, images = f'{part} image', f'{part} images'
         if part == other:
             told = _count(found, f'{image} is a copy of another', f'{images} are copies of another')
         else:
-            theirs = f'{called[other]} image'
+            theirs = f'{other} image'
             told = _count(found, f'{image} is also a {theirs}', f'{images} are also {theirs}s')
         warnings.append(f'{told}: {_first(found)}')
     if contradictory:

@@ -26,11 +26,12 @@ from ltzoo.evaluation.benchmark_one import FAILED, OUT_OF_MEMORY, UNFIT
 from ltzoo.evaluation.evaluate import usable_device
 from ltzoo.evaluation.leaderboard import leaderboard
 from ltzoo.evaluation.metrics import SCORES
-from ltzoo.evaluation.trained_on import resolve_model, training_of
+from ltzoo.evaluation.trained_on import TrainedOn, resolve_model
 from ltzoo.files import LOCK, alone, write_atomically, writing
 from ltzoo.models import get_pretrained_cfg, list_pretrained
 from ltzoo.models.download import file_hash
 from ltzoo.models.entries import entry_of, method_of
+from ltzoo.models.lt_zoo import METHODS, ZOO
 from ltzoo.models.paper_results import PAPER_RESULTS
 
 __all__ = ['COLUMNS', 'BenchmarkError', 'benchmark_models', 'choose_models']
@@ -229,11 +230,12 @@ def _measure_apart(
 
 
 def _method_of(model: str) -> str | None:
-    """Return the objective that a saved model was trained with, if its folder says so."""
+    """Return the method that a saved model was trained with, by the zoo's name if it has one; None if nothing says."""
     try:
-        return method_of((training_of(model) or {})['recipe'])
+        trained_with = method_of(TrainedOn(model).lt['recipe'])
     except (KeyError, TypeError):
         return None
+    return {method.trained_with: name for name, method in METHODS.items()}.get(trained_with, trained_with)
 
 
 def _weights_of(model: str) -> str | None:
@@ -275,9 +277,9 @@ def _write_tables(rows: list[dict[str, Any]], output: Path) -> None:
     writer.writerows(rows)
     shown = {row['data'] for row in rows}
     papers = [
-        {'model': name, 'data': name.partition('.')[2], **result}
+        {'model': name, 'data': ZOO[name].tag, 'method': ZOO[name].method, **result}
         for name, result in PAPER_RESULTS.items()
-        if name.partition('.')[2] in shown
+        if ZOO[name].tag in shown
     ]
     write_atomically(output / 'results.csv', text.getvalue())
     write_atomically(output / 'results.json', json.dumps({'rows': rows, 'papers': papers}, indent=1) + '\n')

@@ -31,7 +31,7 @@ from ltzoo.evaluation.evaluate import (
     usable_device,
 )
 from ltzoo.evaluation.metrics import SCORES
-from ltzoo.evaluation.trained_on import check_draw, resolve_model, training_on
+from ltzoo.evaluation.trained_on import TrainedOn, resolve_model
 from ltzoo.files import write_atomically
 from ltzoo.models import create_model
 from ltzoo.models.input_config import input_config
@@ -59,7 +59,7 @@ def measure(
     model = create_model(resolve_model(name), pretrained=True).to(where).eval()
     dataset = load_data(data, data_dir)
     check_classes(model, dataset, name, data)
-    check_draw(name, dataset, training_on(name, dataset))
+    TrainedOn(name).check_draw(dataset)
     size = input_config(model)['input_size']
     gmacs = macs(model, size, where) / 1e9
     rate = _images_per_second(model, size, batch_size, where)

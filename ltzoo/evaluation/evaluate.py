@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,22 +14,13 @@ from torch import nn
 
 from ltzoo.data import (
     Dataset,
-    Split,
     check_thresholds,
     drop_unreadable,
     load_data,
 )
-from ltzoo.evaluation.metrics import Scores, score, shifted_accuracy
+from ltzoo.evaluation.metrics import score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
-from ltzoo.evaluation.trained_on import (
-    EvaluationError,
-    all_of,
-    check_draw,
-    held_out,
-    in_classes_of,
-    resolve_model,
-    training_on,
-)
+from ltzoo.evaluation.trained_on import EvaluationError, TrainedOn, resolve_model
 from ltzoo.models import create_model
 from ltzoo.models.input_config import input_config
 
@@ -37,7 +28,6 @@ __all__ = [
     'ClassesError',
     'check_classes',
     'evaluate_model',
-    'score_images',
     'score_model',
     'usable_device',
 ]
@@ -91,15 +81,16 @@ def evaluate_model(
     """
     where = usable_device(device)
     model = create_model(resolve_model(name), pretrained=True).to(where)
-    dataset = held_out(name, data, data_dir) if split == 'holdout' else load_data(data, data_dir)
+    training = TrainedOn(name)
+    dataset = training.held_out(data, data_dir) if split == 'holdout' else load_data(data, data_dir)
     if split == 'all':
-        dataset = in_classes_of(name, dataset)
+        dataset = training.in_classes(dataset)
     check_classes(model, dataset, name, data)
-    own = training_on(name, dataset)
     if split == 'test':
-        check_draw(name, dataset, own)
+        training.check_draw(dataset)
     elif split == 'all':
-        dataset, own = all_of(name, dataset)
+        dataset = training.all_of(dataset)
+    own = training.lt if split == 'all' else training.on(dataset)
     thresholds = {
         'many_above': own.get('many_above', 100) if many_above is None else many_above,
         'few_below': own.get('few_below', 20) if few_below is None else few_below,
@@ -142,53 +133,14 @@ def score_model(
     config = input_config(model)
     if config['input_size'][0] != 3:
         raise EvaluationError(f'the model takes images of shape {config["input_size"]}, {dataset.name} has 3 channels')
-    scores = score_images(
-        model,
-        dataset.test,
-        dataset,
-        config,
-        batch_size=batch_size,
-        device=device,
-        workers=workers,
-        many_above=many_above,
-        few_below=few_below,
-        class_counts=class_counts,
-    )
-    return {**scores.to_json_dict(), **({'shifted': shifted_accuracy(scores)} if shifted else {})}
-
-
-def score_images(
-    model: nn.Module,
-    images: Split,
-    dataset: Dataset,
-    config: Mapping[str, Any],
-    *,
-    batch_size: int,
-    device: torch.device | str,
-    workers: int,
-    many_above: int,
-    few_below: int,
-    class_counts: Sequence[int] | None = None,
-) -> Scores:
-    """Score a model on some images of a data set, by whose training part shots go if `class_counts` does not say.
-
-    Args:
-        images: what to score it on.
-        config: how they are fed, see `predict`, as are the others.
-
-    Raises:
-        PredictionError: if the model's outputs are not finite.
-    """
-    predictions = predict(model, images, config, batch_size=batch_size, device=device, workers=workers)
-    return score(
-        predictions.labels,
-        predictions.predictions,
-        predictions.confidences,
+    scores = score(
+        *predict(model, dataset.test, config, batch_size=batch_size, device=device, workers=workers),
         dataset.class_counts if class_counts is None else np.array(class_counts, dtype=np.int64),
         dataset.class_names,
         many_above=many_above,
         few_below=few_below,
     )
+    return {**scores.to_json_dict(), **({'shifted': shifted_accuracy(scores)} if shifted else {})}
 
 
 def check_classes(model: Any, dataset: Dataset, name: str, data: str) -> None:

@@ -75,6 +75,12 @@ def score(
         class_counts: training images per class, shape (C,).
         class_names: C names.
         many_above, few_below: Many has more training images than the one, Few has fewer than the other.
+
+    Returns:
+        Scores in percent, of the whole, of the shots and of every class.
+
+    Raises:
+        ShotError: if the thresholds contradict each other.
     """
     num_classes = len(class_counts)
     recalls = 100 * recall_score(labels, predictions, labels=np.arange(num_classes), average=None, zero_division=np.nan)

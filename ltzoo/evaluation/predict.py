@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,9 +30,8 @@ class PredictionError(LtzooError, ArithmeticError):
     """A model that gives something else than numbers."""
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """Of N images, in the split's order.
+class Predictions(NamedTuple):
+    """Of N images, in the split's order; `score` takes them in the order of the fields.
 
     Attributes:
         labels, predictions: int64, shape (N,).

@@ -21,9 +21,7 @@ class SharpnessError(LtzooError, ValueError):
     """A setting of sharpness-aware training that does not exist or does not suit the model."""
 
 
-def group_direction(
-    group_grad: Tensor, global_grad: Tensor, mode: Direction = 'residual', strength: float = 1.0
-) -> Tensor:
+def group_direction(group_grad: Tensor, global_grad: Tensor, mode: Direction = 'residual') -> Tensor:
     """Return the direction in which groups are perturbed, not normalised.
 
     Args:
@@ -31,8 +29,7 @@ def group_direction(
         global_grad: gradient of the whole loss, shape (d,); zero is a valid one.
         mode: `residual`, the group's gradient less its projection on the global one (Eq. 12); `projection`, the part
             that Eq. 12 takes away (Table 5); `full`, the group's gradient itself; `subtract`, the group's gradient
-            less `strength` times the global one (Friendly-SAM, Li et al., CVPR 2024, and the authors' code).
-        strength: only of `subtract`.
+            less the global one (Friendly-SAM, Li et al., CVPR 2024, and the authors' code).
 
     Returns:
         Shape (..., d). Where rounding is all that is left of a group's gradient the direction is exactly zero.
@@ -43,7 +40,7 @@ def group_direction(
     if mode == 'full':
         return group_grad
     if mode == 'subtract':
-        direction = group_grad - strength * global_grad
+        direction = group_grad - global_grad
     elif mode in ('residual', 'projection'):
         # Eq. 12 divides by <m, m>; where that is zero there is nothing to project on.
         # Sums of products and not inner products, which lose digits with the length of the vectors, and differently

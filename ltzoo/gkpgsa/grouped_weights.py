@@ -8,12 +8,13 @@ GSA, Eq. 11) only the gradient of the weights is cut up.
 Either a batch is sorted by group and worked on slice by slice, so that a pass costs what an ordinary one costs, however
 many groups there are (`ltzoo.gkpgsa.sliced`); or all rows meet all weights and each keeps its own (`.dense`).
 
-It works on any network made of torch functions: functions are caught as they are called, so that no module has to be
-written for it.
+It works on any network made of torch functions whose samples are the first dimension where weights meet them:
+functions are caught as they are called, so that no module has to be written for it. Other networks are refused.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -80,6 +81,10 @@ class GroupedWeights(TorchFunctionMode):
         """Note the rows of what was made of rows."""
         largest = max((t for t in tensors if hasattr(t, '_rows')), key=Tensor.numel)
         for out in _tensors((result,)):
+            if getattr(func, '__name__', '') == 'repeat_interleave' and len(out) != len(largest):
+                raise SharpnessError(
+                    'repeat_interleave mixes copies and samples, which groups cannot tell apart: use cat'
+                )
             if not hasattr(out, '_rows'):
                 rows: Rows = largest._rows  # type: ignore[attr-defined]
                 _tag(out, rows if func in _MOVES else rows.resized(largest, out))
@@ -87,6 +92,11 @@ class GroupedWeights(TorchFunctionMode):
     def call_grouped(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
     ) -> Any:
+        if func is F.multi_head_attention_forward:
+            raise SharpnessError(
+                'nn.MultiheadAttention lays samples along the second dimension, where groups cannot be told apart: use '
+                "attention made of linear layers, such as timm's"
+            )
         if func is F.linear and isinstance(args[0], nn.Parameter):
             if id(args[0]) in self.grouped:
                 args = (self.read_by_class(args[0]), *args[1:])
@@ -97,7 +107,9 @@ class GroupedWeights(TorchFunctionMode):
         rows = next((t._rows for t in tensors if hasattr(t, '_rows') and t._rows.fits(t)), None)  # type: ignore[attr-defined]
         if rows is None:
             return self.derive(func, args, kwargs)
-        special = _SPECIAL.get(func)
+        special: Callable[..., Any] | None = _SPECIAL.get(func)
+        if getattr(func, '__name__', '') in _RECURRENT:
+            special = functools.partial(_recurrent, func)
         result = None if special is None else special(self, rows, *args, **kwargs)
         if result is None:
             result = self.call_by_slot(func, args, kwargs, rows)
@@ -127,6 +139,11 @@ class GroupedWeights(TorchFunctionMode):
 
     def derive(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute something of parameters and constants once for every slot, such as a normalised weight."""
+        if any(hasattr(x, '_rows') and x.ndim > 0 for x in _tensors((*args, *kwargs.values()))):
+            raise SharpnessError(
+                f'{getattr(func, "__name__", func)} brings weights to an activation whose first dimension is not the '
+                'samples, so that groups cannot be told apart'
+            )
         results = [func(*self.replace(args, 0), **self.replace(kwargs, 0))]
         if not _is_tensors(results[0]):
             return results[0]
@@ -155,7 +172,12 @@ class GroupedWeights(TorchFunctionMode):
         """Call a function of single rows with every slot's rows and weights."""
         name = getattr(func, '__name__', '')
         if name.startswith('__i') or (name.endswith('_') and not name.endswith('__')):
-            raise SharpnessError(f'{name} changes an activation in place by a parameter, which groups cannot share')
+            plain = getattr(Tensor, f'__{name[3:]}' if name.startswith('__i') else name[:-1], None)
+            if plain is None or getattr(args[0], '_rows', None) is not rows:
+                raise SharpnessError(f'{name} changes an activation in place by a parameter, which groups cannot share')
+            # What the derivative needs of it is kept, as PyTorch's own function in place does.
+            before = _tag(args[0].clone(), rows)
+            return args[0].copy_(self.call_by_slot(plain, (before, *args[1:]), kwargs, rows))
         if isinstance(rows, OneHotRows):
             by_slot = [func(*self.replace(args, slot), **self.replace(kwargs, slot)) for slot in range(rows.count)]
             if isinstance(by_slot[0], Tensor):
@@ -219,6 +241,34 @@ def _batch_norm(
     conf = (running_mean, running_var, momentum, eps)
     return _of(rows).BatchNorm.apply(input, rows, mode.shared, conf, len(weights), *weights, *biases)
 
+
+def _recurrent(
+    func: Callable[..., tuple[Tensor, ...]], mode: GroupedWeights, rows: SlicedRows | OneHotRows,
+    input: Tensor, hidden: Any, weights: Any, *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Call an LSTM, GRU or RNN, whose states have samples in their second dimension, by slot."""
+    states = (hidden,) if isinstance(hidden, Tensor) else tuple(hidden)
+    if not rows.fits(input) or any(state.ndim != 3 or not rows.fits(state[0]) for state in states):
+        raise SharpnessError(f'{func.__name__} takes packed sequences, whose samples groups cannot tell apart')
+    first = [state.transpose(0, 1) for state in states]
+
+    def call(slot: int, part: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        begin = tuple(state.transpose(0, 1).contiguous() for state in parts)
+        own = [mode.at(weight, slot) for weight in weights]
+        output, *last = func(part, begin[0] if isinstance(hidden, Tensor) else begin, own, *rest)
+        return output, *(state.transpose(0, 1) for state in last)
+
+    if isinstance(rows, OneHotRows):
+        joined = [rows.choose(same) for same in zip(*(call(s, input, first) for s in range(rows.count)), strict=True)]
+    else:
+        cut = zip(*(rows.split(x) for x in (input, *first)), strict=True)
+        results = [call(whole[0][0], whole[0][1], [part for _, part in whole[1:]]) for whole in cut]
+        joined = [rows.join(same) for same in zip(*results, strict=True)]
+    output, *last = joined
+    return output, *(state.transpose(0, 1) for state in last)
+
+
+_RECURRENT = ('lstm', 'gru', 'rnn_tanh', 'rnn_relu')
 
 # What is faster, or joint over the rows, and so cannot be called slot by slot.
 _SPECIAL: dict[Any, Callable[..., Tensor | None]] = {

@@ -80,8 +80,11 @@ class GkpGsa:
             raise GkpGsaError('the encoder has no trainable parameter, so there is nothing to keep or to group by')
         sharpness = settings.sharpness
         by_group = sharpness is not None and sharpness.mode != 'focal' and settings.group_by != 'none'
-        if by_group and any(getattr(part, 'grad_checkpointing', False) for part in module.modules()):
-            raise GkpGsaError('a step by group cannot be combined with gradient checkpointing: leave it off')
+        of_samples = by_group or settings.preservation is not None
+        if of_samples and any(getattr(part, 'grad_checkpointing', False) for part in module.modules()):
+            raise GkpGsaError(
+                'a step by group, and Fisher, cannot be combined with gradient checkpointing: leave it off'
+            )
         kept = settings.preservation is not None and settings.preservation.statistics == 'anchor'
         self.statistics: dict[str, Tensor] = _running_statistics(model) if kept else {}
         self.bank = MemoryBank(len(class_counts), _store(settings, folder))
@@ -144,7 +147,7 @@ class GkpGsa:
 
         These are the passes through the network; what they change, they change in place.
 
-        Args: as for `GroupedSharpness.step`.
+        Args and Returns: as for `GroupedSharpness.step`.
         """
         left = len(pieces) if self.needs_bank else 0
         seen: list[tuple[Tensor, Tensor]] = []

@@ -27,77 +27,73 @@ class Passes:
     """The passes of one step; every one returns this process's mean loss, and the gradient's mean over processes.
 
     Args:
+        losses: the objective.
+        pieces: views and labels of this process's samples, cut up if the batch does not fit at once.
         layout: the parameters that gradients are taken of, d numbers in all.
         class_groups: group of every class, int64, shape (C,).
         groups: G.
         static: whether every tensor's shape is to be independent of the groups' samples in the batch.
         autocast: makes the context of the forward passes.
         loss_scale: what the loss is multiplied by for fp16; the gradients keep it.
-        total: samples of this process.
     """
 
+    losses: Losses
+    pieces: Sequence[tuple[Views, Tensor]]
     layout: FlatParameters
     class_groups: Tensor
     groups: int
     static: bool
     autocast: Callable[[], Any] | None
     loss_scale: Tensor | float
-    total: int
     # Places of the parameters that a loss used, and which groups are in the batch, over all pieces and processes.
     used: set[int] = field(default_factory=set)
     present: Tensor | None = None
     # By the place of a piece: both passes of a step have the same.
     rows: dict[int, tuple[SampleRows, ClassRows] | tuple[OneHotRows, OneHotRows]] = field(default_factory=dict)
 
-    def shares(self, labels: list[Tensor]) -> Tensor:
+    @property
+    def total(self) -> int:
+        return sum(len(labels) for _, labels in self.pieces)
+
+    def shares(self) -> Tensor:
         """Return each group's share of the batch over all processes, shape (G,)."""
-        groups = torch.cat([self.class_groups[part] for part in labels])
+        groups = torch.cat([self.class_groups[labels] for _, labels in self.pieces])
         counts = torch.zeros(self.groups, device=groups.device, dtype=self.layout.dtype)
         counts.index_add_(0, groups, torch.ones(len(groups), device=groups.device, dtype=counts.dtype))
         shares = self.reduced(counts / self.total)
         self.present = shares > 0
         return shares
 
-    def shared(
-        self, losses: Losses, pieces: Sequence[tuple[Views, Tensor]], theta: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Same weights for all (those of the module if `theta` is None): gradient by group (G, d), and the rest."""
+    def shared(self, theta: Tensor | None, *, first_view: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Same weights for all (those of the module if `theta` is None): mean loss, gradient by group, and the rest.
+
+        The gradients by group are (G, d). The rest, (d,), is what came through no sample: through prototypes of
+        classes whose group is not in the batch.
+        """
         layout = self.layout
         if self.groups == 1:
-            mean, (gradient,) = self.whole(losses, pieces, theta)
+            mean, (gradient,) = self.whole(theta, first_view=first_view)
             return mean, gradient[None], torch.zeros_like(gradient)
         values = [p.detach() for p in layout.parameters] if theta is None else layout.unflatten(theta)
         slots = self.groups + 1
         weights = [[v.detach().requires_grad_() for _ in range(slots)] for v in values]
-        return self._grouped(losses, pieces, weights, shared=True, apart=True)
+        return self._grouped(weights, shared=True, apart=True, first_view=first_view)
 
-    def per_group(
-        self,
-        losses: Losses,
-        pieces: Sequence[tuple[Views, Tensor]],
-        theta: Tensor,
-        perturbation: Tensor,
-        *,
-        apart: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def per_group(self, theta: Tensor, perturbation: Tensor, *, apart: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Every group at its own weights: gradient by group (G, d), and the rest; or not apart, all of it as one."""
         layout = self.layout
         if self.groups == 1:
-            return self.shared(losses, pieces, theta + perturbation[0])
+            return self.shared(theta + perturbation[0])
         own = [layout.unflatten(theta + epsilon) for epsilon in perturbation]
         rest = [p.detach() for p in layout.parameters]
         weights = [
             [by_group[i].detach().requires_grad_() for by_group in own] + [rest[i].detach().requires_grad_()]
             for i in range(len(rest))
         ]
-        return self._grouped(losses, pieces, weights, shared=False, apart=apart)
+        return self._grouped(weights, shared=False, apart=apart)
 
     def whole(
-        self,
-        losses: Losses,
-        pieces: Sequence[tuple[Views, Tensor]],
-        theta: Tensor | None,
-        weightings: Sequence[Tensor | None] = (None,),
+        self, theta: Tensor | None, weightings: Sequence[Tensor | None] = (None,), *, first_view: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
         """Everything at the weights `theta` (those of the module if None).
 
@@ -112,9 +108,9 @@ class Passes:
         mean = torch.zeros((), device=device)
         gradients = [torch.zeros(sum(layout.sizes), device=device, dtype=layout.dtype) for _ in weightings]
         with nullcontext() if theta is None else layout.holding(theta):
-            for views, labels in pieces:
+            for views, labels in self.pieces:
                 with self.context():
-                    values = losses(views, labels)
+                    values = self.losses(views[:1] if first_view else views, labels)
                 groups = self.class_groups[labels]
                 for i, (gradient, weights) in enumerate(zip(gradients, weightings, strict=True)):
                     weighted = values if weights is None else values * weights[groups]
@@ -127,23 +123,17 @@ class Passes:
         return mean, [self.reduced(gradient) for gradient in gradients]
 
     def _grouped(
-        self,
-        losses: Losses,
-        pieces: Sequence[tuple[Views, Tensor]],
-        weights: list[list[Tensor]],
-        *,
-        shared: bool,
-        apart: bool,
+        self, weights: list[list[Tensor]], *, shared: bool, apart: bool, first_view: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         layout, slots = self.layout, self.groups + 1
         mean = torch.zeros((), device=self.class_groups.device)
         gradient: Tensor | None = None
-        for piece, (views, labels) in enumerate(pieces):
+        for piece, (views, labels) in enumerate(self.pieces):
             if piece not in self.rows:
                 self.rows[piece] = self._rows_of(labels)
             by_parameter: dict[Tensor, Sequence[Tensor]] = dict(zip(layout.parameters, weights, strict=True))
             with self.context(), GroupedWeights(by_parameter, *self.rows[piece], shared=shared) as mode:
-                values = losses(tuple(mode.mark(view) for view in views), labels)
+                values = self.losses(tuple(mode.mark(view) for view in (views[:1] if first_view else views)), labels)
                 loss = values.sum() / self.total
             leaves = [leaf for leaf_list in weights for leaf in leaf_list]
             grads = torch.autograd.grad(loss * self.loss_scale, leaves, allow_unused=True)

@@ -106,12 +106,19 @@ class _BatchRows(ABC):
     def resized(self: _R, before: Tensor, after: Tensor) -> _R:
         if after.ndim == 0 or self.fits(after):
             return self
-        rows = len(after)
         same = before.numel() == after.numel()
-        unit = self.batch * (self.repeats if same else self.inner)
+        if self.fits(before):
+            # Cut up, every row becomes several; joined with others, the rows come several times.
+            changed, unit = ('inner', self.batch * self.repeats) if same else ('repeats', self.batch * self.inner)
+        elif same and before.ndim > 1 and self.fits(before[0]):
+            # Merged with the dimension before them, such as that of stacked views.
+            changed, unit = 'repeats', self.batch * self.inner
+        else:
+            return self
+        rows = len(after)
         if rows == 0 or rows % unit:
             return self
-        return dataclasses.replace(self, **{'inner' if same else 'repeats': rows // unit})  # type: ignore[type-var]
+        return dataclasses.replace(self, **{changed: rows // unit})  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)

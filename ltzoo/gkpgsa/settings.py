@@ -30,7 +30,6 @@ class SharpnessSettings:
             rises by is added to the loss, focal_weight times.
         start_epoch: epochs before the first perturbation; with groups of the bank it waits for those, too.
         direction: see `group_direction`.
-        subtract_strength: of direction `subtract`.
         global_gradient: what Eq. 12 projects on: the gradient of the batch, or an exponential moving average of it
             (Friendly-SAM). With one group only the average leaves anything, and it is taken.
         ema_decay: of the averages. They start at zero; those that a direction is taken from without a first pass
@@ -55,7 +54,6 @@ class SharpnessSettings:
     mode: Literal['per_group', 'combined', 'focal'] = 'per_group'
     start_epoch: int = 0
     direction: Direction = 'residual'
-    subtract_strength: float = 1.0
     global_gradient: Literal['batch', 'ema'] = 'batch'
     ema_decay: float = 0.9
     scale: float = 3e-3
@@ -82,12 +80,16 @@ class SharpnessSettings:
             raise SharpnessError(f'ema_decay must be 0 or more and below 1, not {self.ema_decay}')
         if self.mode == 'focal' and self.radius is None:
             raise SharpnessError('mode focal needs radius, the length of its perturbation')
-        if self.mode == 'focal' and self.regulariser:
-            raise SharpnessError('mode focal has no radius of Eq. 13 to regularise: leave regulariser out')
-        if self.mode == 'focal' and (self.ascent != 'fresh' or self.ascent_views != 'all'):
-            raise SharpnessError(
-                'mode focal takes its direction afresh from all views: leave ascent and ascent_views out'
-            )
+        if self.mode == 'focal':
+            without = ('direction', 'global_gradient', 'radius_by_group', 'clamp', 'adaptive', 'regulariser',
+                       'ascent', 'ascent_views')  # fmt: skip
+            for name in without:
+                if getattr(self, name) != getattr(type(self), name):
+                    raise SharpnessError(
+                        f'mode focal has no {name}: it takes one perturbation of length radius, afresh from all views'
+                    )
+        if self.ascent == 'ema' and self.ascent_views != 'all':
+            raise SharpnessError('ascent ema has no first pass that ascent_views could shorten: leave one of them out')
         if self.clamp is not None and not 0 <= self.clamp[0] <= self.clamp[1]:
             raise SharpnessError(f'clamp must be (least, greatest), not {self.clamp}')
 

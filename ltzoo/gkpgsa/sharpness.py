@@ -130,25 +130,26 @@ class GroupedSharpness:
             pieces: views and labels of this process's samples, cut up if the batch does not fit at once.
             loss_scale: what the loss is multiplied by for fp16; the gradient keeps it.
             autocast: makes the context of the forward passes.
+
+        Returns:
+            What there is to log, on the device.
         """
         first_only = self.settings.ascent_views == 'first'
-        total = sum(len(labels) for _, labels in pieces)
         if not self.static:
             pieces = [self._sorted(views, labels) for views, labels in pieces]
-        run = self._passes(autocast, loss_scale, total)
+        run = self._passes(losses, pieces, autocast, loss_scale)
         theta = self.layout.flatten([p.detach() for p in self.layout.parameters])
         if self.settings.mode == 'focal':
-            return self._focal_step(run, losses, pieces, theta)
-        shares = run.shares([labels for _, labels in pieces])
+            return self._focal_step(run, theta)
+        shares = run.shares()
 
         fresh = self.settings.ascent == 'fresh' or (
             isinstance(self.settings.ascent, int) and (self.kept is None or self.steps % self.settings.ascent == 0)
         )
         loss = None
         if fresh:
-            used = [((views[0],), labels) if first_only else (views, labels) for views, labels in pieces]
             with buffers_kept(self.module) if first_only else nullcontext():
-                loss, by_group, rest = run.shared(losses, used, None)
+                loss, by_group, rest = run.shared(None, first_view=first_only)
             if first_only:
                 loss = None
             perturbation, length = self._perturbation(theta, by_group / loss_scale, rest / loss_scale, shares)
@@ -164,16 +165,14 @@ class GroupedSharpness:
 
         with buffers_kept(self.module) if loss is not None else nullcontext():
             if self.settings.mode == 'per_group':
-                perturbed_loss, by_group, rest = run.per_group(
-                    losses, pieces, theta, perturbation, apart=self.settings.ascent == 'ema'
-                )
+                perturbed_loss, by_group, rest = run.per_group(theta, perturbation, apart=self.settings.ascent == 'ema')
             else:
                 combined = shares @ perturbation
                 lengths = combined.norm().expand(self.groups)
                 if self.settings.ascent == 'ema':
-                    perturbed_loss, by_group, rest = run.shared(losses, pieces, theta + combined)
+                    perturbed_loss, by_group, rest = run.shared(theta + combined)
                 else:
-                    perturbed_loss, (gradient,) = run.whole(losses, pieces, theta + combined)
+                    perturbed_loss, (gradient,) = run.whole(theta + combined)
                     by_group, rest = gradient[None], torch.zeros_like(gradient)
         if self.settings.ascent == 'ema':
             self._average(by_group / loss_scale, rest / loss_scale, shares)
@@ -194,26 +193,24 @@ class GroupedSharpness:
         autocast: Callable[[], Any] | None = None,
     ) -> StepReport:
         """Put the gradient at the weights themselves into `grad`; arguments as for `step`."""
-        run = self._passes(autocast, loss_scale, sum(len(labels) for _, labels in pieces))
-        loss, (gradient,) = run.whole(losses, pieces, None)
+        run = self._passes(losses, pieces, autocast, loss_scale)
+        loss, (gradient,) = run.whole(None)
         self._set_grad(gradient, run.used)
         nothing = torch.zeros(self.groups, device=gradient.device)
         return StepReport(loss, loss, nothing, gradient.norm() / loss_scale, nothing.sum())
 
-    def _focal_step(
-        self, run: Passes, losses: Losses, pieces: Sequence[tuple[Views, Tensor]], theta: Tensor
-    ) -> StepReport:
+    def _focal_step(self, run: Passes, theta: Tensor) -> StepReport:
         """Focal-SAM (arXiv:2505.01660): two forward and three backward passes, however many groups."""
         settings = self.settings
         assert settings.radius is not None
         focus = (1 - self.group_samples / self.group_samples.sum()) ** settings.focal_power
-        loss, (gradient, focused) = run.whole(losses, pieces, None, (None, focus))
+        loss, (gradient, focused) = run.whole(None, (None, focus))
         norm = focused.norm()
         # Where nothing rises, or half precision overflowed, nothing is perturbed.
         reaches = (norm > 0) & norm.isfinite()
         perturbation = torch.where(reaches, focused * (settings.radius / torch.where(reaches, norm, 1)), 0)
         with buffers_kept(self.module):
-            perturbed_loss, (perturbed,) = run.whole(losses, pieces, theta + perturbation, (focus,))
+            perturbed_loss, (perturbed,) = run.whole(theta + perturbation, (focus,))
         gradient = gradient + settings.focal_weight * (perturbed - focused)
         self._set_grad(gradient, run.used)
         self.steps += 1
@@ -247,16 +244,14 @@ class GroupedSharpness:
         """Whether a step's shapes are static, see `static_shapes`."""
         return self.static_shapes and (self.settings.mode == 'focal' or self.groups <= MOST_AT_ONCE)
 
-    def _passes(self, autocast: Callable[[], Any] | None, loss_scale: Tensor | float, total: int) -> Passes:
-        return Passes(
-            self.layout,
-            self.class_groups,
-            self.groups,
-            self.static,
-            autocast,
-            loss_scale,
-            total,
-        )
+    def _passes(
+        self,
+        losses: Losses,
+        pieces: Sequence[tuple[Views, Tensor]],
+        autocast: Callable[[], Any] | None,
+        loss_scale: Tensor | float,
+    ) -> Passes:
+        return Passes(losses, pieces, self.layout, self.class_groups, self.groups, self.static, autocast, loss_scale)
 
     def _set_grad(self, gradient: Tensor, used: set[int]) -> None:
         """Put the gradient into `grad`; what the loss does not use has none, so that weight decay passes it by."""
@@ -294,7 +289,7 @@ class GroupedSharpness:
 
     def _bounded(self, theta: Tensor, means: Tensor, reference: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         settings = self.settings
-        direction = group_direction(means, reference, settings.direction, settings.subtract_strength)
+        direction = group_direction(means, reference, settings.direction)
         direction = torch.where((shares > 0)[:, None], direction, 0)
         # ASAM: the perturbation is rho T^2 v / |T v| with T = |theta|; T v takes the place of v in the radius too.
         stretch = theta.abs() ** settings.adaptive if settings.adaptive else None
@@ -323,6 +318,9 @@ class GroupedSharpness:
         return torch.where(rho > 0, by_group, 0).sum()
 
     def _global_gradient(self, batch_gradient: Tensor) -> Tensor:
+        if self.settings.direction == 'full':
+            # Which nothing is taken away from.
+            return batch_gradient
         if self.settings.global_gradient == 'batch' and self.groups > 1:
             # The average that a single group falls back on would be an old one when it is alone again.
             self.global_average = None
@@ -355,5 +353,8 @@ class GroupedSharpness:
 
 
 def _group_means(by_group: Tensor, rest: Tensor, shares: Tensor) -> Tensor:
-    """Return each group's own mean gradient (G, d) of its part of the batch's; for a group not in it, the rest."""
+    """Return the gradient of each group's mean loss, (G, d).
+
+    Its share of the batch's gradient is divided by its share of the samples; the rest is every group's.
+    """
     return by_group / torch.where(shares > 0, shares, 1)[:, None] + rest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -10,7 +11,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 
 from ltzoo.models.lt_zoo import ARCHITECTURES, METHODS, ZooEntry
 
-__all__ = ['METRICS', 'PLACE', 'TAGS', 'eval_results', 'licence_of', 'model_card', 'planned_card', 'usage']
+__all__ = ['METRICS', 'PLACE', 'eval_results', 'front_matter', 'licence_of', 'model_card', 'planned_card', 'usage']
 
 TAGS = ('ltzoo', 'timm', 'image-classification', 'long-tailed')
 
@@ -63,7 +64,7 @@ def model_card(
     paper = pretrained_cfg.get('paper_name')
     source = f'- Paper: {paper} ({pretrained_cfg.get("paper_ids")})\n' if paper else ''
     part = 'the test set' if lt['split'] == 'test' else 'a hold-out, not the test set'
-    front = _front(title, licence_of(pretrained_cfg, lt), data, lt['split'], scores)
+    front = front_matter(title, licence_of(pretrained_cfg, lt), data, lt['split'], scores)
     return f"""---
 {front.to_yaml()}
 ---
@@ -113,7 +114,7 @@ def planned_card(entry: ZooEntry, paper: Mapping[str, Any] | None) -> str:
         paper: what the method's paper reports, as `paper_results` returns it.
     """
     cfg = entry.pretrained_cfg
-    front = _front(entry.full_name, cfg.license, entry.tag, 'test', {})
+    front = front_matter(entry.full_name, cfg.license)
     rows = ''
     if paper:
         # `gkpgsa` has a setting of ours.
@@ -193,7 +194,14 @@ def licence_of(pretrained_cfg: Mapping[str, Any], lt: Mapping[str, Any]) -> str:
     return pretrained_cfg.get('license') or 'apache-2.0'
 
 
-def _front(title: str, licence: str | None, data: str, split: str, scores: Mapping[str, float | None]) -> ModelCardData:
+def front_matter(
+    title: str,
+    licence: str | None,
+    data: str = '',
+    split: str = 'test',
+    scores: Mapping[str, float | None] = MappingProxyType({}),
+) -> ModelCardData:
+    """Return what stands above a card, as the Hub reads it; scores, in percent, by the keys of `METRICS`."""
     known = {key: score for key, score in scores.items() if score is not None}
     results = [
         EvalResult(

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
-
 from ltzoo.data import DataError, check_data_name, without_folders
-from ltzoo.hub.card import PLACE, TAGS, usage
+from ltzoo.hub.card import PLACE, front_matter, usage
 from ltzoo.hub.export import write_folder
 from ltzoo.models.checkpoints import Converted
 from ltzoo.models.download import file_hash
@@ -100,12 +98,7 @@ def _card(converted: Converted, source: Mapping[str, Any], images: Mapping[str, 
     family = converted.family
     network = converted.network.model.removeprefix('timm/')
     title = f'{family.name} checkpoint {converted.file.name}'
-    front = ModelCardData(
-        library_name='timm',
-        license='other',
-        pipeline_tag='image-classification',
-        tags=list(TAGS),
-    )
+    front = front_matter(title, 'other')
     lines = [
         f'- Architecture: {network}, {model.num_classes} classes',
         f'- File: {converted.file.name}, SHA-256 {source["sha256"]}',

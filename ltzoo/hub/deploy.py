@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ltzoo.errors import LtzooError
 from ltzoo.files import check_target, writing
 from ltzoo.hub.export import ExportError
-from ltzoo.hub.release import test_vectors
+from ltzoo.hub.release import make_vectors
 from ltzoo.hub.verify import LOGIT_TOLERANCE, logit_difference
 
 __all__ = ['FORMATS', 'DeployError', 'deploy']
@@ -47,7 +47,7 @@ def deploy(model: nn.Module, file: Path) -> float:
         raise ExportError(f'{file} is of no known format: the ending can be {" or ".join(FORMATS)}')
     check_target(file)
     plain = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
-    images = test_vectors(plain)['images']
+    images = make_vectors(plain)['images']
     batches = [images[:1].repeat(2, 1, 1, 1).flip(-1), images[:1].repeat(3, 1, 1, 1)]
     run = _onnx if file.suffix == '.onnx' else _program
     with writing(file), tempfile.TemporaryDirectory(prefix=f'.{file.name}.', dir=file.parent) as place:

@@ -45,8 +45,9 @@ def export_model(
         model: made by `ltzoo.create_model`, not wrapped for training.
         folder: where to; it appears whole or not at all.
         lt: what is known of the training, JSON-able: data, class_counts, class_names, many_above, few_below, recipe,
-            seed, split, scores. It becomes the block `lt` of config.json, which timm ignores; the class names become
-            timm's `label_names`.
+            seed, split, scores, drawn_from (`Dataset.drawn_from`, by which evaluation refuses to test on images of the
+            training) and, if known, environment. It becomes the block `lt` of config.json, which timm ignores; the
+            class names become timm's `label_names`.
         input_size: channels, height, width that the model was trained for.
         mean, std: per channel, of images scaled to 0..1.
         crop_pct: share of the resized image's side that the test crop covers.
@@ -132,4 +133,4 @@ def check_new_folder(folder: Path, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ExportError(f'{folder} is a file; an export needs a folder')
     if not force and folder.is_dir() and any(folder.iterdir()):
-        raise ExportError(f'{folder} is not empty; give a new folder')
+        raise ExportError(f'{folder} is not empty; give a new folder, or --force')

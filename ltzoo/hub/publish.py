@@ -10,12 +10,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
 from huggingface_hub.utils.sha import git_hash
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from ltzoo.errors import LtzooError, one_line
 from ltzoo.hub.card import METRICS, PLACE
+from ltzoo.hub.release import make_vectors, over_seeds
 from ltzoo.hub.verify import VerificationError, check_vectors
 from ltzoo.models import create_model
 from ltzoo.models.download import PICKLES, fetch, file_hash, probe
@@ -127,8 +130,8 @@ def check_folder(folder: Path) -> dict[str, bytes]:
     """Return the files of a model folder that are to be published, by their names.
 
     Raises:
-        PublishError: if one is missing, the weights are not those of its results, it has no scores, it does not give
-            the logits stored with it, or it holds a pickle.
+        PublishError: if one is missing, the weights are not those of its results, it has no scores, its configuration
+            is of another run, it does not give the logits stored with it, or it holds a pickle.
     """
     if not folder.is_dir():
         raise PublishError(f'there is no folder {folder}: tools/export.py makes one of finished runs')
@@ -150,9 +153,13 @@ def check_folder(folder: Path) -> dict[str, bytes]:
     digest = file_hash(folder / 'model.safetensors')
     if digest != stated:
         raise PublishError(f'the weights in {folder} have SHA-256 {digest}, its results are of {stated}')
+    _check_configuration(folder, results)
     try:
         model = create_model(f'local-dir:{folder}', pretrained=True).eval()
         check_vectors(model, folder / 'vectors.safetensors', str(folder))
+        # The stored images are normalised already: logits do not tell that users' images would be otherwise.
+        if not torch.allclose(load_file(folder / 'vectors.safetensors')['images'], make_vectors(model)['images']):
+            raise PublishError(f'{folder / "config.json"} has another input_size, mean or std than the stored images')
     except (VerificationError, SafetensorError, KeyError, RuntimeError) as error:
         if isinstance(error, LtzooError) and not isinstance(error, VerificationError):
             raise
@@ -160,6 +167,29 @@ def check_folder(folder: Path) -> dict[str, bytes]:
         raise PublishError(f'{folder} does not load back equal: {reason}') from error
     names = [*_NEEDED, *(str(path.relative_to(folder)) for pattern in _OPTIONAL for path in folder.glob(pattern))]
     return {name: (folder / name).read_bytes() for name in names}
+
+
+def _check_configuration(folder: Path, results: dict[str, Any]) -> None:
+    """Refuse results that contradict themselves, or the configuration beside them."""
+    file = folder / 'config.json'
+    try:
+        config = json.loads(file.read_text(encoding='utf-8'))
+        lt, run = config['lt'], results['runs'][0]
+        summed_up = results['scores'] == over_seeds(results['runs'])
+        of_the_run = (lt['data'], lt['seed'], lt['split'], *(lt['scores'][key] for key in METRICS)) == (
+            results['data'], results['weights_seed'], run['split'], *(run[key] for key in METRICS)
+        )  # fmt: skip
+        named = (
+            list(config['label_names']) == list(lt['class_names']) and len(lt['class_names']) == config['num_classes']
+        )
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise PublishError(f'{file} does not go with results.json: {type(error).__name__}: {error}') from error
+    if not summed_up:
+        raise PublishError(f'{folder / "results.json"} has scores that are not those of its runs')
+    if not of_the_run:
+        raise PublishError(f'{file} is of another run than results.json says of the weights')
+    if not named:
+        raise PublishError(f'{file} has label_names that are not its class_names, one for each of the classes')
 
 
 def _look(api: Any, repo: str, revision: str) -> Any:

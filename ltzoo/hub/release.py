@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import shlex
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -25,15 +26,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ltzoo.data import imbalance_ratio, without_folders
+from ltzoo.errors import one_line
 from ltzoo.files import new_folder
 from ltzoo.hub.card import METRICS, PLACE, eval_results, licence_of, model_card
 from ltzoo.hub.export import ExportError, check_new_folder
+from ltzoo.hub.verify import check_vectors
 from ltzoo.models import create_model
 from ltzoo.models.download import file_hash
 from ltzoo.models.entries import entry_of, method_of, paper_results
 from ltzoo.models.lt_zoo import METHODS
 
-__all__ = ['release', 'summarise', 'test_vectors', 'write_card']
+__all__ = ['make_vectors', 'over_seeds', 'release', 'summarise', 'write_card']
 
 _PLOTS = ('accuracy.png', 'curves.png')
 # What is read of a run's results.json and of its model's config.json.
@@ -75,6 +78,7 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
         ExportError: if a run is not finished or damaged, the runs are not of one recipe, or the folder holds one of
             them or cannot be written.
         ModelFilesError: if a run's model is damaged.
+        VerificationError: if a released folder's model does not give the logits stored with it.
     """
     check_new_folder(folder, force)
     first, *others = runs
@@ -88,20 +92,23 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
             raise ExportError(f'{folder} would take the place of the run {run}; give a new folder')
     records = [(first, record) for record in (_released_records(first) if released else [_record(first)])]
     records += [(run, _record(run)) for run in others]
-    for run, record in records:
-        if not isinstance(record['top1'], (int, float)):
-            raise ExportError(f'{run} is damaged: its top1 is {record["top1"]!r}, not a number')
     _check_one_recipe(records)
     model = create_model(f'local-dir:{model_folder}', pretrained=True).eval()
+    vectors = first / 'vectors.safetensors'
+    if vectors.is_file():
+        try:
+            check_vectors(model, vectors, str(first))
+        except (SafetensorError, KeyError, RuntimeError) as error:
+            raise ExportError(f'{vectors} is damaged: {one_line(error)}') from error
     try:
         with new_folder(folder) as made:
             for name in ('model.safetensors', 'config.json'):
                 shutil.copyfile(model_folder / name, made / name)
-            for name in ('log.jsonl', *_PLOTS, 'vectors.safetensors'):
+            for name in ('log.jsonl', *_PLOTS, vectors.name):
                 if (first / name).is_file():
                     shutil.copyfile(first / name, made / name)
-            if not (made / 'vectors.safetensors').exists():
-                save_file(test_vectors(model), made / 'vectors.safetensors')
+            if not vectors.is_file():
+                save_file(make_vectors(model), made / vectors.name)
             digest = file_hash(made / 'model.safetensors')
             config = json.loads((made / 'config.json').read_text(encoding='utf-8'))
             licence = licence_of(config['pretrained_cfg'], config['lt'])
@@ -128,14 +135,6 @@ def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str = 
         # The zoo's network, but trained on other data, by another method, or measured elsewhere.
         entry = None
     counts = [row['train_count'] for row in first['per_class']]
-    scores: dict[str, Any] = {}
-    for key in METRICS:
-        values = [record[key] for record in records]
-        scores[key] = None
-        if None not in values:
-            std = statistics.stdev(values) if len(values) > 1 else None
-            # Not further than scores go, so that the same accuracies, added up otherwise, are shown alike.
-            scores[key] = {'mean': round(statistics.fmean(values), 9), 'std': std, 'values': values}
     return {
         'name': entry.full_name if entry else first['model'],
         'hub_id': entry.hub_id if entry else None,
@@ -148,7 +147,7 @@ def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str = 
         'license': licence,
         'seeds': [record['seed'] for record in records],
         'weights_seed': first['seed'],
-        'scores': scores,
+        'scores': over_seeds(records),
         'paper': paper_results(entry.full_name) if entry else None,
         'runs': [
             {
@@ -159,6 +158,19 @@ def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str = 
             for record in records
         ],
     }
+
+
+def over_seeds(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return mean, standard deviation and values of each score; None for one that a run lacks."""
+    scores: dict[str, Any] = {}
+    for key in METRICS:
+        values = [record[key] for record in records]
+        scores[key] = None
+        if None not in values:
+            std = statistics.stdev(values) if len(values) > 1 else None
+            # Not further than scores go, so that the same accuracies, added up otherwise, are shown alike.
+            scores[key] = {'mean': round(statistics.fmean(values), 9), 'std': std, 'values': values}
+    return scores
 
 
 def write_card(folder: Path, to: Path | None = None) -> None:
@@ -186,7 +198,7 @@ def write_card(folder: Path, to: Path | None = None) -> None:
 
 
 @torch.inference_mode()
-def test_vectors(model: nn.Module) -> dict[str, Tensor]:
+def make_vectors(model: nn.Module) -> dict[str, Tensor]:
     """Return images of noise, normalised as the model wants them, and its logits: what shows that it is still the same.
 
     Args:
@@ -210,6 +222,7 @@ def _record(run: Path) -> dict[str, Any]:
     if not (run / 'results.json').is_file():
         raise ExportError(f'the run {run} is not finished: continue it with resume=auto')
     record = _read(run / 'results.json', _RECORD)
+    _check_types(run, record)
     record['recipe_file'] = _recipe_file(record['environment'].get('command') or '')
     record['model'] = without_folders(record['model'])
     config = run / 'model' / 'config.json'
@@ -236,6 +249,7 @@ def _released_records(folder: Path) -> list[dict[str, Any]]:
         raise ExportError(f'{file} is damaged: its runs are not a list of scores') from error
     for record in records:
         _check_said(file, record, _RECORD)
+        _check_types(folder, record)
     if [record['seed'] for record in records[:1]] != [results['weights_seed']]:
         raise ExportError(f'{file} is damaged: its first run is not the one of the weights')
     weights = folder / 'model.safetensors'
@@ -261,6 +275,22 @@ def _read(file: Path, wanted: set[str], block: str | None = None) -> dict[str, A
     return found
 
 
+def _check_types(run: Path, record: Mapping[str, Any]) -> None:
+    """Refuse a record whose values cannot be what a training wrote."""
+    kinds: dict[str, Any] = {
+        'model': str,
+        'data': str,
+        'recipe': dict,
+        'environment': dict,
+        'per_class': list,
+        'top1': (int, float),
+    }
+    kinds |= {key: (int, float, NoneType) for key in METRICS if key != 'top1'}
+    for key, kind in kinds.items():
+        if not isinstance(record[key], kind):
+            raise ExportError(f'{run} is damaged: its {key} is {record[key]!r}')
+
+
 def _check_said(file: Path, found: Mapping[str, Any], wanted: set[str]) -> None:
     missing = sorted(wanted - found.keys())
     if missing:
@@ -270,21 +300,22 @@ def _check_said(file: Path, found: Mapping[str, Any], wanted: set[str]) -> None:
 def _recipe_file(command: str) -> str | None:
     """Return the recipe that a command trained, with what it changed in it, less folders and the seed.
 
-    Of your own data's place, and of a model's to start from, their last part is left.
+    Of the place of own data, or of a model to start from, only the last part is kept.
     """
-    found = re.search(r'(\S+\.ya?ml)(.*)', command)
-    if found is None:
+    words = shlex.split(command)
+    first = next((place for place, word in enumerate(words) if word.endswith(('.yaml', '.yml'))), None)
+    if first is None:
         return None
-    file = PurePosixPath(os.path.normpath(found[1]))
-    words = [word for word in re.split(r' (?=-|[\w.]+=)', found[2]) if word and not word.startswith('-')]
+    file = PurePosixPath(os.path.normpath(words[first]))
     changes = []
-    for word in words:
-        key, equals, value = (part.strip() for part in word.partition('='))
+    for word in words[first + 1 :]:
+        key, equals, value = word.partition('=')
         if key in ('data.name', 'model.name'):
             changes.append(f'{key}{equals}{without_folders(value)}')
-        elif key not in _NOT_RECIPE:
+        elif equals and not key.startswith('-') and key not in _NOT_RECIPE:
             changes.append(word)
-    return ' '.join([file.name if file.is_absolute() else str(file), *(f"'{word}'" for word in changes)])
+    quoted = [shlex.quote(word) if "'" in word else f"'{word}'" for word in changes]
+    return ' '.join([file.name if file.is_absolute() else str(file), *quoted])
 
 
 def _check_one_recipe(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
@@ -308,6 +339,7 @@ def _what_decides(run: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any],
     """
     try:
         # One run alone is exported without training's packages.
+        # The one import against the order of the folders: training exports through this package.
         from ltzoo.training.recipe import RecipeError, check_recipe
     except ImportError as error:
         raise ExportError(

@@ -2,7 +2,14 @@
 
 from ltzoo.losses.bcl import BCL, balanced_contrastive_loss
 from ltzoo.losses.cross_entropy import CrossEntropy, LogitAdjusted, log_prior
-from ltzoo.losses.objective import Objective, ObjectiveError, create_objective, list_objectives, register_objective
+from ltzoo.losses.objective import (
+    Objective,
+    ObjectiveError,
+    check_objective,
+    create_objective,
+    list_objectives,
+    register_objective,
+)
 
 __all__ = [
     'BCL',
@@ -11,6 +18,7 @@ __all__ = [
     'Objective',
     'ObjectiveError',
     'balanced_contrastive_loss',
+    'check_objective',
     'create_objective',
     'list_objectives',
     'log_prior',

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -68,14 +68,25 @@ def create_objective(name: str, model: nn.Module, class_counts: Tensor, **option
         **options: what the objective's constructor takes.
 
     Raises:
-        ObjectiveError: if the name or an option is unknown, with the nearest valid one, or the class counts are not
-            those of the model's classes.
+        ObjectiveError: as `check_objective`, or if the class counts are not those of the model's classes.
+    """
+    check_objective(name, options)
+    classes = getattr(model, 'num_classes', None)
+    if classes and len(class_counts) != classes:
+        raise ObjectiveError(f'class_counts has {len(class_counts)} entries, the model {classes} classes')
+    return _OBJECTIVES[name](model, class_counts, **options)
+
+
+def check_objective(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse an objective that does not exist, or an option that it does not take.
+
+    Raises:
+        ObjectiveError: if so, with the nearest valid name.
     """
     if name not in _OBJECTIVES:
         hint = did_you_mean(name, _OBJECTIVES)
         raise ObjectiveError(f'no objective is called {name!r}{hint} Known: {", ".join(list_objectives())}')
-    cls = _OBJECTIVES[name]
-    parameters = inspect.signature(cls).parameters
+    parameters = inspect.signature(_OBJECTIVES[name]).parameters
     known = [key for key in parameters if key not in ('model', 'class_counts')]
     for key in options:
         if key not in known:
@@ -85,7 +96,3 @@ def create_objective(name: str, model: nn.Module, class_counts: Tensor, **option
         wants_number = type(parameters[key].default) in (int, float)
         if wants_number and not is_number:
             raise ObjectiveError(f'objective {name}: {key} must be a number, not {options[key]!r}')
-    classes = getattr(model, 'num_classes', None)
-    if classes and len(class_counts) != classes:
-        raise ObjectiveError(f'class_counts has {len(class_counts)} entries, the model {classes} classes')
-    return cls(model, class_counts, **options)

@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +34,7 @@ __all__ = [
     'ModelFilesError',
     'NoWeightsError',
     'UnknownModelError',
+    'check_model_name',
     'create_model',
     'create_model_and_transforms',
     'get_pretrained_cfg',
@@ -170,7 +171,7 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         if value is not None and (not isinstance(value, Integral) or value < least):
             raise ModelArgumentError(f'{key} must be a whole number, {least} or more, not {value!r}')
     try:
-        torch.device(kwargs.get('device') or 'cpu')
+        _device(kwargs)
     except RuntimeError as error:
         raise ModelArgumentError(f'device {kwargs["device"]!r} does not exist: write cpu, cuda, cuda:1, mps') from error
     model = _create(name, pretrained, kwargs)
@@ -283,6 +284,17 @@ def _in_rgb(image: Any) -> Any:
     return as_rgb(image) if isinstance(image, Image.Image) else image
 
 
+def check_model_name(name: str) -> None:
+    """Refuse a name that no model has, or a folder that holds none; the Hub is not asked.
+
+    Raises:
+        UnknownModelError: if it is no name.
+        ModelFilesError: if it is no folder of a model.
+    """
+    if not name.startswith(_HUB):
+        _locate(name, False, {})
+
+
 def _with_tag(name: str, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return a name and arguments in which a tag, that timm also takes as `pretrained_cfg`, is part of the name."""
     cfg = kwargs.get('pretrained_cfg')
@@ -348,6 +360,8 @@ def _locate(name: str, pretrained: bool, kwargs: dict[str, Any]) -> tuple[str, P
         repo, _, revision = name.removeprefix(_HUB).partition('@')
         files = ('config.json', _WEIGHTS) if pretrained else ('config.json',)
         name = _LOCAL + str(fetch(repo, revision=revision or None, files=files, cache_dir=cache_dir))
+    if name == _LOCAL:
+        raise ModelFilesError(f'{_LOCAL} names no folder: write local-dir:PATH')
     if name.startswith(_LOCAL):
         # Shells leave a ~ behind a colon alone.
         folder = Path(os.path.expanduser(name.removeprefix(_LOCAL)))
@@ -379,6 +393,11 @@ def _locate(name: str, pretrained: bool, kwargs: dict[str, Any]) -> tuple[str, P
     return entry, fetch(cfg.hf_hub_id, files=(file,), cache_dir=cache_dir) / file
 
 
+def _device(kwargs: Mapping[str, Any]) -> torch.device:
+    """Return the device asked for, which may be a number, 0 among them; else PyTorch's default one."""
+    return torch.get_default_device() if kwargs.get('device') is None else torch.device(kwargs['device'])
+
+
 def _assigned(entry: str, weights: Path, kwargs: dict[str, Any]) -> nn.Module | None:
     """Build a model without memory and put the file's tensors in its places, which spares initialising and copying.
 
@@ -386,7 +405,7 @@ def _assigned(entry: str, weights: Path, kwargs: dict[str, Any]) -> nn.Module | 
         The model; None where that cannot be done: the file is of another shape than the model asked for, which timm
         adapts, or part of the model is in no file, or it is wanted on another device than the CPU.
     """
-    if torch.device(kwargs.get('device') or torch.get_default_device()).type != 'cpu':
+    if _device(kwargs).type != 'cpu':
         return None
     try:
         with torch.device('meta'):
@@ -424,7 +443,10 @@ def _check_folder(folder: Path, pretrained: bool, called: str) -> None:
                 raise TypeError(f'{key} is {content[key]!r}')
         # Without a pretrained_cfg, timm takes the whole file for one, as it once wrote it.
         flat = {key: value for key, value in content.items() if key not in _FLAT_CONFIG}
-        PretrainedCfg(**content.get('pretrained_cfg', flat))
+        cfg = PretrainedCfg(**content.get('pretrained_cfg', flat))
+        str_to_interp_mode(cfg.interpolation)
+        if not all(type(side) is int and side > 0 for side in cfg.input_size):
+            raise ValueError(f'input_size is {cfg.input_size!r}')
     except FileNotFoundError as error:
         raise ModelFilesError(f'{called} holds no exported model: config.json is missing') from error
     except OSError as error:

@@ -189,7 +189,7 @@ class _CosineHead:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # The class is made at run time, so a pickle has to name the class it is made from.
-        return _new_cosine, (_stock_class(type(self)),), self.__dict__
+        return _new_cosine, (_stock_class(type(self)),), nn.Module.__getstate__(self)  # type: ignore[arg-type]
 
 
 @functools.cache

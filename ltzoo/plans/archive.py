@@ -15,7 +15,7 @@ from ltzoo.errors import LtzooError
 from ltzoo.files import alone, check_target, new_folder, write_atomically, writing
 from ltzoo.training.checkpoint import CheckpointError
 from ltzoo.training.recipe import Recipe
-from ltzoo.training.run import RunFolder
+from ltzoo.training.run import RunFolder, difference
 
 __all__ = ['ArchiveError', 'check_archive', 'collect', 'write_archive']
 
@@ -44,8 +44,11 @@ def check_archive(file: Path, megabytes: float) -> None:
 
 def write_archive(
     file: Path, folders: Sequence[Path], *, megabytes: float = 15, to_continue: bool = False
-) -> list[Path]:
+) -> tuple[list[Path], list[str]]:
     """Write `NAME-1.tar.gz`, `NAME-2.tar.gz`, ..., each a tar by itself that holds some of the runs, whole.
+
+    A run that does not fit into a file by itself goes without its checkpoint, or, if it is still too large, not at all;
+    the others go all the same.
 
     Args:
         file: `NAME.tar.gz`; numbered files of an earlier archive of this name are replaced.
@@ -54,28 +57,29 @@ def write_archive(
         to_continue: bring the checkpoints of unfinished runs, so that they can be continued elsewhere.
 
     Returns:
-        The files.
+        The files, and a sentence for each run of which something was left out.
 
     Raises:
-        ArchiveError: if one run alone is larger.
         LtzooError: if the files cannot be written.
     """
     parts: list[list[tuple[Path, str]]] = []
-    room = 0.0
+    left_out: list[str] = []
+    room, whole = 0.0, megabytes * 1e6 - tarfile.RECORDSIZE
     for folder in folders:
         files = list(_files(folder, to_continue))
-        # Before compression: what the tar needs is known, and weights do not get smaller.
-        needed = sum(2 * _BLOCK + path.stat().st_size for path, _ in files) * 1.001
-        whole = megabytes * 1e6 - tarfile.RECORDSIZE
-        if needed > whole:
-            least = (needed + tarfile.RECORDSIZE) / 1e6
-            raise ArchiveError(f'the run {folder} does not fit into {megabytes:g} MB: give --max-mb {least + 0.1:.1f}')
-        if files and needed > room:
+        if _needed(files) > whole:
+            least = (_needed(files) + tarfile.RECORDSIZE) / 1e6 + 0.1
+            smaller = list(_files(folder, to_continue=False))
+            checkpoint = len(smaller) < len(files) and _needed(smaller) <= whole
+            files = smaller if checkpoint else []
+            what = 'the checkpoint of the run' if checkpoint else 'the run'
+            left_out.append(f'{what} {folder} does not fit into {megabytes:g} MB, but into --max-mb {least:.1f}')
+        if files and _needed(files) > room:
             parts.append([])
             room = whole
         if files:
             parts[-1] += files
-            room -= needed
+            room -= _needed(files)
     stem = file.name.removesuffix(_ENDING)
     numbered = [file.with_name(f'{stem}-{number}{_ENDING}') for number in range(1, len(parts) + 1)]
     contents = [_tar(part) for part in parts]
@@ -91,7 +95,7 @@ def write_archive(
             raise
         for path in before - {*numbered}:
             path.unlink()
-    return numbered
+    return numbered, left_out
 
 
 def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe]) -> dict[str, str]:
@@ -123,11 +127,11 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
             except (OSError, EOFError, tarfile.TarError) as error:
                 raise ArchiveError(f'{archive} cannot be unpacked: {error}') from error
             names = {path.name.removesuffix('.log') for path in brought.iterdir()}
-            runs += [(brought, name) for name in sorted(names)]
-        for brought, name in runs:
-            if name not in recipes:
-                raise ArchiveError(f'the archives hold a run {name}, which is none of those that the plan has')
-            _check_recipe(brought / name, recipes[name])
+            for name in sorted(names):
+                if name not in recipes:
+                    raise ArchiveError(f'{archive} holds a run {name}, which is none of those that the plan has')
+                _check_recipe(archive, brought / name, recipes[name])
+                runs.append((brought, name))
         for brought, name in runs:
             done.setdefault(name, 'nothing newer than here')
             place = output / name
@@ -136,6 +140,8 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
                 new, there = _progress(brought / name), _progress(place)
                 if new > there:
                     done[name] = 'finished' if new[0] else 'unfinished'
+                    if not any(new[:2]):
+                        done[name] += ', its checkpoint did not come along: it will be begun anew'
                     with new_folder(place) as made:
                         shutil.copytree(brought / name, made, dirs_exist_ok=True)
             log = brought / f'{name}.log'
@@ -159,6 +165,11 @@ def _files(folder: Path, to_continue: bool) -> Iterator[tuple[Path, str]]:
                 yield path, str(path.relative_to(folder.parent))
 
 
+def _needed(files: Sequence[tuple[Path, str]]) -> float:
+    """Return how many bytes of a tar files take before compression, which makes weights no smaller."""
+    return sum(2 * _BLOCK + path.stat().st_size for path, _ in files) * 1.001
+
+
 def _tar(files: Sequence[tuple[Path, str]]) -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode='w:gz') as tar:
@@ -167,15 +178,19 @@ def _tar(files: Sequence[tuple[Path, str]]) -> bytes:
     return content.getvalue()
 
 
-def _check_recipe(folder: Path, recipe: Recipe) -> None:
+def _check_recipe(archive: Path, folder: Path, recipe: Recipe) -> None:
     if not folder.exists():
         return
     try:
         written = RunFolder(folder).read_recipe()
     except CheckpointError as error:
-        raise ArchiveError(f'the archives hold a folder {folder.name} that is no run: {error}') from error
-    if written.decides_result() != recipe.decides_result():
-        raise ArchiveError(f'the archives hold a run {folder.name} of another recipe than the plan has')
+        raise ArchiveError(f'{archive} holds a folder {folder.name} that is no run: {error}') from error
+    changed = difference(written, recipe)
+    if changed:
+        raise ArchiveError(
+            f'{archive} holds a run {folder.name} of another recipe than the plan has: {changed}; give the words of '
+            '--set that it was trained with'
+        )
 
 
 def _progress(folder: Path) -> tuple[bool, bool, int]:

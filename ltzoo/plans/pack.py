@@ -45,8 +45,9 @@ The trainings of `plan.yaml`, ltzoo at commit {commit}. On a machine with PyTorc
 {command}
 ```
 
-Whatever stops it, the same command goes on. `--minutes M` ends it in time, `--archive DIR/runs.tar.gz` makes files to
-bring home, where `python tools/reproduce.py PLAN.yaml {same}--collect FILE ...` puts them in their place.
+Whatever stops it, the same command goes on. `--minutes M` ends its trainings in time (leave a minute for the start and
+the archive), `--archive DIR/runs.tar.gz` makes files to bring home, with `--with-unfinished` the checkpoints of
+unfinished runs too; there `python tools/reproduce.py PLAN.yaml {same}--collect FILE ...` puts them in their place.
 """
 
 

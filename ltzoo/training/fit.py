@@ -30,6 +30,7 @@ from ltzoo.training.measure import image_config, measure, training_samples
 from ltzoo.training.plots import plot_curves
 from ltzoo.training.prepare import (
     Prepared,
+    check_names,
     create_accelerator,
     prepare_data,
     prepare_training,
@@ -49,6 +50,7 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
     Args:
         recipe: the run; with `resume='auto'` a run in `output` is continued, or shown if it is finished.
         output: the run folder, see `ltzoo.training.run`.
+        progress: whether a bar shows how far it is.
 
     Returns:
         What stands in `results.json`.
@@ -77,6 +79,7 @@ def _train(
     recipe: Recipe, folder: RunFolder, accelerator: Accelerator, held: ExitStack, progress: bool
 ) -> dict[str, Any]:
     """Do what `fit` does; the folder is made, and held to the end of `held`, when nothing can be refused any more."""
+    check_names(recipe)
     warn_of_what_never_comes(recipe)
     dataset = prepare_data(recipe)
     begun = folder.checkpoint.exists()

@@ -40,12 +40,7 @@ def create_optimizer(learner: Learner, part: OptimizerPart) -> torch.optim.Optim
     Raises:
         RecipeError: if timm has no such optimiser, or it needs more than gradients, other settings or a GPU.
     """
-    if part.name not in list_optimizers():
-        raise RecipeError(
-            f'optimizer.name: timm has no {part.name!r}{did_you_mean(part.name, map(str, list_optimizers()))}'
-        )
-    if get_optimizer_info(part.name).second_order:
-        raise RecipeError(f'optimizer.name: {part.name} needs second derivatives, which training does not compute')
+    check_optimizer(part.name)
     try:
         return create_optimizer_v2(
             learner,
@@ -57,6 +52,18 @@ def create_optimizer(learner: Learner, part: OptimizerPart) -> torch.optim.Optim
         )
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise RecipeError(f'optimizer.name={part.name}, optimizer.momentum={part.momentum:g}: {error}') from error
+
+
+def check_optimizer(name: str) -> None:
+    """Refuse the name of an optimiser that cannot train.
+
+    Raises:
+        RecipeError: if timm has none of that name, or it needs more than gradients.
+    """
+    if name not in list_optimizers():
+        raise RecipeError(f'optimizer.name: timm has no {name!r}{did_you_mean(name, map(str, list_optimizers()))}')
+    if get_optimizer_info(name).second_order:
+        raise RecipeError(f'optimizer.name: {name} needs second derivatives, which training does not compute')
 
 
 def learning_rate_factor(part: SchedulePart, epoch: int, epochs: int) -> float:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from ltzoo.data import ArrayImages, Dataset, Split
 from ltzoo.data.views import parse_views
 from ltzoo.errors import LtzooError
-from ltzoo.evaluation import Scores
-from ltzoo.evaluation.evaluate import score_images
+from ltzoo.evaluation import Scores, predict, score
 from ltzoo.evaluation.predict import image_batches
 from ltzoo.training.recipe import Recipe
 
@@ -29,22 +28,26 @@ def measure(model: nn.Module, images: Split, dataset: Dataset, recipe: Recipe, a
     """
     part = recipe.evaluation
     try:
-        return score_images(
+        predictions = predict(
             model,
             images,
-            dataset,
             image_config(recipe, dataset),
             batch_size=part.batch_size,
             device=accelerator.device,
             workers=recipe.workers,
-            many_above=part.many_above,
-            few_below=part.few_below,
         )
     except torch.OutOfMemoryError as error:
         raise LtzooError(
             f'there is no memory to test with evaluation.batch_size={part.batch_size}: go on with a smaller one and '
             'resume=auto'
         ) from error
+    return score(
+        *predictions,
+        dataset.class_counts,
+        dataset.class_names,
+        many_above=part.many_above,
+        few_below=part.few_below,
+    )
 
 
 def training_samples(

@@ -17,12 +17,14 @@ from torch import nn
 from ltzoo.data import Dataset, load_parts
 from ltzoo.data.loader import TrainLoader, train_loader
 from ltzoo.data.views import parse_views
-from ltzoo.evaluation.trained_on import check_draw, training_on
+from ltzoo.errors import did_you_mean
+from ltzoo.evaluation.trained_on import TrainedOn
 from ltzoo.gkpgsa import GkpGsa
 from ltzoo.hub.export import check_exportable
-from ltzoo.losses import create_objective
-from ltzoo.models import create_model
-from ltzoo.training.learner import Learner, create_optimizer
+from ltzoo.losses import check_objective, create_objective
+from ltzoo.models import ModelArgumentError, create_model
+from ltzoo.models.factory import check_model_name
+from ltzoo.training.learner import Learner, check_optimizer, create_optimizer
 from ltzoo.training.loop import Step
 from ltzoo.training.measure import image_config, view_sizes
 from ltzoo.training.recipe import Recipe, RecipeError
@@ -58,6 +60,18 @@ class Prepared:
     step: Step
 
 
+def check_names(recipe: Recipe) -> None:
+    """Refuse what is misspelled before any image is read, which may take long.
+
+    Raises:
+        LtzooError: if there is no such model, objective, optimiser or view.
+    """
+    check_model_name(recipe.model.name)
+    check_objective(recipe.objective.name, recipe.objective.model_extra or {})
+    check_optimizer(recipe.optimizer.name)
+    parse_views(recipe.views)
+
+
 def prepare_training(
     recipe: Recipe, dataset: Dataset, accelerator: Accelerator, bank: Path, *, pretrained: bool | None = None
 ) -> Prepared:
@@ -71,6 +85,10 @@ def prepare_training(
     Raises:
         LtzooError: if the parts do not go together, or not with the data; a step on noise is tried.
     """
+    if recipe.method is not None and recipe.method.sharpness is not None and recipe.sync_batchnorm:
+        raise RecipeError('sync_batchnorm=true cannot be combined with method.sharpness: each process sees its own')
+    if recipe.method is not None and recipe.compile:
+        raise RecipeError('compile=true cannot be combined with a method, whose passes are not compiled: leave it out')
     set_seed(recipe.seed)
     _check_start(recipe, dataset)
     learner = create_learner(recipe, dataset, pretrained=pretrained)
@@ -82,7 +100,8 @@ def prepare_training(
     learner.to(accelerator.device)
     loader = create_loader(recipe, dataset, learner, accelerator)
     optimizer = create_optimizer(learner, recipe.optimizer)
-    try_step(learner, view_sizes(recipe, dataset), dataset.num_classes, recipe, accelerator)
+    counts = torch.from_numpy(dataset.class_counts)
+    try_step(learner, view_sizes(recipe, dataset), counts, recipe, accelerator)
     check_exportable(learner.model, image_config(recipe, dataset))
     if recipe.compile:
         learner.compile()
@@ -156,13 +175,14 @@ def _check_start(recipe: Recipe, dataset: Dataset) -> None:
     """Refuse to start from a model that may know images of the drawn test part; warn of one that knows the hold-out.
 
     Raises:
-        EvaluationError: as `check_draw`.
+        EvaluationError: as `TrainedOn.check_draw`.
     """
     name = recipe.model.name
     if not recipe.model.pretrained or name.startswith(('timm/', 'hf-hub:')):
         return
-    before = training_on(name, dataset)
-    check_draw(name, dataset, before, unknown='can be trained on in a folder of another name')
+    training = TrainedOn(name)
+    training.check_draw(dataset, unknown='can be trained on in a folder of another name')
+    before = training.on(dataset)
     if (
         recipe.evaluation.split == 'holdout'
         and before
@@ -202,7 +222,13 @@ def create_learner(recipe: Recipe, dataset: Dataset, *, pretrained: bool | None 
             'leave it out, it follows from the data'
         )
     pretrained = recipe.model.pretrained if pretrained is None else pretrained
-    model = create_model(recipe.model.name, pretrained=pretrained, **arguments)
+    try:
+        model = create_model(recipe.model.name, pretrained=pretrained, **arguments)
+    except ModelArgumentError as error:
+        for key in recipe.model.model_extra or {}:
+            if hint := did_you_mean(key, ('name', 'pretrained'), cutoff=0.75, otherwise=''):
+                raise RecipeError(f'there is no key model.{key}{hint}') from error
+        raise
     counts = torch.from_numpy(dataset.class_counts)
     return Learner(
         model, create_objective(recipe.objective.name, model, counts, **(recipe.objective.model_extra or {}))
@@ -242,17 +268,9 @@ def can_record(recipe: Recipe, accelerator: Accelerator) -> bool:
 def _create_method(
     recipe: Recipe, dataset: Dataset, learner: Learner, accelerator: Accelerator, folder: Path
 ) -> GkpGsa | None:
-    """Create the method's state, if the recipe has one; `folder` is for the bank's snapshots.
-
-    Raises:
-        RecipeError: if it cannot be combined with the rest of the recipe.
-    """
+    """Create the method's state, if the recipe has one; `folder` is for the bank's snapshots."""
     if recipe.method is None:
         return None
-    if recipe.sync_batchnorm and recipe.method.sharpness is not None:
-        raise RecipeError('sync_batchnorm=true cannot be combined with method.sharpness: each process sees its own')
-    if recipe.compile:
-        raise RecipeError('compile=true cannot be combined with a method, whose passes are not compiled: leave it out')
     return GkpGsa(
         learner,
         learner.model,
@@ -292,6 +310,7 @@ def warn_of_what_never_comes(recipe: Recipe) -> None:
 def describe_batch(recipe: Recipe) -> str:
     """Return the shapes of one batch and of what the model makes of it, without training."""
     accelerator = create_accelerator(recipe)
+    check_names(recipe)
     warn_of_what_never_comes(recipe)
     made = prepare_training(recipe, prepare_data(recipe), accelerator, Path('bank'))
     dataset, learner, loader = made.dataset, made.learner, made.loader

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ltzoo.data import check_thresholds
 from ltzoo.errors import LtzooError, one_line
@@ -30,14 +31,6 @@ class RecipeError(LtzooError, ValueError):
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra='forbid', frozen=True, allow_inf_nan=False)
-
-    @field_validator('*', mode='before')
-    @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        kind = cls.model_fields[str(info.field_name)].annotation
-        if _is_truth_for_a_number(kind, value):
-            raise ValueError('input should be a number')
-        return value
 
 
 class DataPart(_Part):
@@ -156,12 +149,6 @@ class Recipe(_Part):
     def _expand(cls, value: Any) -> Any:
         return os.path.expanduser(value) if isinstance(value, str) else value
 
-    @field_validator('method', mode='before')
-    @classmethod
-    def _no_truth_in_the_method(cls, value: Any) -> Any:
-        _check_numbers(GkpGsaSettings, value)
-        return value
-
     @field_validator('views', mode='before')
     @classmethod
     def _preset_or_lists(cls, value: Any) -> Any:
@@ -225,7 +212,8 @@ def check_recipe(content: Any, place: str | os.PathLike[str]) -> Recipe:
         RecipeError: if a key is unknown or missing, or a value is not possible.
     """
     try:
-        return Recipe.model_validate(content)
+        # Strict, so that true is no 1; from JSON, where lists stand for tuples and texts for paths.
+        return Recipe.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         raise RecipeError(f'{place}: {_explain(error)}') from error
 
@@ -276,20 +264,6 @@ def _fields(part: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(part):
         return get_type_hints(part)
     return {name: field.annotation for name, field in part.model_fields.items()} if issubclass(part, BaseModel) else {}
-
-
-def _is_truth_for_a_number(kind: Any, value: Any) -> bool:
-    return isinstance(value, bool) and bool({int, float} & {kind, *get_args(kind)})
-
-
-def _check_numbers(part: Any, values: Any) -> None:
-    """Refuse true and false where a number is wanted, which pydantic takes for 1 and 0."""
-    kinds = _fields(part)
-    for name, value in values.items() if isinstance(values, dict) else ():
-        kind = kinds.get(name)
-        if _is_truth_for_a_number(kind, value):
-            raise ValueError(f'{name} must be a number, not {str(value).lower()}')
-        _check_numbers(kind, value)
 
 
 def _keys(part: Any) -> Iterator[str]:

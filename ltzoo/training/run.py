@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from ltzoo.files import LOCK, alone, write_atomically
 from ltzoo.training.checkpoint import CheckpointError, load_checkpoint
 from ltzoo.training.recipe import Recipe
 
-__all__ = ['COMMIT_FILE', 'RunFolder', 'commit_of', 'describe_environment']
+__all__ = ['COMMIT_FILE', 'RunFolder', 'commit_of', 'describe_environment', 'difference']
 
 # Beside the package in what `ltzoo.plans.pack` made, where there is no git to ask.
 COMMIT_FILE = 'COMMIT'
@@ -80,20 +81,11 @@ class RunFolder:
                 f'output={self.path} holds a finished run without its model and checkpoint: put one back, or give '
                 'another output'
             )
-        before, now = (_flat(read.decides_result()) for read in (self.read_recipe(), recipe))
-        if not self.finished:
-            # The images may lie in another folder by now; that they are the same is seen from the checkpoint.
-            for flat in (before, now):
-                flat['data.name'] = without_folders(flat['data.name'])
-        # A run that an unreadable image stopped may go on without it.
-        keys = sorted((before.keys() | now.keys()) - {'data.unreadable'})
-        changed = [key for key in keys if before.get(key) != now.get(key)]
+        # The images may lie in another folder by now; that they are the same is seen from the checkpoint. A run that an
+        # unreadable image stopped may go on without it.
+        changed = difference(self.read_recipe(), recipe, {'data.unreadable'}, with_place=self.finished)
         if changed:
-            key = changed[0]
-            raise CheckpointError(
-                f'output={self.path} holds a run of another recipe: {key} was {before.get(key)}, is {now.get(key)}'
-                f'{f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""}; give another output'
-            )
+            raise CheckpointError(f'output={self.path} holds a run of another recipe: {changed}; give another output')
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -207,6 +199,24 @@ class RunFolder:
             file.write(json.dumps(line) + '\n')
 
 
+def difference(before: Recipe, now: Recipe, free: Set[str] = frozenset(), *, with_place: bool = True) -> str:
+    """Return in words the first key that decides the result and differs, and how many more do; empty if none does.
+
+    Args:
+        free: keys that may differ.
+        with_place: whether the folder of the images may not.
+    """
+    old, new = (_flat(recipe.decides_result()) for recipe in (before, now))
+    if not with_place:
+        for flat in (old, new):
+            flat['data.name'] = without_folders(flat['data.name'])
+    changed = [key for key in sorted((old.keys() | new.keys()) - free) if old.get(key) != new.get(key)]
+    if not changed:
+        return ''
+    more = f' (and {len(changed) - 1} more)' if len(changed) > 1 else ''
+    return f'{changed[0]} was {old.get(changed[0])}, is {new.get(changed[0])}{more}'
+
+
 def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
@@ -236,9 +246,7 @@ def describe_environment(device: str, processes: int) -> dict[str, Any]:
         'device': cuda or device,
         'threads': torch.get_num_threads(),
         'processes': processes,
-        'command': ' '.join(
-            ['recipes/train.py' if Path(sys.argv[0]).name == 'train.py' else '', *sys.argv[1:]]
-        ).strip(),
+        'command': shlex.join([*(['recipes/train.py'] if Path(sys.argv[0]).name == 'train.py' else []), *sys.argv[1:]]),
     }
 
 

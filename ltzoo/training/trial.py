@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from ltzoo.errors import one_line
+from ltzoo.gkpgsa import GkpGsa, GkpGsaSettings
 from ltzoo.training.learner import Learner, create_optimizer
 from ltzoo.training.recipe import Recipe, RecipeError
 
@@ -18,19 +22,21 @@ __all__ = ['try_step']
 def try_step(
     learner: Learner,
     sizes: Sequence[tuple[int, int]],
-    num_classes: int,
+    class_counts: Tensor,
     recipe: Recipe,
     accelerator: Accelerator,
 ) -> None:
-    """Take a step on noise with a copy of the learner, and classify with it.
+    """Take a step on noise with a copy of the learner, and classify with it; with the recipe's method, one of its too.
 
     Args:
         learner: on its device; neither it nor the global random generators are changed.
         sizes: height and width of each view; what it is measured on is as large as the first.
+        class_counts: training images per class, int64, shape (C,).
 
     Raises:
-        RecipeError: if model, objective and optimiser do not go together or do not take such images.
+        RecipeError: if model, objective, optimiser and method do not go together or do not take such images.
     """
+    num_classes = len(class_counts)
     # Batch-norm may need two samples, which a small piece of a batch does not have.
     count = min(2, recipe.batch_size // (accelerator.num_processes * recipe.accumulation))
     device = accelerator.device
@@ -44,6 +50,8 @@ def try_step(
                 losses = trial(views, labels)
             losses.sum().backward()
             optimizer.step()
+            if recipe.method is not None:
+                _try_method(trial, views, class_counts, recipe.method, accelerator)
             with torch.inference_mode():
                 logits = trial.model.eval()(views[0])
         except (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError) as error:
@@ -58,3 +66,32 @@ def try_step(
             f'model {recipe.model.name} returns {given} for {count} images, where logits of shape '
             f'({count}, {num_classes}) are needed'
         )
+
+
+def _try_method(
+    trial: Learner,
+    views: tuple[Tensor, ...],
+    class_counts: Tensor,
+    settings: GkpGsaSettings,
+    accelerator: Accelerator,
+) -> None:
+    """Take a step of the method and end an epoch, as if there were groups from the first epoch on."""
+    settings = replace(
+        settings,
+        group_by='frequency' if settings.group_by == 'bank' else settings.group_by,
+        first_grouping=1,
+        snapshots='memory',
+        sharpness=settings.sharpness and replace(settings.sharpness, start_epoch=0),
+    )
+    # Noise of the most and the least frequent classes, which are in different groups if any are.
+    labels = class_counts.argsort(descending=True)[[0, -1][: len(views[0])]]
+    prior = trial.objective.logit_adjustment
+    method = GkpGsa(trial, trial.model, class_counts, labels.numpy(), 2, settings, log_prior=prior)
+    on_device = labels.to(views[0].device)
+
+    def samples(indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        yield views[0][indices], on_device[indices]
+
+    method.start_epoch(0)
+    method.gradient(trial, [(views, on_device)], autocast=accelerator.autocast)
+    method.end_epoch(0, samples)

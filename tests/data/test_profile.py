@@ -118,15 +118,14 @@ def test_planted_faults_are_found(tmp_path: Path) -> None:
     dataset = load_data('folder', tmp_path)
     profile = profile_data(dataset)
     assert profile.check is not None
-    assert len(profile.check.unreadable['train']) == len(profile.check.unreadable['test']) == 1
-    assert str(train / 'a' / '1.jpg') in profile.check.unreadable['train'][0]
-    splits = {'train': dataset.train, 'test': dataset.test}
-    groups = [{splits[part].images.name(i) for part, i in group} for group in profile.check.duplicates]
+    assert len(profile.check.unreadable['training']) == len(profile.check.unreadable['test']) == 1
+    assert str(train / 'a' / '1.jpg') in profile.check.unreadable['training'][0]
+    groups = [{dataset.parts[part].images.name(i) for part, i in group} for group in profile.check.duplicates]
     pairs = [(train / 'a' / '7.png', train / 'b' / '0.jpg'), (train / 'b' / '3.jpg', test / 'b' / '8.bmp')]
     assert sorted(map(sorted, groups)) == sorted(sorted(map(str, pair)) for pair in pairs)
     kinds = [warning.split(':')[0] for warning in profile.warnings]
     assert kinds == [
-        '1 train image cannot be read',
+        '1 training image cannot be read',
         '1 test image cannot be read',
         '1 test image is also a training image',
         '1 training image is a copy of another',

@@ -462,7 +462,10 @@ class TestArrays:
     @pytest.mark.parametrize(
         ('change', 'message'),
         [
-            ({'x_train': None}, 'no array x_train; it must hold x_train, y_train, x_test, y_test, and holds x_test'),
+            (
+                {'x_train': None},
+                'no array x_train; it must hold x_train and y_train, can hold x_test, y_test, x_val, y_val, and holds',
+            ),
             ({'y_test': None}, 'no array y_test'),
             ({'x_train': np.zeros((30, 6, 5, 3))}, r'x_train .* must be uint8 .* not float64 \(30, 6, 5, 3\)'),
             ({'x_train': np.zeros((30, 3, 6, 5), np.uint8)}, r'not uint8 \(30, 3, 6, 5\)'),

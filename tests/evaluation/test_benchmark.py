@@ -42,7 +42,14 @@ def saved(tmp_path: Path) -> str:
     model = ltzoo.create_model('resnet8_cifar', num_classes=10)
     lt = {
         **{'data': 'digits_lt', 'class_counts': [134, 2], 'many_above': 100, 'few_below': 20, 'seed': 0},
-        **{'recipe': {'model': {'name': 'resnet8_cifar'}, 'objective': {'name': 'bs'}, 'epochs': 1, 'batch_size': 8}},
+        **{
+            'recipe': {
+                'model': {'name': 'resnet8_cifar'},
+                'objective': {'name': 'logit_adjusted'},
+                'epochs': 1,
+                'batch_size': 8,
+            }
+        },
         **{'split': 'test'},
         'scores': dict.fromkeys(('samples', 'top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece'), 1),
     }
@@ -109,6 +116,15 @@ def test_multiply_adds_of_a_resnet32() -> None:
     assert macs(model, (3, 32, 32)) == expected
     # He et al. 2016 do not give it; later tables have 69 million.
     assert round(expected / 1e6) == 69
+
+
+def test_the_papers_rows_have_the_methods_of_the_zoo(tmp_path: Path) -> None:
+    row = {**dict.fromkeys(COLUMNS), 'model': 'mine', 'data': 'cifar100_lt_r100'}
+    benchmark._write_tables([row], tmp_path)
+    papers = json.loads((tmp_path / 'results.json').read_text())['papers']
+    methods = {paper['model'].partition('.')[0].removeprefix('resnet32_cifar_'): paper['method'] for paper in papers}
+    assert methods and all(name == method for name, method in methods.items())
+    assert 'bcl_sam' in methods
 
 
 def test_attention_is_counted_whether_it_is_fused_or_not() -> None:

@@ -24,7 +24,7 @@ def test_residual_is_orthogonal_and_projection_parallel() -> None:
 
 def test_other_directions() -> None:
     assert torch.equal(group_direction(GROUPS, WHOLE, 'full'), GROUPS)
-    torch.testing.assert_close(group_direction(GROUPS, WHOLE, 'subtract', 0.5), GROUPS - 0.5 * WHOLE)
+    torch.testing.assert_close(group_direction(GROUPS, WHOLE, 'subtract'), GROUPS - WHOLE)
     with pytest.raises(SharpnessError, match="direction 'sideways' does not exist; known: residual"):
         group_direction(GROUPS, WHOLE, 'sideways')  # type: ignore[arg-type]
 

@@ -74,6 +74,59 @@ def cosine_groupnorm() -> nn.Module:
     return Net()
 
 
+class Recurrent(nn.Module):
+    """Reads an image line by line; `last` takes the final states instead of the outputs."""
+
+    def __init__(self, kind: type[nn.RNNBase], last: bool, **options: Any) -> None:
+        super().__init__()
+        self.lines = kind(24, 5, num_layers=2, batch_first=True, **options)
+        self.head = nn.Linear(10, CLASSES)
+        self.last = last
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, states = self.lines(x.transpose(1, 2).flatten(2))
+        states = states[0] if isinstance(states, tuple) else states
+        return self.head(torch.cat([states[-1], states[0]], 1) if self.last else outputs[:, -1].repeat(1, 2)[:, :10])
+
+
+def lstm() -> nn.Module:
+    return Recurrent(nn.LSTM, last=False, bidirectional=True)
+
+
+def lstm_last() -> nn.Module:
+    return Recurrent(nn.LSTM, last=True)
+
+
+def gru_last() -> nn.Module:
+    return Recurrent(nn.GRU, last=True)
+
+
+class ScaledInPlace(nn.Module):
+    """As NFNet scales its branches, and with an operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(192, 8), nn.Linear(8, CLASSES)
+        self.gain, self.shift = nn.Parameter(torch.tensor(0.7)), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x.flatten(1)).mul_(self.gain)
+        x += self.shift
+        return self.head(x.tanh())
+
+
+class StackedHalves(nn.Module):
+    """Two looks at every image, laid one behind the other along a new first dimension and merged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(192, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return self.layer(torch.stack([x, x.flip(1)]).flatten(0, 1)).tanh().unflatten(0, (2, -1)).sum(0)
+
+
 def input_of(make: Callable[[], nn.Module]) -> Tensor:
     side = {swin: 16, convnext: 32}.get(make, 8)
     return torch.randn(len(LABELS), 3, side, side)
@@ -128,7 +181,9 @@ def assert_plain_autograd_on_subsets(
             torch.testing.assert_close(g, expected, **tolerance)
 
 
-@pytest.mark.parametrize('make', [vit, swin, convnext, cosine_groupnorm])
+@pytest.mark.parametrize(
+    'make', [vit, swin, convnext, cosine_groupnorm, lstm, lstm_last, gru_last, ScaledInPlace, StackedHalves]
+)
 @pytest.mark.parametrize('moved', [False, True])
 def test_without_batchnorm_each_group_is_plain_autograd_on_its_subset(
     make: Callable[[], nn.Module], moved: bool, form: str
@@ -229,6 +284,50 @@ def test_a_constant_made_for_every_image_belongs_to_the_images_groups(form: str)
     weights = leaves(model, moved=True)
     found = in_one_pass(model, x, weights, shared=False, form=form)
     assert_plain_autograd_on_subsets(found, model, x, weights)
+
+
+class SequenceFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(24, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(2).permute(2, 0, 1).repeat(1, 1, 8)).mean(0)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1, 2)
+        return self.head(self.mix(x, x, x)[0].mean(1))
+
+
+class Repeated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(192, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1).repeat_interleave(2, 0)).unflatten(0, (-1, 2)).sum(1)
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (SequenceFirst, 'linear brings weights to an activation whose first dimension is not the samples'),
+        (Attention, 'nn.MultiheadAttention lays samples along the second dimension'),
+        (Repeated, 'repeat_interleave mixes copies and samples'),
+    ],
+)
+def test_networks_whose_samples_cannot_be_told_apart_are_refused(
+    make: Callable[[], nn.Module], message: str, form: str
+) -> None:
+    model = make()
+    with pytest.raises(SharpnessError, match=message):
+        in_one_pass(model, torch.randn(len(LABELS), 3, 8, 8), leaves(model, True), shared=False, form=form)
 
 
 def test_a_parameter_that_no_class_owns_is_refused_as_data(form: str) -> None:

@@ -488,7 +488,8 @@ def test_gradient_checkpointing_is_refused() -> None:
     rest = (COUNTS, LABELS.numpy(), 4)
     with pytest.raises(GkpGsaError, match='cannot be combined with gradient checkpointing: leave it off'):
         GkpGsa(run.learner, model, *rest, GkpGsaSettings())
-    GkpGsa(run.learner, model, *rest, GkpGsaSettings(sharpness=None))
+    with pytest.raises(GkpGsaError, match='Fisher, cannot be combined with gradient checkpointing'):
+        GkpGsa(run.learner, model, *rest, GkpGsaSettings(sharpness=None))
     focal = SharpnessSettings(mode='focal', radius=0.1)
     GkpGsa(run.learner, model, *rest, GkpGsaSettings(group_by='class', preservation=None, sharpness=focal))
 

@@ -427,7 +427,10 @@ def test_bf16_autocast_is_that_of_the_ordinary_step() -> None:
     [
         ({'mode': 'each'}, "mode: 'each' does not exist; known: per_group, combined, focal"),
         ({'mode': 'focal'}, 'mode focal needs radius'),
-        ({'mode': 'focal', 'radius': 0.1, 'ascent': 'ema'}, 'leave ascent and ascent_views out'),
+        ({'mode': 'focal', 'radius': 0.1, 'ascent': 'ema'}, 'mode focal has no ascent: it takes one perturbation'),
+        ({'mode': 'focal', 'radius': 0.1, 'adaptive': 1.0}, 'mode focal has no adaptive'),
+        ({'mode': 'focal', 'radius': 0.1, 'clamp': (0.1, 0.2)}, 'mode focal has no clamp'),
+        ({'ascent': 'ema', 'ascent_views': 'first'}, 'ascent ema has no first pass that ascent_views could shorten'),
         ({'ascent': 0}, "ascent: 'fresh', 'ema' or a number of steps, not 0"),
         ({'scale': -1.0}, 'scale must be 0 or more, not -1'),
         ({'clamp': (2.0, 1.0)}, r'clamp must be \(least, greatest\)'),
@@ -439,6 +442,13 @@ def test_settings_that_do_not_exist(settings: dict[str, Any], message: str) -> N
     make: Callable[[], Any] = lambda: Setting(**settings)  # noqa: E731
     with pytest.raises(SharpnessError, match=message):
         make()
+
+
+@pytest.mark.parametrize('settings', [{'mode': 'combined', 'radius': 0.1}, {'global_gradient': 'ema'}])
+def test_an_average_that_no_direction_needs_is_not_kept(settings: dict[str, Any]) -> None:
+    run = Setting(**settings, direction='full')
+    run.step()
+    assert run.engine.global_average is None
 
 
 def test_the_flat_vector_is_the_parameters_as_they_lie_in_memory() -> None:

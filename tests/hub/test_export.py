@@ -184,7 +184,7 @@ def test_a_folder_in_use_is_replaced_only_by_force(train: Train, lt: dict[str, A
     export(model, folder, lt)
     (folder / 'notes.txt').write_text('mine')
     before = contents(folder)
-    with pytest.raises(ExportError, match=r'out is not empty; give a new folder'):
+    with pytest.raises(ExportError, match=r'out is not empty; give a new folder, or --force'):
         export(model, folder, lt)
     with pytest.raises(ExportError, match=r'notes\.txt is a file; an export needs a folder'):
         export(model, folder / 'notes.txt', lt, force=True)

@@ -230,6 +230,18 @@ def damaged(folder: Path, what: str) -> None:
         scores = results['scores']
         scores.pop('ece') if what == 'no ece' else scores.update(top1=None)
         (folder / 'results.json').write_text(json.dumps(results))
+    elif what == 'scores of other runs':
+        results['scores']['top1']['mean'] = 99.0
+        (folder / 'results.json').write_text(json.dumps(results))
+    elif what in ('lt', 'label_names', 'mean'):
+        config = json.loads((folder / 'config.json').read_text())
+        if what == 'lt':
+            config['lt']['scores']['many'] = 99.0
+        elif what == 'mean':
+            config['pretrained_cfg']['mean'] = [0.0] * len(config['pretrained_cfg']['mean'])
+        else:
+            config['label_names'] = ['a']
+        (folder / 'config.json').write_text(json.dumps(config))
     elif what == 'pickle':
         (folder / 'more').mkdir()
         (folder / 'more' / 'checkpoint.pt').write_bytes(b'')
@@ -249,6 +261,10 @@ def damaged(folder: Path, what: str) -> None:
         ('no top1', r'results\.json holds no scores$'),
         ('no ece', r'results\.json holds no scores$'),
         ('name', r"results\.json holds no scores: KeyError: 'name'"),
+        ('scores of other runs', r'results\.json has scores that are not those of its runs'),
+        ('lt', r'config\.json is of another run than results\.json says of the weights'),
+        ('label_names', r'config\.json has label_names that are not its class_names'),
+        ('mean', r'config\.json has another input_size, mean or std than the stored images'),
         ('pickle', r'holds checkpoint\.pt, a pickle: only safetensors are published'),
         *((name, rf'lacks {name}: tools/export\.py makes') for name in sorted(FILES - {'curves.png'})),
     ],

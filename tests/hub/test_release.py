@@ -164,8 +164,19 @@ def test_the_licence_is_that_of_the_weights(make_run: Callable[..., Path], tmp_p
     assert ModelCard.load(tmp_path / 'out' / 'README.md').data.license == 'cc-by-nc-4.0'
 
 
+@pytest.mark.parametrize(('key', 'value'), [('environment', None), ('per_class', 3), ('many', 'x'), ('recipe', [])])
+def test_a_run_whose_results_are_of_another_kind_is_refused(
+    make_run: Callable[..., Path], tmp_path: Path, key: str, value: Any
+) -> None:
+    run = make_run(0, 50.0)
+    change_results(run, **{key: value})
+    with pytest.raises(ExportError, match=re.escape(f'{run} is damaged: its {key} is {value!r}')):
+        release([run], tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
 def test_a_run_without_a_score_is_refused(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r'is damaged: its top1 is None, not a number'):
+    with pytest.raises(ExportError, match=r'is damaged: its top1 is None$'):
         release([make_run(0, 50.0, scores={'top1': None})], tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
 
@@ -261,7 +272,7 @@ def test_what_does_not_belong_together_is_refused(
     assert sorted(os.listdir(tmp_path)) == before
     (other / 'results.json').write_text(json.dumps(record))
     release([first, other], tmp_path / 'out')
-    with pytest.raises(ExportError, match='out is not empty; give a new folder'):
+    with pytest.raises(ExportError, match='out is not empty; give a new folder, or --force'):
         release([first], tmp_path / 'out')
     assert release([first], tmp_path / 'out', force=True)['seeds'] == [0]
 
@@ -336,6 +347,8 @@ def change_results(folder: Path, **changes: Any) -> None:
         (lambda out: change_results(out, runs=[{'seed': 0}]), 'out/results.json is damaged: it does not say balanced_'),
         (lambda out: change_results(out, runs=None), 'out/results.json is damaged: its runs are not a list of scores'),
         (lambda out: change_results(out, sha256='0' * 64), 'out/model.safetensors holds other weights than'),
+        (lambda out: change_results(out, name=3), 'out is damaged: its model is 3'),
+        (lambda out: (out / 'vectors.safetensors').write_bytes(b'x'), 'out/vectors.safetensors is damaged: '),
         (lambda out: (out / 'results.json').write_text('{}'), 'out/results.json is damaged: it does not say data'),
         (lambda out: (out / 'model.safetensors').unlink(), 'out lacks model.safetensors'),
     ],

@@ -28,6 +28,7 @@ from ltzoo.models import (
     NoWeightsError,
     UnknownModelError,
 )
+from ltzoo.models.factory import _device
 
 
 def test_the_encoder_alone() -> None:
@@ -214,6 +215,8 @@ def test_missing_files_are_named(saved: Path) -> None:
         (b'{"architecture": "resnet20_cifar", "model_args": [3]}', r'TypeError: model_args is \[3\]'),
         (b'{"architecture": "resnet20_cifar", "pretrained_cfg": null}', 'TypeError: pretrained_cfg is None'),
         (b'{"architecture": "resnet20_cifar", "pretrained_cfg": {"lt": 1}}', "TypeError: .* keyword argument 'lt'"),
+        (b'{"architecture": "resnet20_cifar", "pretrained_cfg": {"interpolation": "foo"}}', "KeyError: 'foo'"),
+        (b'{"architecture": "resnet20_cifar", "pretrained_cfg": {"input_size": [3, 0, 0]}}', r'ValueError: input_size'),
         (b'{"architecture": "resnet20_cifar", "lt": 1}', "TypeError: .* keyword argument 'lt'"),
     ],
 )
@@ -283,6 +286,9 @@ def test_a_name_is_text_and_a_place_may_begin_at_home(saved: Path, monkeypatch: 
     name = f'local-dir:~/{saved.name}'
     assert ltzoo.create_model(name, pretrained=True).num_classes == ltzoo.create_model(f'local-dir:{saved}').num_classes
     assert resolve_model(name) == f'local-dir:{saved}'
+    monkeypatch.chdir(saved)
+    with pytest.raises(ModelFilesError, match='local-dir: names no folder: write local-dir:PATH'):
+        ltzoo.create_model('local-dir:', pretrained=True)
 
 
 def test_a_number_of_classes_may_be_numpys() -> None:
@@ -442,6 +448,10 @@ def test_weights_do_not_change_with_their_file(saved: Path) -> None:
 
 
 @pytest.mark.filterwarnings('ignore:.*copying from a non-meta')
+def test_a_device_may_be_a_number() -> None:
+    assert _device({'device': 0}) == torch.device(0) != _device({}) == _device({'device': None})
+
+
 def test_weights_come_on_the_device_asked_for(saved: Path) -> None:
     name = f'local-dir:{saved}'
     assert {p.device.type for p in ltzoo.create_model(name, pretrained=True, device='meta').parameters()} == {'meta'}

@@ -167,6 +167,18 @@ def test_copies_are_whole_and_independent(clone) -> None:
     assert model.fc.out_features == 5
 
 
+@pytest.mark.parametrize('clone', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_of_a_compiled_model_computes_with_its_own_weights(clone) -> None:
+    model = cosine_model()
+    model.compile(backend='eager')
+    x = torch.randn(2, 3, 32, 32)
+    assert model(x).any()
+    copied = clone(model)
+    for p in copied.parameters():
+        p.data.zero_()
+    assert not copied(x).any()
+
+
 def test_cosine_model_compiles_exports_and_scripts() -> None:
     model = cosine_model()
     x = torch.randn(2, 3, 32, 32)

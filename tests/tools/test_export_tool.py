@@ -78,7 +78,7 @@ def test_a_later_seed_is_added(
     assert script('tools/export.py', digits_run, '--to', out) == 0
     before = contents(out)
     assert script('tools/export.py', out, later, '--to', out) == 2
-    assert f'{out} is not empty; give a new folder' in capsys.readouterr().err
+    assert f'{out} is not empty; give a new folder, or --force' in capsys.readouterr().err
     assert contents(out) == before
     assert script('tools/export.py', out, later, '--to', out, '--force') == 0
     assert f'{out}: seeds 0, 1, top-1 {results["top1"] - 1:.2f} ± 1.41\n' in capsys.readouterr().out
@@ -119,7 +119,7 @@ def runs(digits_run: Path, tmp_path: Path) -> Path:
         ('{runs}/shortened', '{runs}/out', 'shortened/results.json is damaged: it does not say balanced_accuracy'),
         ('{runs}/listed', '{runs}/out', 'listed/results.json is damaged: '),
         ('{runs}/misconfigured', '{runs}/out', 'misconfigured/model/config.json is damaged: it does not say class_c'),
-        ('{run}', '{runs}/in_use', 'in_use is not empty; give a new folder'),
+        ('{run}', '{runs}/in_use', 'in_use is not empty; give a new folder, or --force'),
         ('{run}', '{runs}/in_use/thesis.txt', 'thesis.txt is a file; an export needs a folder'),
         ('{run}', '{runs}/in_use/thesis.txt/out', 'thesis.txt/out cannot be written'),
     ],

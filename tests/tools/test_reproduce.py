@@ -185,6 +185,11 @@ def test_a_pack_trains_elsewhere_and_its_archive_comes_home(
 
     archives = sorted(pack.glob('runs-*.tar.gz'))
     assert len(archives) == 2 and all(file.stat().st_size <= 0.7e6 for file in archives)
+    assert script('tools/reproduce.py', plan, '--collect', archives[0], '--set', 'epochs=2') == 2
+    assert (
+        f'{archives[0]} holds a run base_seed3 of another recipe than the plan has: epochs was 1, is 2; give the'
+        in (capsys.readouterr().err)
+    )
     assert script('tools/reproduce.py', plan, '--collect', *archives) == 0
     told = capsys.readouterr().out
     assert 'base_seed3: finished\nbase_seed4: finished\n' in told and '| base, hold-out | 2 |' in told
@@ -195,6 +200,9 @@ def test_a_pack_trains_elsewhere_and_its_archive_comes_home(
     assert script('tools/export.py', home, tmp_path / 'out' / 'base_seed4', '--to', tmp_path / 'exported') == 0
     scores = tmp_path / 'scores.json'
     assert script('tools/evaluate.py', home, '--data', 'digits_lt', '--json', scores) == 0
+    small = ('--table', '--only', 'base', '--archive', tmp_path / 'small.tar.gz', '--max-mb', '0.1')
+    assert script('tools/reproduce.py', plan, *small) == 1
+    assert f'not archived: the run {home} does not fit into 0.1 MB, but into --max-mb 0.' in capsys.readouterr().err
     # What is finished at home stays; what is of another plan is refused.
     (home / 'mine').touch()
     assert script('tools/reproduce.py', plan, '--collect', *archives) == 0

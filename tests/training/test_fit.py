@@ -583,7 +583,7 @@ def test_no_memory_to_test_with_is_one_sentence(
         raise torch.OutOfMemoryError('CUDA out of memory')
 
     with monkeypatch.context() as patch:
-        patch.setattr('ltzoo.training.measure.score_images', full)
+        patch.setattr('ltzoo.training.measure.predict', full)
         with pytest.raises(LtzooError, match=r'evaluation\.batch_size=512: go on with a smaller one and resume=auto'):
             fit(make_recipe('epochs=1'), tmp_path / 'run', progress=False)
     results = fit(make_recipe('epochs=1', 'resume=auto', 'evaluation.batch_size=7'), tmp_path / 'run', progress=False)

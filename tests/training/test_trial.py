@@ -41,15 +41,55 @@ def test_outputs_that_cannot_be_scored_are_refused(make_recipe: MakeRecipe, as_t
     model = OtherwiseInTests(as_tuple)
     learner = Learner(model, create_objective('ce', model, torch.tensor([5, 3, 1])))
     with pytest.raises(RecipeError, match=rf'returns {given} for 2 images, where logits of shape \(2, 3\)'):
-        try_step(learner, [(8, 8)], 3, make_recipe(), Accelerator(cpu=True))
+        try_step(learner, [(8, 8)], torch.tensor([5, 3, 1]), make_recipe(), Accelerator(cpu=True))
 
 
 def test_it_leaves_no_trace(make_recipe: MakeRecipe) -> None:
     model = ltzoo.create_model('resnet20_cifar', num_classes=3, head='cosine')
     learner = Learner(model, create_objective('bcl', model, torch.tensor([5, 3, 1])))
     before, drawn = copy.deepcopy(learner.state_dict()), torch.get_rng_state()
-    try_step(learner, [(8, 8)] * 3, 3, make_recipe(), Accelerator(cpu=True))
+    try_step(learner, [(8, 8)] * 3, torch.tensor([5, 3, 1]), make_recipe(), Accelerator(cpu=True))
     after = learner.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert all(parameter.grad is None for parameter in learner.parameters())
     assert torch.equal(drawn, torch.get_rng_state())
+
+
+class Unfit(nn.Module):
+    """A network that trains, but not by groups, or has no gradients of single samples."""
+
+    num_classes = 3
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.mix, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = images.flatten(1, 2)
+        if self.kind == 'attention':
+            tokens = self.mix(tokens, tokens, tokens)[0]
+        elif self.training is False and float(tokens.mean()) > 1e9:
+            tokens = tokens * 2
+        return self.head(tokens.mean(1))
+
+
+@pytest.mark.parametrize(
+    ('kind', 'settings', 'message'),
+    [
+        ('attention', 'method={}', 'no step can be taken with .*: nn.MultiheadAttention lays samples'),
+        ('branch', 'method={sharpness: null}', 'no step can be taken with .*vmap'),
+    ],
+)
+def test_what_the_method_cannot_train_is_refused_before_the_first_epoch(
+    make_recipe: MakeRecipe, kind: str, settings: str, message: str
+) -> None:
+    model = Unfit(kind)
+    counts = torch.tensor([5, 3, 1])
+    learner = Learner(model, create_objective('ce', model, counts))
+    try_step(learner, [(8, 8)], counts, make_recipe(), Accelerator(cpu=True))
+    with pytest.raises(RecipeError, match=message):
+        try_step(learner, [(8, 8)], counts, make_recipe(settings), Accelerator(cpu=True))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ltzoo.data.augment import _affine, _pixels
 from ltzoo.data.augment._affine import Filling
-from ltzoo.data.augment.op import Params, apply_where
+from ltzoo.data.augment.op import apply_where
 
 __all__ = ['IDENTITY', 'NAMES', 'apply_operations', 'magnitude_table']
 
@@ -59,9 +59,5 @@ def apply_operations(images: Tensor, operation: Tensor, magnitude: Tensor, filli
     changes: dict[str, Callable[[Tensor, Tensor], Tensor]] = {**moving, **COLOURING}
     for index, name in enumerate(NAMES):
         if index != IDENTITY:
-            images = apply_where(operation == index, images, partial(_change, changes[name]), {'magnitude': magnitude})
+            images = apply_where(operation == index, images, changes[name], magnitude)
     return images
-
-
-def _change(change: Callable[[Tensor, Tensor], Tensor], images: Tensor, params: Params) -> Tensor:
-    return change(images, params['magnitude'])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,18 +55,10 @@ class ColorJitter(Op):
         active = [i for i, x in enumerate((self.brightness, self.contrast, self.saturation, self.hue)) if x > 0]
         for place in range(4):
             for i in active:
-                images = apply_where(
-                    params['chosen'] & (params['order'][:, place] == i),
-                    images,
-                    partial(_change, i),
-                    {'amount': params['amount'][:, i]},
-                )
+                now = params['chosen'] & (params['order'][:, place] == i)
+                images = apply_where(now, images, CHANGES[i], params['amount'][:, i])
         return images
 
     def on_picture(self) -> v2.Transform:
         jitter = v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)
         return jitter if self.p == 1 else v2.RandomApply([jitter], self.p)
-
-
-def _change(index: int, images: Tensor, params: Params) -> Tensor:
-    return CHANGES[index](images, params['amount'])

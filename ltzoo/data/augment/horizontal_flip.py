@@ -28,7 +28,7 @@ class HorizontalFlip(Op):
         return {'flip': torch.rand(n, generator=generator, device=generator.device) < self.p}
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
-        return apply_where(params['flip'], images, lambda chosen, _: chosen.flip(3), {})
+        return apply_where(params['flip'], images, lambda chosen: chosen.flip(3))
 
     def on_picture(self) -> v2.Transform:
         return v2.RandomHorizontalFlip(self.p)

@@ -125,18 +125,18 @@ def join_rows(parts: Sequence[Params]) -> Params:
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
-def apply_where(mask: Tensor, images: Tensor, change: Callable[[Tensor, Params], Tensor], params: Params) -> Tensor:
-    """Change the images that `mask` (bool, (n,)) selects.
+def apply_where(mask: Tensor, images: Tensor, change: Callable[..., Tensor], *amounts: Tensor) -> Tensor:
+    """Change the images that `mask` (bool, (n,)) selects by `change(images, *amounts)`; each amount is (n,).
 
     On a CPU only those are computed; elsewhere all are and the others thrown away, because to count them the host
     would have to wait for the device.
     """
     if not _only_chosen(images):
-        return torch.where(mask.view(-1, 1, 1, 1), change(images, params), images)
+        return torch.where(mask.view(-1, 1, 1, 1), change(images, *amounts), images)
     rows = mask.nonzero().squeeze(1)
     if len(rows) == 0:
         return images
-    changed = change(images.index_select(0, rows), take_rows(params, rows))
+    changed = change(images.index_select(0, rows), *(amount[rows] for amount in amounts))
     # Selecting whole images from old and new together copies them in one piece each; writing into rows does not.
     source = torch.arange(len(images)).index_copy_(0, rows, torch.arange(len(rows)) + len(images))
     return torch.cat([images, changed]).index_select(0, source)

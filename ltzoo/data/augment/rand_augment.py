@@ -86,9 +86,9 @@ class RandAugment(Op):
 
 @functools.cache
 def _space(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the operations, and of each slope and offset of its magnitude, and whether that is whole and has a sign.
+    """Return of every operation its index, slope and offset of its magnitude, if it is whole and if it has a sign.
 
-    The magnitude is slope x level + offset.
+    The magnitude is slope x level + offset; a whole one is rounded down, and one with a sign gets it by chance.
     """
     blend, shear, side = (1.8 / LEVELS, -0.9), 0.3 / LEVELS, TRANSLATION / LEVELS
     space = {

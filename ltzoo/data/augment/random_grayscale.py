@@ -29,7 +29,7 @@ class RandomGrayscale(Op):
         return {'chosen': torch.rand(n, generator=generator, device=generator.device) < self.p}
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
-        return apply_where(params['chosen'], images, lambda some, _: grey(some).to(some.dtype).expand_as(some), {})
+        return apply_where(params['chosen'], images, lambda some: grey(some).to(some.dtype).expand_as(some))
 
     def on_picture(self) -> v2.Transform:
         return v2.RandomGrayscale(self.p)

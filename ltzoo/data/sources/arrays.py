@@ -60,7 +60,8 @@ def _dataset(name: str, available: Collection[str], load: Callable[[str], np.nda
     if missing:
         found = ', '.join(sorted(available)) or 'nothing'
         raise DataError(
-            f'{name} has no array {missing[0]}; it must hold {", ".join(pairs[0] + pairs[1])}, and holds {found}'
+            f'{name} has no array {missing[0]}; it must hold {" and ".join(pairs[0])}, can hold '
+            f'{", ".join(pairs[1] + pairs[2])}, and holds {found}'
         )
 
     def part(images_key: str, labels_key: str) -> tuple[np.ndarray, np.ndarray]:

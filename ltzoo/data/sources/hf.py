@@ -79,7 +79,8 @@ def hf(location: Path, download: bool) -> Dataset:
     except FileNotFoundError as error:
         raise MissingDataError(f'hf:{place} cannot be found: {_first_line(error)}') from error
     except (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError) as error:
-        raise DataError(f'hf:{place} cannot be loaded: {_first_line(error)}') from error
+        nor = '' if location.exists() else f', and there is no folder {place}'
+        raise DataError(f'hf:{place} cannot be loaded: {_first_line(error)}{nor}') from error
     if isinstance(tables, datasets.Dataset):
         tables = {'train': tables}
     if 'train' not in tables:
