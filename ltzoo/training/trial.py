@@ -83,8 +83,9 @@ def _try_method(
         snapshots='memory',
         sharpness=settings.sharpness and replace(settings.sharpness, start_epoch=0),
     )
-    # Noise of the most and the least frequent classes, which are in different groups if any are.
-    labels = class_counts.argsort(descending=True)[[0, -1][: len(views[0])]]
+    # Noise of the most and the least frequent classes that have images, which are in different groups if any are.
+    order = class_counts.argsort(descending=True)
+    labels = order[class_counts[order] > 0][[0, -1][: len(views[0])]]
     prior = trial.objective.logit_adjustment
     method = GkpGsa(trial, trial.model, class_counts, labels.numpy(), 2, settings, log_prior=prior)
     on_device = labels.to(views[0].device)
