@@ -81,13 +81,17 @@ class GroupedWeights(TorchFunctionMode):
         """Note the rows of what was made of rows."""
         largest = max((t for t in tensors if hasattr(t, '_rows')), key=Tensor.numel)
         for out in _tensors((result,)):
-            if getattr(func, '__name__', '') == 'repeat_interleave' and len(out) != len(largest):
-                raise SharpnessError(
-                    'repeat_interleave mixes copies and samples, which groups cannot tell apart: use cat'
-                )
             if not hasattr(out, '_rows'):
                 rows: Rows = largest._rows  # type: ignore[attr-defined]
-                _tag(out, rows if func in _MOVES else rows.resized(largest, out))
+                if func in _REPEATS and rows.fits(largest) and len(out) != len(largest):
+                    if len(tensors) > 1:
+                        raise SharpnessError(
+                            'repeat_interleave repeats rows as a tensor says, which groups cannot follow'
+                        )
+                    # Every row several times, one after the other, as if it were cut up.
+                    _tag(out, rows.resized(out.view(len(largest), -1), out))
+                else:
+                    _tag(out, rows if func in _MOVES else rows.resized(largest, out))
 
     def call_grouped(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
@@ -278,6 +282,8 @@ _SPECIAL: dict[Any, Callable[..., Tensor | None]] = {
 }
 
 _EXPANDS = (Tensor.expand, Tensor.expand_as, Tensor.repeat, torch.broadcast_to)
+
+_REPEATS = (Tensor.repeat_interleave, torch.repeat_interleave)
 
 # They carry the rows to another dimension, from which they come back unchanged.
 _MOVES = (Tensor.permute, torch.permute, Tensor.transpose, torch.transpose, Tensor.movedim, torch.movedim, Tensor.T)

@@ -19,6 +19,7 @@ from ltzoo.data import (
     split_off,
     with_holdout,
 )
+from ltzoo.data.holdout import from_parts
 
 
 def numbered(labels: list[int] | np.ndarray, first: int = 0) -> Split:
@@ -157,6 +158,11 @@ def test_files_stay_files(tmp_path: Path) -> None:
 def test_split_off_one_image_a_class_stays() -> None:
     rest, part = split_off(numbered([0, 1, 2]))
     assert (len(rest), len(part)) == (3, 0)
+
+
+def test_a_set_with_one_image_a_class_has_no_test_part_to_be_drawn() -> None:
+    with pytest.raises(DataError, match='no class of folder:mine has two images, so that no test part can be drawn'):
+        from_parts('folder:mine', [numbered([0, 1, 2])], ('a', 'b', 'c'))
 
 
 def test_unfit_input_is_refused(longtailed: Dataset) -> None:

@@ -127,6 +127,17 @@ class StackedHalves(nn.Module):
         return self.layer(torch.stack([x, x.flip(1)]).flatten(0, 1)).tanh().unflatten(0, (2, -1)).sum(0)
 
 
+class EachTwice(nn.Module):
+    """Every image twice, one behind the other, as GCViT repeats its global queries for every window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(192, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1).repeat_interleave(2, dim=0)).tanh().unflatten(0, (-1, 2)).sum(1)
+
+
 def input_of(make: Callable[[], nn.Module]) -> Tensor:
     side = {swin: 16, convnext: 32}.get(make, 8)
     return torch.randn(len(LABELS), 3, side, side)
@@ -182,7 +193,7 @@ def assert_plain_autograd_on_subsets(
 
 
 @pytest.mark.parametrize(
-    'make', [vit, swin, convnext, cosine_groupnorm, lstm, lstm_last, gru_last, ScaledInPlace, StackedHalves]
+    'make', [vit, swin, convnext, cosine_groupnorm, lstm, lstm_last, gru_last, ScaledInPlace, StackedHalves, EachTwice]
 )
 @pytest.mark.parametrize('moved', [False, True])
 def test_without_batchnorm_each_group_is_plain_autograd_on_its_subset(
@@ -305,13 +316,13 @@ class Attention(nn.Module):
         return self.head(self.mix(x, x, x)[0].mean(1))
 
 
-class Repeated(nn.Module):
+class RepeatedUnevenly(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(192, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(x.flatten(1).repeat_interleave(2, 0)).unflatten(0, (-1, 2)).sum(1)
+        return self.head(x.flatten(1).repeat_interleave(torch.tensor([1, 3] * 4), 0))[:8]
 
 
 @pytest.mark.parametrize(
@@ -319,7 +330,7 @@ class Repeated(nn.Module):
     [
         (SequenceFirst, 'linear brings weights to an activation whose first dimension is not the samples'),
         (Attention, 'nn.MultiheadAttention lays samples along the second dimension'),
-        (Repeated, 'repeat_interleave mixes copies and samples'),
+        (RepeatedUnevenly, 'repeat_interleave repeats rows as a tensor says'),
     ],
 )
 def test_networks_whose_samples_cannot_be_told_apart_are_refused(

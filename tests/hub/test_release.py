@@ -29,7 +29,7 @@ from ltzoo.training.recipe import Recipe, load_recipe
 
 Train = Callable[..., nn.Module]
 KEYS = ('top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece')
-COMMAND = 'recipes/train.py /secret/own.yaml data.name=folder:/secret/photos epochs=3'
+COMMAND = "recipes/train.py /secret/own.yaml 'data.name=folder:/secret/my photos' epochs=3"
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_a_run_without_a_score_is_refused(make_run: Callable[..., Path], tmp_pat
 
 def test_nothing_of_the_machine_is_released(make_run: Callable[..., Path], tmp_path: Path) -> None:
     results = release([make_run(0, 50.0)], tmp_path / 'out')
-    assert results['recipe'] == "own.yaml 'data.name=folder:photos' 'epochs=3'"
+    assert results['recipe'] == "own.yaml 'data.name=folder:my photos' 'epochs=3'"
     assert results['data'] == 'pets_lt'
     for file in (tmp_path / 'out').rglob('*'):
         assert not file.is_file() or b'secret' not in file.read_bytes(), file

@@ -172,6 +172,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (['model.name=resnet32_cifr'], 'the nearest are resnet32_cifar'),
         (['model.name=timm/resnet118'], 'the nearest are timm/resnet18'),
         (['model.pretrained=true'], 'resnet32_cifar is an architecture without published weights'),
+        (['model.pretraind=true'], 'there is no key model.pretraind; did you mean pretrained?'),
         (['model.head=cosin'], "no head is called 'cosin'"),
         (['data.name=digitz_lt'], "no data set is called 'digitz_lt'; did you mean digits_lt?"),
         (['views=digit_plain'], "no views are called 'digit_plain'; did you mean digits_plain?"),

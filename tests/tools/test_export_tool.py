@@ -112,6 +112,7 @@ def runs(digits_run: Path, tmp_path: Path) -> Path:
         ('{runs}/nowhere', '{runs}/out', 'there is no run folder {runs}/nowhere;'),
         ('resnet32_cifar_ce', '{runs}/a.tflite', 'its name becomes FILE.onnx or FILE.pt2, not {runs}/a.tflite'),
         ('{run}', '{runs}/a.onnxx', 'a.onnxx ends in .onnxx: take .onnx or .pt2, or the name of a folder'),
+        ('{run}', '{runs}/a.PT2', 'a.PT2 ends in .PT2: take .onnx or .pt2, or the name of a folder'),
         ('{run}/model', '{runs}/out', 'model holds no run: recipe.yaml is missing'),
         ('{runs}/damaged', '{runs}/out', 'damaged/model are damaged or of another model'),
         ('{runs}/emptied', '{runs}/out', 'there is no folder {runs}/emptied/model'),

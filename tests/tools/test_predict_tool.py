@@ -98,6 +98,9 @@ def test_what_cannot_be_read(
     (pictures / 'b.PNG').write_bytes(b'')
     said = refused(pictures)
     assert 'b.PNG' in said and '--skip-unreadable leaves such images out' in said
+    # What is misspelled is said before all images are read.
+    assert script('tools/predict.py', f'{digits_run}_', pictures, '--skip-unreadable') == 2
+    assert 'left out' not in capsys.readouterr().err + caplog.text
     assert script('tools/predict.py', digits_run, pictures, '--skip-unreadable') == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert 'left out: ' in caplog.text and 'b.PNG' in caplog.text

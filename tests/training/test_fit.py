@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -35,7 +36,7 @@ from ltzoo.training.fit import fit
 from ltzoo.training.loop import DivergedError
 from ltzoo.training.prepare import create_accelerator, describe_batch, prepare_data
 from ltzoo.training.recipe import Recipe, RecipeError, load_recipe
-from ltzoo.training.run import RunFolder
+from ltzoo.training.run import RunFolder, describe_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / 'recipes' / 'train.py'
@@ -772,6 +773,23 @@ def test_own_files_train_even_smaller_than_the_crop_and_their_place_is_not_publi
         text = (tmp_path / 'run' / 'model' / name).read_text()
         assert 'folder:images' in text
         assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(
+    'override', ['views=cifar_plan', 'optimizer.name=adm', 'objective={name: bcee}', 'model.name=timm/resnet118']
+)
+def test_what_is_misspelled_is_refused_before_any_image_is_read(
+    override: str, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_module, 'prepare_data', lambda recipe: pytest.fail('images are read'))
+    with pytest.raises(LtzooError):
+        fit(make_recipe(override), tmp_path / 'run', progress=False)
+
+
+def test_the_command_that_a_run_records_can_be_given_to_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ['/some/recipes/train.py', 'recipes/own/bs.yaml', 'data.name=folder:/my images']
+    monkeypatch.setattr('sys.argv', words)
+    assert shlex.split(describe_environment('cpu', 1)['command']) == ['recipes/train.py', *words[1:]]
 
 
 def test_the_environments_that_a_run_was_trained_in_are_all_kept(make_recipe: MakeRecipe, tmp_path: Path) -> None:
