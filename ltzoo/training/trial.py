@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from ltzoo.errors import one_line
-from ltzoo.gkpgsa import GkpGsa, GkpGsaSettings
+from ltzoo.gkpgsa import GkpGsa, GkpGsaSettings, diagonal_fisher
 from ltzoo.training.learner import Learner, create_optimizer
 from ltzoo.training.recipe import Recipe, RecipeError
 
@@ -75,11 +74,10 @@ def _try_method(
     settings: GkpGsaSettings,
     accelerator: Accelerator,
 ) -> None:
-    """Take a step of the method and end an epoch, as if there were groups from the first epoch on."""
+    """Take a step of the method, as if there were groups from the start, and the Fisher diagonal of a sample."""
     settings = replace(
         settings,
         group_by='frequency' if settings.group_by == 'bank' else settings.group_by,
-        first_grouping=1,
         snapshots='memory',
         sharpness=settings.sharpness and replace(settings.sharpness, start_epoch=0),
     )
@@ -90,9 +88,8 @@ def _try_method(
     method = GkpGsa(trial, trial.model, class_counts, labels.numpy(), 2, settings, log_prior=prior)
     on_device = labels.to(views[0].device)
 
-    def samples(indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        yield views[0][indices], on_device[indices]
-
     method.start_epoch(0)
     method.gradient(trial, [(views, on_device)], autocast=accelerator.autocast)
-    method.end_epoch(0, samples)
+    if settings.preservation is not None:
+        sample = [(views[0][:1], on_device[:1])]
+        diagonal_fisher(trial.model, method.encoder, sample, settings.preservation.fisher, log_prior=prior)
