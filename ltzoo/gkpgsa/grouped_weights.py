@@ -81,17 +81,17 @@ class GroupedWeights(TorchFunctionMode):
         """Note the rows of what was made of rows."""
         largest = max((t for t in tensors if hasattr(t, '_rows')), key=Tensor.numel)
         for out in _tensors((result,)):
-            if not hasattr(out, '_rows'):
-                rows: Rows = largest._rows  # type: ignore[attr-defined]
-                if func in _REPEATS and rows.fits(largest) and len(out) != len(largest):
-                    if len(tensors) > 1:
-                        raise SharpnessError(
-                            'repeat_interleave repeats rows as a tensor says, which groups cannot follow'
-                        )
-                    # Every row several times, one after the other, as if it were cut up.
-                    _tag(out, rows.resized(out.view(len(largest), -1), out))
-                else:
-                    _tag(out, rows if func in _MOVES else rows.resized(largest, out))
+            if hasattr(out, '_rows'):
+                continue
+            rows: Rows = largest._rows  # type: ignore[attr-defined]
+            if func in _REPEATS and rows.fits(largest) and len(out) != len(largest):
+                if len(tensors) > 1:
+                    raise SharpnessError('repeat_interleave repeats rows as a tensor says, which groups cannot follow')
+                # Every row several times, one after the other, as if it were cut up.
+                rows = rows.resized(out.view(len(largest), -1), out)
+            elif func not in _MOVES:
+                rows = rows.resized(largest, out)
+            _tag(out, rows)
 
     def call_grouped(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]

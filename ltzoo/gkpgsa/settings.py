@@ -78,9 +78,9 @@ class SharpnessSettings:
                 raise SharpnessError(f'radius_by_group must be 0 or more for every group, not {self.radius_by_group}')
         if not 0 <= self.ema_decay < 1:
             raise SharpnessError(f'ema_decay must be 0 or more and below 1, not {self.ema_decay}')
-        if self.mode == 'focal' and self.radius is None:
-            raise SharpnessError('mode focal needs radius, the length of its perturbation')
         if self.mode == 'focal':
+            if self.radius is None:
+                raise SharpnessError('mode focal needs radius, the length of its perturbation')
             without = ('direction', 'global_gradient', 'radius_by_group', 'clamp', 'adaptive', 'regulariser',
                        'ascent', 'ascent_views')  # fmt: skip
             for name in without:
