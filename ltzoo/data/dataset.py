@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -171,6 +171,15 @@ class Dataset:
     def class_counts(self) -> np.ndarray:
         """Training images per class: int64, shape (C,)."""
         return np.bincount(self.train.labels, minlength=self.num_classes)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells these images and classes from others, in JSON's types."""
+        return {
+            'class_counts': self.class_counts.tolist(),
+            'class_names': list(self.class_names),
+            'drawn_from': self.drawn_from,
+            'images': f'{self.train.digest()} {self.test.digest()}',
+        }
 
     def longtailed(
         self, imbalance_ratio: float, kind: ProfileKind = 'exp', seed: int = 0, largest: int | None = None

@@ -168,8 +168,7 @@ class GkpGsa:
             with hook:
                 return losses(views, labels)
 
-        take = self.sharpness.step if self.sharp else self.sharpness.ordinary_step
-        report = take(observed, pieces, loss_scale=loss_scale, autocast=autocast)
+        report = self.sharpness.step(observed, pieces, perturbed=self.sharp, loss_scale=loss_scale, autocast=autocast)
         for features, labels in seen:
             self._observe(features, labels)
         self._lengths += report.length

@@ -119,6 +119,7 @@ class GroupedSharpness:
         losses: Losses,
         pieces: Sequence[tuple[Views, Tensor]],
         *,
+        perturbed: bool = True,
         loss_scale: Tensor | float = 1.0,
         autocast: Callable[[], Any] | None = None,
     ) -> StepReport:
@@ -128,19 +129,23 @@ class GroupedSharpness:
             losses: the objective; its forward pass runs on `module`. With `ascent_views='first'` it is also called
                 with the first view alone.
             pieces: views and labels of this process's samples, cut up if the batch does not fit at once.
+            perturbed: False for the gradient at the weights themselves.
             loss_scale: what the loss is multiplied by for fp16; the gradient keeps it.
             autocast: makes the context of the forward passes.
 
         Returns:
             What there is to log, on the device.
         """
-        first_only = self.settings.ascent_views == 'first'
-        if not self.static:
+        if perturbed and not self.static:
             pieces = [self._sorted(views, labels) for views, labels in pieces]
-        run = self._passes(losses, pieces, autocast, loss_scale)
+        run = Passes(losses, pieces, self.layout, self.class_groups, self.groups, self.static, autocast, loss_scale)
+        if not perturbed:
+            return self._ordinary(run)
         theta = self.layout.flatten([p.detach() for p in self.layout.parameters])
-        if self.settings.mode == 'focal':
-            return self._focal_step(run, theta)
+        return self._focal(run, theta) if self.settings.mode == 'focal' else self._grouped(run, theta)
+
+    def _grouped(self, run: Passes, theta: Tensor) -> StepReport:
+        first_only, loss_scale = self.settings.ascent_views == 'first', run.loss_scale
         shares = run.shares()
 
         fresh = self.settings.ascent == 'fresh' or (
@@ -184,22 +189,13 @@ class GroupedSharpness:
         loss = perturbed_loss if loss is None else loss
         return StepReport(loss, perturbed_loss, lengths, gradient.norm() / loss_scale, regulariser)
 
-    def ordinary_step(
-        self,
-        losses: Losses,
-        pieces: Sequence[tuple[Views, Tensor]],
-        *,
-        loss_scale: Tensor | float = 1.0,
-        autocast: Callable[[], Any] | None = None,
-    ) -> StepReport:
-        """Put the gradient at the weights themselves into `grad`; arguments as for `step`."""
-        run = self._passes(losses, pieces, autocast, loss_scale)
+    def _ordinary(self, run: Passes) -> StepReport:
         loss, (gradient,) = run.whole(None)
         self._set_grad(gradient, run.used)
         nothing = torch.zeros(self.groups, device=gradient.device)
-        return StepReport(loss, loss, nothing, gradient.norm() / loss_scale, nothing.sum())
+        return StepReport(loss, loss, nothing, gradient.norm() / run.loss_scale, nothing.sum())
 
-    def _focal_step(self, run: Passes, theta: Tensor) -> StepReport:
+    def _focal(self, run: Passes, theta: Tensor) -> StepReport:
         """Focal-SAM (arXiv:2505.01660): two forward and three backward passes, however many groups."""
         settings = self.settings
         assert settings.radius is not None
@@ -243,15 +239,6 @@ class GroupedSharpness:
     def static(self) -> bool:
         """Whether a step's shapes are static, see `static_shapes`."""
         return self.static_shapes and (self.settings.mode == 'focal' or self.groups <= MOST_AT_ONCE)
-
-    def _passes(
-        self,
-        losses: Losses,
-        pieces: Sequence[tuple[Views, Tensor]],
-        autocast: Callable[[], Any] | None,
-        loss_scale: Tensor | float,
-    ) -> Passes:
-        return Passes(losses, pieces, self.layout, self.class_groups, self.groups, self.static, autocast, loss_scale)
 
     def _set_grad(self, gradient: Tensor, used: set[int]) -> None:
         """Put the gradient into `grad`; what the loss does not use has none, so that weight decay passes it by."""

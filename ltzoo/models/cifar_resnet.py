@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from timm.layers import create_classifier, get_device_dtype
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock
 
@@ -75,14 +74,8 @@ class CifarResNet(StagedResNet):
             {'num_chs': 4 * width, 'reduction': 4, 'module': 'layer3'},
         ]
         self.num_features = 4 * width
-        self._make_head(num_classes, global_pool)
+        super().reset_classifier(num_classes, global_pool)
         self.apply(_init_weights)
-
-    def _make_head(self, num_classes: int, global_pool: str) -> None:
-        self.global_pool, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=global_pool, **get_device_dtype(self)
-        )
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Make a new classifier for `num_classes` (0: none), and a new pooling if one is given."""

@@ -7,7 +7,7 @@ narrower; Zhang et al., Self-Supervised Aggregation of Diverse Experts (SADE, Ne
 
 # No postponed annotations: torch.fx writes those of forward into the code that it makes, and TorchScript reads them.
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,10 @@ class _Experts(nn.Module):
         super().__init__()
         self.experts = nn.ModuleList(stages)
         self.fan_out = fan_out
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        # timm recomputes what a stage consists of; this one as a whole.
+        yield self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = [x] * len(self.experts) if self.fan_out else x.chunk(len(self.experts), dim=1)
@@ -147,19 +151,31 @@ class ExpertResNet(StagedResNet):
             self.layer4 = stages[3]
         self.num_features = width * num_experts
         self.apply(_init_weights)
-        self._make_head(num_classes, global_pool)
+        self.reset_classifier(num_classes, global_pool)
 
-    def _make_head(self, num_classes: int, global_pool: str) -> None:
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return timm's parameter groups, with the experts' of one depth together."""
+        blocks = r'^layer(\d+)' if coarse else r'^layer(\d+)(?:\.experts\.\d+)?\.(\d+)'
+        return {'stem': r'^(?:conv1|bn1)', 'blocks': blocks}
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Make a new classifier for `num_classes` (0: none), and a new pooling if one is given."""
+        global_pool = self.global_pool.pool_type if global_pool is None else global_pool
         if global_pool not in ('avg', 'max', ''):
             raise HeadError(f"global_pool of experts is 'avg', 'max' or '', not {global_pool!r}")
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        self.num_classes = num_classes
         self.head_hidden_size = self.num_features
-        if num_classes == 0:
-            self.fc = nn.Identity()
-            return
-        self.fc = ExpertLinear(
-            self.num_features, num_classes, self.num_experts, self.head, self.head_scale, **get_device_dtype(self)
+        self.fc = (
+            ExpertLinear(
+                self.num_features, num_classes, self.num_experts, self.head, self.head_scale, **get_device_dtype(self)
+            )
+            if num_classes
+            else nn.Identity()
         )
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:

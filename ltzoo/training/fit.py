@@ -16,20 +16,18 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ltzoo.data import Dataset, require_readable, with_place, without_folders
+from ltzoo.data import require_readable, with_place, without_folders
 from ltzoo.data.loader import Batch
 from ltzoo.errors import LtzooError, one_line
 from ltzoo.evaluation import Scores, plot_accuracy
 from ltzoo.evaluation.metrics import SCORES
 from ltzoo.files import write_atomically
 from ltzoo.hub import export_model
-from ltzoo.training.checkpoint import CheckpointError, Training, save_checkpoint
+from ltzoo.training.checkpoint import CheckpointError, save_checkpoint
 from ltzoo.training.learner import Learner, learning_rate_factor
 from ltzoo.training.loop import DivergedError, train_one_epoch
-from ltzoo.training.measure import image_config, measure, training_samples
 from ltzoo.training.plots import plot_curves
 from ltzoo.training.prepare import (
-    Prepared,
     check_names,
     create_accelerator,
     prepare_data,
@@ -38,6 +36,8 @@ from ltzoo.training.prepare import (
 )
 from ltzoo.training.recipe import Recipe
 from ltzoo.training.run import RunFolder, describe_environment
+from ltzoo.training.sizes import image_config
+from ltzoo.training.training import Training
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +84,14 @@ def _train(
     dataset = prepare_data(recipe)
     begun = folder.checkpoint.exists()
     # A checkpoint holds all weights, so that going on needs no others.
-    made = prepare_training(recipe, dataset, accelerator, folder.bank, pretrained=recipe.model.pretrained and not begun)
+    pretrained = recipe.model.pretrained and not begun
+    training = prepare_training(recipe, dataset, accelerator, folder.bank, pretrained=pretrained)
     if recipe.data.unreadable == 'stop' and not begun and accelerator.is_main_process:
         # Training meets its own images in the first epoch, those of the test only after the last one.
         require_readable(dataset.test)
-    ema = None
     if recipe.ema_decay is not None:
-        ema = ModelEmaV3(made.learner.model, decay=recipe.ema_decay)
-        left = recipe.ema_decay ** (recipe.epochs * made.loader.steps_per_epoch)
+        training.ema = ModelEmaV3(training.learner.model, decay=recipe.ema_decay)
+        left = recipe.ema_decay ** (recipe.epochs * training.loader.steps_per_epoch)
         if left > 0.05:
             logger.warning(
                 'ema_decay=%s: at the end of so short a run the average is still %.0f %% of the weights it starts from',
@@ -101,47 +101,34 @@ def _train(
         held.enter_context(folder.alone())
         # Another run may have been here until now.
         folder.check(recipe)
-    training = Training(
-        accelerator,
-        made.learner,
-        made.optimizer,
-        ema,
-        made.method,
-        dataset.class_counts.tolist(),
-        list(dataset.class_names),
-        dataset.drawn_from,
-        f'{dataset.train.digest()} {dataset.test.digest()}',
-    )
-    _restore(folder, recipe, training)
+    _restore(folder, training)
     if recipe.trackers:
         accelerator.init_trackers('ltzoo', config={'recipe': recipe.to_yaml()})
-    measured = made.learner.model if ema is None else ema.module
-    _train_epochs(recipe, folder, training, made, measured, progress)
-    return _score_and_finish(recipe, folder, training, made.dataset, measured)
+    _train_epochs(folder, training, progress)
+    return _score_and_finish(folder, training)
 
 
-def _train_epochs(
-    recipe: Recipe, folder: RunFolder, training: Training, made: Prepared, measured: nn.Module, progress: bool
-) -> None:
+def _train_epochs(folder: RunFolder, training: Training, progress: bool) -> None:
     """Train from the epoch that `training` is in to the last one; every epoch leaves a line in the log."""
-    accelerator, ema, optimizer, method = training.accelerator, training.ema, made.optimizer, made.method
+    recipe, accelerator, ema = training.recipe, training.accelerator, training.ema
+    learner, optimizer, method = training.learner, training.optimizer, training.method
 
     def step(batch: Batch) -> Tensor:
-        loss = made.step(batch)
+        loss = training.step(batch)
         if ema is not None and not optimizer.step_was_skipped:
-            ema.update(made.learner.model)
+            ema.update(learner.model)
         return loss
 
     for epoch in range(training.epoch, recipe.epochs):
         rate = recipe.optimizer.lr * learning_rate_factor(recipe.schedule, epoch, recipe.epochs)
         for group in optimizer.param_groups:
             group['lr'] = rate
-        made.learner.train()
+        learner.train()
         if method is not None:
             method.start_epoch(epoch)
         log = train_one_epoch(
             step,
-            made.loader,
+            training.loader,
             accelerator,
             epoch=epoch,
             epochs=recipe.epochs,
@@ -151,15 +138,13 @@ def _train_epochs(
         )
         training.epoch, training.seconds = epoch + 1, training.seconds + log.seconds
         line = {'epoch': epoch, 'lr': rate, **asdict(log)}
-        _equalise(accelerator, made.learner, ema)
-        _require_finite(made.learner, epoch)
+        _equalise(accelerator, learner, ema)
+        _require_finite(learner, epoch)
         if method is not None:
-            line['method'] = method.end_epoch(
-                epoch, lambda indices: training_samples(made.dataset, indices, recipe, accelerator)
-            )
+            line['method'] = method.end_epoch(epoch, training.samples)
         every = recipe.evaluation.every_epochs
         if every and (epoch + 1) % every == 0:
-            scores = measure(measured, made.dataset.test, made.dataset, recipe, accelerator)
+            scores = training.measure(training.dataset.test)
             line['holdout'] = {key: getattr(scores, key) for key in ('top1', 'many', 'medium', 'few')}
         if recipe.trackers:
             accelerator.log(_numbers(line), step=epoch)
@@ -169,20 +154,17 @@ def _train_epochs(
             _save(folder, training)
 
 
-def _score_and_finish(
-    recipe: Recipe, folder: RunFolder, training: Training, dataset: Dataset, measured: nn.Module
-) -> dict[str, Any]:
+def _score_and_finish(folder: RunFolder, training: Training) -> dict[str, Any]:
     """Measure the trained model, write what a finished run consists of, and return its results."""
-    accelerator = training.accelerator
-    scores = measure(measured, dataset.test, dataset, recipe, accelerator)
-    results = _results(recipe, dataset, scores, training.learner, folder, training.seconds)
+    recipe, accelerator, dataset = training.recipe, training.accelerator, training.dataset
+    results = _results(folder, training, training.measure(dataset.test))
     if recipe.trackers:
         final = {f'{recipe.evaluation.split}/{key}': results[key] for key in SCORES if key != 'samples'}
         accelerator.log(_numbers(final), step=recipe.epochs)
     if recipe.evaluation.train:
-        results['train_top1'] = measure(measured, dataset.train, dataset, recipe, accelerator).top1
+        results['train_top1'] = training.measure(dataset.train).top1
     if accelerator.is_main_process:
-        _finish(folder, measured, recipe, dataset, results)
+        _finish(folder, training, results)
     return results
 
 
@@ -220,13 +202,13 @@ def _save(folder: RunFolder, training: Training) -> None:
     training.accelerator.wait_for_everyone()
 
 
-def _restore(folder: RunFolder, recipe: Recipe, training: Training) -> None:
+def _restore(folder: RunFolder, training: Training) -> None:
     """Start the run folder or continue from it."""
-    accelerator = training.accelerator
+    recipe, accelerator = training.recipe, training.accelerator
     with accelerator.main_process_first():
         state = folder.checkpoint_state()
         if state is not None:
-            _check_data(folder, recipe, training, state)
+            _check_data(folder, recipe, training.dataset.identity(), state)
         if accelerator.is_main_process:
             folder.start(recipe, describe_environment(str(accelerator.device), accelerator.num_processes), state)
     if state is None:
@@ -240,13 +222,13 @@ def _restore(folder: RunFolder, recipe: Recipe, training: Training) -> None:
         raise CheckpointError(f'{folder.checkpoint} is not of this model and optimiser: {reason}') from error
 
 
-def _check_data(folder: RunFolder, recipe: Recipe, training: Training, state: dict[str, Any]) -> None:
+def _check_data(folder: RunFolder, recipe: Recipe, now: dict[str, Any], state: dict[str, Any]) -> None:
     """Refuse to go on with other images or classes than those that the checkpoint's run was trained on.
 
     Raises:
         CheckpointError: with what to do instead.
     """
-    counts = training.class_counts
+    counts = now['class_counts']
     before = state.get('class_counts', counts)
     # A run that an unreadable image stopped goes on with fewer.
     if before != counts and recipe.data.unreadable == 'stop':
@@ -255,32 +237,31 @@ def _check_data(folder: RunFolder, recipe: Recipe, training: Training, state: di
             f'{recipe.data.name} now has {sum(counts):,} in {len(counts)}, or others in one of them: '
             'put them back, or give another output'
         )
-    if state.get('class_names', training.class_names) != training.class_names:
+    if state.get('class_names', now['class_names']) != now['class_names']:
         raise CheckpointError(
             f'output={folder.path} was trained on classes of other names, or in another order, than '
             f'{recipe.data.name} has now: name them as they were, or give another output'
         )
-    if state.get('drawn_from', training.drawn_from) != training.drawn_from:
+    if state.get('drawn_from', now['drawn_from']) != now['drawn_from']:
         raise CheckpointError(
             f'output={folder.path} was trained on other images of {recipe.data.name} than are there now, and its '
             'test part would hold some of them: put them back as they were, or give another output'
         )
-    if state.get('images') != training.images:
-        was, now = (with_place(of.data.name, of.data.data_dir) for of in (folder.read_recipe(), recipe))
+    if state.get('images') != now['images']:
+        was, here = (with_place(of.data.name, of.data.data_dir) for of in (folder.read_recipe(), recipe))
         # In their own place an unreadable image may be missing by now; elsewhere they have to be the same.
-        if was != now or ('images' in state and recipe.data.unreadable == 'stop'):
+        if was != here or ('images' in state and recipe.data.unreadable == 'stop'):
             raise CheckpointError(
-                f'output={folder.path} was trained on {was}, and {now} has other images, or other names for '
+                f'output={folder.path} was trained on {was}, and {here} has other images, or other names for '
                 'them: put them back as they were, or give another output'
             )
 
 
-def _results(
-    recipe: Recipe, dataset: Dataset, scores: Scores, learner: Learner, folder: RunFolder, seconds: float
-) -> dict[str, Any]:
+def _results(folder: RunFolder, training: Training, scores: Scores) -> dict[str, Any]:
+    recipe = training.recipe
     return {
         'model': recipe.model.name,
-        'data': dataset.name,
+        'data': training.dataset.name,
         **scores.to_json_dict(),
         'split': recipe.evaluation.split,
         'many_above': recipe.evaluation.many_above,
@@ -288,15 +269,16 @@ def _results(
         'epochs': recipe.epochs,
         'seed': recipe.seed,
         'split_seed': recipe.data.split_seed,
-        'parameters': sum(p.numel() for p in learner.model.parameters()),
-        'training_seconds': round(seconds, 1),
+        'parameters': sum(p.numel() for p in training.learner.model.parameters()),
+        'training_seconds': round(training.seconds, 1),
         'environment': json.loads(folder.environment.read_text()),
         'recipe': recipe.decides_result(),
     }
 
 
-def _finish(folder: RunFolder, model: nn.Module, recipe: Recipe, dataset: Dataset, results: dict[str, Any]) -> None:
+def _finish(folder: RunFolder, training: Training, results: dict[str, Any]) -> None:
     """Write what a finished run consists of; the results come last, so that they mean: finished."""
+    recipe, dataset = training.recipe, training.dataset
     # What is published says nothing of the folders of the machine that made it.
     data = without_folders(dataset.name)
     trained_by = copy.deepcopy(results['recipe'])
@@ -314,7 +296,7 @@ def _finish(folder: RunFolder, model: nn.Module, recipe: Recipe, dataset: Datase
         'scores': {**{key: results[key] for key in SCORES}, 'data': data},
         'environment': {key: value for key, value in results['environment'].items() if key != 'command'},
     }
-    export_model(model, folder.model, lt, **image_config(recipe, dataset), force=True)
+    export_model(training.model, folder.model, lt, **image_config(recipe, dataset), force=True)
     plot_curves(folder.read_log(), folder.path / 'curves.png')
     plot_accuracy(results, folder.path / 'accuracy.png')
     write_atomically(folder.results, json.dumps(results, indent=2) + '\n')

@@ -1,4 +1,4 @@
-"""The training loop: `fit` sets up, `train_one_epoch` trains by taking a `Step` on every batch, `measure` scores."""
+"""The training loop: `train_one_epoch` trains by taking a `Step` on every batch."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,14 @@ from ltzoo.models import ModelArgumentError, create_model
 from ltzoo.models.factory import check_model_name
 from ltzoo.training.learner import Learner, check_optimizer, create_optimizer
 from ltzoo.training.loop import Step
-from ltzoo.training.measure import image_config, view_sizes
 from ltzoo.training.recipe import Recipe, RecipeError
+from ltzoo.training.sizes import image_config, view_sizes
+from ltzoo.training.training import Training
 from ltzoo.training.trial import try_step
 
 logger = logging.getLogger(__name__)
 
 __all__ = [
-    'Prepared',
     'can_record',
     'create_accelerator',
     'create_learner',
@@ -43,21 +43,6 @@ __all__ = [
     'prepare_training',
     'warn_of_what_never_comes',
 ]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What trains: the data as it is fed, the learner on its device, and a step that takes a batch of the loader.
-
-    `optimizer` is the one that Accelerate made; `method` is GKP/GSA's state, if the recipe has it.
-    """
-
-    dataset: Dataset
-    learner: Learner
-    loader: TrainLoader
-    optimizer: Any
-    method: GkpGsa | None
-    step: Step
 
 
 def check_names(recipe: Recipe) -> None:
@@ -74,7 +59,7 @@ def check_names(recipe: Recipe) -> None:
 
 def prepare_training(
     recipe: Recipe, dataset: Dataset, accelerator: Accelerator, bank: Path, *, pretrained: bool | None = None
-) -> Prepared:
+) -> Training:
     """Make all that the recipe trains with, and seed the generators.
 
     Args:
@@ -118,7 +103,7 @@ def prepare_training(
         recorded=can_record(recipe, accelerator),
     )
     set_seed(recipe.seed, device_specific=True)
-    return Prepared(dataset, learner, loader, optimizer, method, step)
+    return Training(recipe, accelerator, dataset, learner, loader, optimizer, method, step)
 
 
 def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerator:

@@ -293,9 +293,9 @@ def test_what_the_loss_does_not_use_has_no_gradient() -> None:
     s.net.register_parameter('spare', nn.Parameter(torch.ones(3)))
     s.engine = GroupedSharpness(s.net, CLASS_GROUPS, SAMPLES, SharpnessSettings(scale=0.05), static_shapes=STATIC)
     parts = [((s.x,), s.labels)]
-    for take in (s.engine.step, s.engine.ordinary_step):
+    for perturbed in (True, False):
         s.net.zero_grad(set_to_none=True)
-        take(s.losses, parts)
+        s.engine.step(s.losses, parts, perturbed=perturbed)
         assert s.net.spare.grad is None
         assert all(p.grad is not None for name, p in s.net.named_parameters() if name != 'spare')
 

@@ -31,12 +31,13 @@ from ltzoo.evaluation import EvaluationError, evaluate_model
 from ltzoo.files import BusyError
 from ltzoo.models.factory import ModelArgumentError
 from ltzoo.training import fit as fit_module
-from ltzoo.training.checkpoint import CheckpointError, Training, load_checkpoint, save_checkpoint
+from ltzoo.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ltzoo.training.fit import fit
 from ltzoo.training.loop import DivergedError
 from ltzoo.training.prepare import create_accelerator, describe_batch, prepare_data
 from ltzoo.training.recipe import Recipe, RecipeError, load_recipe
 from ltzoo.training.run import RunFolder, describe_environment
+from ltzoo.training.training import Training
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / 'recipes' / 'train.py'
@@ -584,7 +585,7 @@ def test_no_memory_to_test_with_is_one_sentence(
         raise torch.OutOfMemoryError('CUDA out of memory')
 
     with monkeypatch.context() as patch:
-        patch.setattr('ltzoo.training.measure.predict', full)
+        patch.setattr('ltzoo.training.training.predict', full)
         with pytest.raises(LtzooError, match=r'evaluation\.batch_size=512: go on with a smaller one and resume=auto'):
             fit(make_recipe('epochs=1'), tmp_path / 'run', progress=False)
     results = fit(make_recipe('epochs=1', 'resume=auto', 'evaluation.batch_size=7'), tmp_path / 'run', progress=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import statistics
 import tempfile
 from pathlib import Path
@@ -24,7 +23,6 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from ltzoo.training.loop import Step
-    from ltzoo.training.measure import training_samples
     from ltzoo.training.prepare import create_accelerator, prepare_data, prepare_training
     from ltzoo.training.recipe import load_recipe
 
@@ -50,8 +48,6 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
                 name: [] for name in ('step', 'pull', 'epoch end', 'epoch end, regrouping')
             }
 
-            samples = functools.partial(training_samples, dataset, recipe=recipe, accelerator=accelerator)
-
             for epoch in range(epochs):
                 # One step makes the epochs' weights differ, and gives every class features to be measured on.
                 method.start_epoch(epoch)
@@ -62,7 +58,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
                     times['pull'].append(seconds_of(method.after_step, recipe.optimizer.lr))
                 since = epoch + 1 - groups
                 name = 'epoch end, regrouping' if since >= 0 and since % period == 0 else 'epoch end'
-                times[name].append(seconds_of(method.end_epoch, epoch, samples))
+                times[name].append(seconds_of(method.end_epoch, epoch, made.samples))
             of_epoch = statistics.median(times['step']) * loader.steps_per_epoch
             often, seldom = statistics.median(times['epoch end']), statistics.median(times['epoch end, regrouping'])
             results['groups'][groups] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import math
 import os
@@ -146,7 +145,6 @@ def time_steps(recipe: Any, dataset: Any, accelerator: Any, steps: int, folder: 
     import torch
 
     from ltzoo.recorded import WARM_UP
-    from ltzoo.training.measure import training_samples
     from ltzoo.training.prepare import prepare_training
 
     gc.collect()
@@ -163,10 +161,9 @@ def time_steps(recipe: Any, dataset: Any, accelerator: Any, steps: int, folder: 
     if method is not None and method.needs_bank:
         # One step has not shown every class to the bank, whose groups need a snapshot each.
         method.bank.update(0, torch.zeros(dataset.num_classes, dtype=torch.float64), method.encoder)
-        samples = functools.partial(training_samples, dataset, recipe=recipe, accelerator=accelerator)
         due = recipe.method.first_grouping - 1 + recipe.method.regroup_every
         with peak_of(device) as peak_end:
-            said['epoch_end_seconds'] = seconds_of(method.end_epoch, due, samples)
+            said['epoch_end_seconds'] = seconds_of(method.end_epoch, due, made.samples)
         said['epoch_end_peak_bytes'] = peak_end[0]
         method.start_epoch(min(due + 1, recipe.epochs - 1))
     with peak_of(device) as peak:
