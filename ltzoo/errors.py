@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ['LtzooError', 'at_least', 'command_line', 'did_you_mean', 'import_named', 'one_line']
+__all__ = ['LtzooError', 'at_least', 'command_line', 'did_you_mean', 'import_named', 'one_line', 'one_of']
 
 
 class LtzooError(Exception):
@@ -27,6 +27,17 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6, otherwise
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f'; did you mean {near[0]}?' if near else otherwise
+
+
+def one_of(name: str, value: str, known: Iterable[str], error: type[LtzooError] = LtzooError) -> None:
+    """Refuse a value that is none of those known.
+
+    Raises:
+        error: with the nearest of them.
+    """
+    known = tuple(known)
+    if value not in known:
+        raise error(f'{name} is {value!r}{did_you_mean(str(value), known, otherwise="")}: it can be {", ".join(known)}')
 
 
 def one_line(error: BaseException) -> str:

@@ -86,7 +86,7 @@ def find_images(places: list[Path]) -> list[Path]:
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    from ltzoo.data.sources.folder import files_below
+    from ltzoo.data.sources.folder import images_below, warn_of_others
 
     files: list[Path] = []
     for place in places:
@@ -94,7 +94,8 @@ def find_images(places: list[Path]) -> list[Path]:
             raise LtzooError(f'there is no image or folder {place}')
         found = [place]
         if place.is_dir():
-            found = [Path(file) for file in files_below(place) if file.lower().endswith(IMG_EXTENSIONS)]
+            found, others = images_below(place)
+            warn_of_others(place, others)
             if not found:
                 raise LtzooError(f'{place} holds no images: their names end in {", ".join(IMG_EXTENSIONS)}')
         files += found

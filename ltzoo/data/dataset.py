@@ -52,13 +52,19 @@ class Split:
 
     Attributes:
         images: N images.
-        labels: int64, shape (N,).
+        labels: int64, shape (N,); given as any integers.
     """
 
     images: Images
     labels: np.ndarray
 
     def __post_init__(self) -> None:
+        labels = np.asarray(self.labels)
+        if labels.ndim != 1 or (labels.size and labels.dtype.kind not in 'iu'):
+            raise DataError(
+                f'labels are {labels.dtype} of shape {labels.shape}, where integers of shape (N,) are needed'
+            )
+        object.__setattr__(self, 'labels', labels.astype(np.int64, copy=False))
         if len(self.images) != len(self.labels):
             raise DataError(f'{len(self.images)} images but {len(self.labels)} labels')
 
@@ -139,8 +145,10 @@ class Dataset:
     drawn_from: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, 'class_names', tuple(self.class_names))
         if self.num_classes < 2:
-            raise DataError(f'{self.name} has {self.num_classes} class; a classifier needs at least 2')
+            only = f', {self.class_names[0]}' if self.class_names else ''
+            raise DataError(f'{self.name} has {self.num_classes} class{only}; a classifier needs at least 2')
         for part, split in self.parts.items():
             if len(split) == 0:
                 raise DataError(f'the {part} part of {self.name} has no images')
@@ -227,9 +235,15 @@ def register_source(
         name: what users write.
         needs_location: there is no usual place: the user says where (`name:WHERE` or `data_dir`).
         default_ratio: imbalance ratio of plain `<name>_lt`.
+
+    Raises:
+        DataError: if the name is that of another module's source.
     """
 
     def decorate(read: Source) -> Source:
+        # The same one again is a module loaded anew, or a notebook's cell.
+        if name in _SOURCES and getattr(_SOURCES[name].read, '__module__', '') != getattr(read, '__module__', ''):
+            raise DataError(f'the name {name} is that of another source of data: choose another')
         _SOURCES[name] = _Entry(read, needs_location, default_ratio)
         return read
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, drop_unreadable, load_data
 from ltzoo.data.images import ArrayImages, join_images
+from ltzoo.errors import one_of
 
 __all__ = ['from_parts', 'load_parts', 'split_off', 'with_holdout']
 
@@ -184,9 +185,11 @@ def load_parts(
         unreadable: `skip` leaves out images that cannot be decoded.
 
     Raises:
-        DataError: if no training image of a class can be decoded.
+        DataError: if `split` or `unreadable` is another word, or no training image of a class can be decoded.
         LtzooError: as `load_data` and `with_holdout`.
     """
+    one_of('split', split, ('test', 'holdout'), DataError)
+    one_of('unreadable', unreadable, ('stop', 'skip'), DataError)
     dataset = load_data(name, data_dir, split_seed=split_seed, download=download)
     if empty := [dataset.class_names[c] for c in np.flatnonzero(dataset.class_counts == 0)]:
         named = ', '.join(empty[:3]) + (', ...' if len(empty) > 3 else '')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from ltzoo.data import (
     drop_unreadable,
     load_data,
 )
+from ltzoo.errors import one_of
 from ltzoo.evaluation.metrics import score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
 from ltzoo.evaluation.trained_on import EvaluationError, TrainedOn, resolve_model
@@ -41,7 +43,7 @@ class ClassesError(EvaluationError):
 
 
 def evaluate_model(
-    name: str,
+    name: str | os.PathLike[str],
     data: str,
     *,
     data_dir: str | Path | None = None,
@@ -79,6 +81,8 @@ def evaluate_model(
         UnreadableImageError: if an image cannot be decoded.
         LtzooError: as `create_model` and `load_data`.
     """
+    name = os.fspath(name)
+    one_of('split', split, ('test', 'holdout', 'all'), EvaluationError)
     where = usable_device(device)
     model = create_model(resolve_model(name), pretrained=True).to(where)
     training = TrainedOn(name)

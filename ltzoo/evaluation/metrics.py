@@ -7,14 +7,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.metrics import accuracy_score, recall_score
 
 from ltzoo.data.shots import shot_classes
+from ltzoo.errors import LtzooError
 
-__all__ = ['SCORES', 'ClassScore', 'Scores', 'expected_calibration_error', 'score', 'shifted_accuracy']
+__all__ = ['SCORES', 'ClassScore', 'ScoreError', 'Scores', 'expected_calibration_error', 'score', 'shifted_accuracy']
 
 # The numbers of `Scores`, of all classes together.
 SCORES = ('samples', 'top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece')
+
+
+class ScoreError(LtzooError, ValueError):
+    """Predictions that cannot be scored."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,10 @@ class Scores:
 
 
 def score(
-    labels: np.ndarray,
-    predictions: np.ndarray,
-    confidences: np.ndarray,
-    class_counts: np.ndarray,
+    labels: ArrayLike,
+    predictions: ArrayLike,
+    confidences: ArrayLike,
+    class_counts: ArrayLike,
     class_names: Sequence[str],
     *,
     many_above: int = 100,
@@ -70,9 +76,9 @@ def score(
     """Score predictions on a test set.
 
     Args:
-        labels, predictions: int64, shape (N,).
+        labels, predictions: integers in 0..C-1, shape (N,).
         confidences: probability of the predicted class, in 0..1, shape (N,).
-        class_counts: training images per class, shape (C,).
+        class_counts: training images per class, integers, shape (C,).
         class_names: C names.
         many_above, few_below: Many has more training images than the one, Few has fewer than the other.
 
@@ -80,9 +86,12 @@ def score(
         Scores in percent, of the whole, of the shots and of every class.
 
     Raises:
+        ScoreError: if shapes or values are not these.
         ShotError: if the thresholds contradict each other.
     """
-    num_classes = len(class_counts)
+    labels, predictions, confidences, class_counts = map(np.asarray, (labels, predictions, confidences, class_counts))
+    num_classes = len(class_names)
+    _check_predictions(labels, predictions, confidences, class_counts, num_classes)
     recalls = 100 * recall_score(labels, predictions, labels=np.arange(num_classes), average=None, zero_division=np.nan)
     accuracies = [None if np.isnan(recall) else float(recall) for recall in recalls]
     shots = {}
@@ -101,6 +110,28 @@ def score(
             for c in range(num_classes)
         ),
     )
+
+
+def _check_predictions(
+    labels: np.ndarray, predictions: np.ndarray, confidences: np.ndarray, class_counts: np.ndarray, num_classes: int
+) -> None:
+    if class_counts.shape != (num_classes,):
+        raise ScoreError(f'class_counts has shape {class_counts.shape}, for {num_classes} class_names ({num_classes},)')
+    if labels.ndim != 1 or len(labels) == 0:
+        raise ScoreError(f'labels have shape {labels.shape}, where (N,) is needed, of at least one image')
+    for name, values in (('predictions', predictions), ('confidences', confidences)):
+        if values.shape != labels.shape:
+            raise ScoreError(
+                f'{name} have shape {values.shape}, the labels {labels.shape}: one of each image is needed'
+            )
+    for name, values in (('labels', labels), ('predictions', predictions)):
+        if values.dtype.kind not in 'iu':
+            raise ScoreError(f'{name} are {values.dtype}, where integers are needed')
+        if (strange := values[(values < 0) | (values >= num_classes)]).size:
+            raise ScoreError(f'{name} hold {strange[0]}, of {num_classes} classes they are 0 to {num_classes - 1}')
+    # A nan is in no range.
+    if (strange := confidences[~((confidences >= 0) & (confidences <= 1))]).size:
+        raise ScoreError(f'confidences hold {strange[0]}, a probability lies in 0 to 1')
 
 
 def expected_calibration_error(correct: np.ndarray, confidences: np.ndarray, bins: int = 15) -> float:

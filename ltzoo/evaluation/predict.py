@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,7 +88,7 @@ def predict(
 
 def predict_files(
     model: nn.Module,
-    files: Sequence[Path],
+    files: Iterable[str | os.PathLike[str]],
     *,
     top: int = 1,
     batch_size: int = 256,
@@ -100,7 +101,7 @@ def predict_files(
         model: made by `ltzoo.create_model`; the names of its classes, where it knows them, are
             `model.pretrained_cfg['label_names']`.
         files: N images.
-        top: how many classes of each, at most as many as there are.
+        top: one or more: how many classes of each, at most as many as there are.
         batch_size, device, workers: as for `predict`.
 
     Returns:
@@ -108,15 +109,23 @@ def predict_files(
 
     Raises:
         UnreadableImageError: if a file cannot be decoded.
-        PredictionError: if the outputs for an image are not finite, or the model does not take three channels.
-        ValueError: if there are no files.
+        PredictionError: if the outputs for an image are not finite, or the model does not take three channels or has no
+            classifier.
+        ValueError: if there are no files, they are one name and no list of names, or `top` is less than one.
     """
-    if not files:
+    if isinstance(files, (str, os.PathLike)):
+        raise ValueError(f'files is {files!r}, where a list of files is needed: give [{os.fspath(files)!r}]')
+    names = [os.fspath(file) for file in files]
+    if not names:
         raise ValueError('files is empty')
+    if top < 1:
+        raise ValueError(f'top must be 1 or more, not {top}')
+    if getattr(model, 'num_classes', None) == 0:
+        raise PredictionError('the model has no classifier (num_classes is 0): what it gives are features')
     config = input_config(model)
     if config['input_size'][0] != 3:
         raise PredictionError(f'the model takes images of shape {config["input_size"]}, pictures have 3 channels')
-    images = Split(FileImages(Path(), [str(file) for file in files]), np.zeros(len(files), dtype=np.int64))
+    images = Split(FileImages(Path(), names), np.zeros(len(names), dtype=np.int64))
     batches = _probabilities(model, images, config, batch_size, torch.device(device), workers)
     found = [probabilities.topk(min(top, probabilities.shape[1])) for probabilities in batches]
     confidences = torch.cat([part.values for part in found])

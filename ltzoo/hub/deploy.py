@@ -28,7 +28,7 @@ class DeployError(LtzooError, RuntimeError):
     """A model that does not come out of an exporter as it went in."""
 
 
-def deploy(model: nn.Module, file: Path) -> float:
+def deploy(model: nn.Module, file: str | os.PathLike[str]) -> float:
     """Write a model for use without this package, with any number of images a batch, and check its logits.
 
     Args:
@@ -43,6 +43,7 @@ def deploy(model: nn.Module, file: Path) -> float:
         ExportError: if its ending is no format, or the packages for ONNX are missing.
         DeployError: if the exporter cannot take the model, or what comes out gives other logits.
     """
+    file = Path(file)
     if file.suffix not in FORMATS:
         raise ExportError(f'{file} is of no known format: the ending can be {" or ".join(FORMATS)}')
     check_target(file)

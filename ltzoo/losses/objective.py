@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -44,9 +45,18 @@ _T = TypeVar('_T', bound=type[Objective])
 
 
 def register_objective(name: str) -> Callable[[_T], _T]:
-    """Register an objective class under the name that recipes use."""
+    """Register an objective class under the name that recipes use.
+
+    Raises:
+        ObjectiveError: if it is no `Objective`, or the name is another one's.
+    """
 
     def decorate(cls: _T) -> _T:
+        if not (isinstance(cls, type) and issubclass(cls, Objective)):
+            raise ObjectiveError(f'objective {name} must be a subclass of ltzoo.losses.Objective, {cls!r} is none')
+        # The same one again is a module loaded anew, or a notebook's cell.
+        if name in _OBJECTIVES and _OBJECTIVES[name].__module__ != cls.__module__:
+            raise ObjectiveError(f'the name {name} is that of another objective, {_OBJECTIVES[name]!r}: choose another')
         _OBJECTIVES[name] = cls
         return cls
 
@@ -78,7 +88,7 @@ def create_objective(name: str, model: nn.Module, class_counts: Tensor, **option
 
 
 def check_objective(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse an objective that does not exist, or an option that it does not take.
+    """Refuse an objective that does not exist, an option that it does not take, or the want of one that it needs.
 
     Raises:
         ObjectiveError: if so, with the nearest valid name.
@@ -87,12 +97,19 @@ def check_objective(name: str, options: Mapping[str, Any]) -> None:
         hint = did_you_mean(name, _OBJECTIVES)
         raise ObjectiveError(f'no objective is called {name!r}{hint} Known: {", ".join(list_objectives())}')
     parameters = inspect.signature(_OBJECTIVES[name]).parameters
-    known = [key for key in parameters if key not in ('model', 'class_counts')]
+    # The model and the class counts come first.
+    own = list(parameters.values())[2:]
+    known = [option.name for option in own if option.kind is not option.VAR_KEYWORD]
+    for key in known:
+        if parameters[key].default is inspect.Parameter.empty and key not in options:
+            raise ObjectiveError(f'objective {name} needs the option {key!r}: write objective.{key}=...')
     for key in options:
         if key not in known:
+            if len(known) < len(own):
+                continue
             hint = did_you_mean(key, known, otherwise=f'; it takes {", ".join(known) or "none"}')
             raise ObjectiveError(f'objective {name} has no option {key!r}{hint}')
         is_number = isinstance(options[key], (int, float)) and not isinstance(options[key], bool)
         wants_number = type(parameters[key].default) in (int, float)
-        if wants_number and not is_number:
-            raise ObjectiveError(f'objective {name}: {key} must be a number, not {options[key]!r}')
+        if wants_number and not (is_number and math.isfinite(options[key])):
+            raise ObjectiveError(f'objective {name}: {key} must be a finite number, not {options[key]!r}')

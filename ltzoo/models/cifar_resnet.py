@@ -61,7 +61,7 @@ class CifarResNet(StagedResNet):
     ) -> None:
         super().__init__(num_classes, in_chans, drop_rate)
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **dd)
+        self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **dd)  # type: ignore[assignment]
         self.bn1 = nn.BatchNorm2d(width, **dd)
         self.act1 = nn.ReLU(inplace=True)
         self.layer1 = _stage(width, width, layers[0], **dd)

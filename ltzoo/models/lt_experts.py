@@ -121,11 +121,11 @@ class ExpertResNet(StagedResNet):
         stem = 64 if bottleneck else channels[0]
         block: type = Bottleneck if bottleneck else BasicBlock
         kernel, stride = (7, 2) if bottleneck else (3, 1)
-        self.conv1 = nn.Conv2d(in_chans, stem, kernel, stride=stride, padding=kernel // 2, bias=False, **dd)
+        self.conv1 = nn.Conv2d(in_chans, stem, kernel, stride=stride, padding=kernel // 2, bias=False, **dd)  # type: ignore[assignment]
         self.bn1 = nn.BatchNorm2d(stem, **dd)
         self.act1 = nn.ReLU(inplace=True)
         if bottleneck:
-            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)  # type: ignore[assignment]
 
         kwargs = {'cardinality': cardinality, 'base_width': base_width, **dd}
         stages: list[nn.Module] = []

@@ -41,7 +41,10 @@ class StagedResNet(ResNet):
         for name in ('conv1', 'bn1', 'act1', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4', 'global_pool', 'fc'):
             self.add_module(name, nn.Sequential())
 
-    def forward_intermediates(self, x: torch.Tensor, indices: int | list[int] | None = None, **options: Any) -> Any:
+    def forward_intermediates(  # type: ignore[override]
+        self, x: torch.Tensor, indices: int | list[int] | None = None, **options: Any
+    ) -> Any:
+        # Of the maps that there are: timm counts five.
         take_indices, _ = feature_take_indices(len(self.feature_info), indices)
         return super().forward_intermediates(x, take_indices, **options)
 

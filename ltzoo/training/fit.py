@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import shutil
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 __all__ = ['fit']
 
 
-def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any]:
+def fit(recipe: Recipe, output: str | os.PathLike[str], *, progress: bool = True) -> dict[str, Any]:
     """Train as the recipe says, measure, export.
 
     Args:
@@ -62,8 +63,8 @@ def fit(recipe: Recipe, output: Path, *, progress: bool = True) -> dict[str, Any
         DivergedError: if the loss stops being finite.
         CheckpointError: if a checkpoint cannot be written.
     """
-    accelerator = create_accelerator(recipe, output)
-    folder = RunFolder(output)
+    folder = RunFolder(Path(output))
+    accelerator = create_accelerator(recipe, folder.path)
     folder.check(recipe)
     if recipe.resume == 'auto' and folder.finished and folder.model.exists():
         return folder.read_results()

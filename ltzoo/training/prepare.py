@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from torch import nn
@@ -120,8 +121,12 @@ def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerato
     for tracker in recipe.trackers:
         if tracker not in available:
             raise RecipeError(f'trackers: {tracker} needs its package: pip install {tracker}')
+    precision = 'no' if recipe.precision == 'fp32' else recipe.precision
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        # A training before this one in the same process had another, which Accelerate keeps.
+        AcceleratorState._reset_state()
     accelerator = Accelerator(
-        mixed_precision='no' if recipe.precision == 'fp32' else recipe.precision,
+        mixed_precision=precision,
         log_with=list(recipe.trackers) or None,
         project_dir=output,
     )

@@ -273,6 +273,14 @@ def _keys(part: Any) -> Iterator[str]:
         yield from (f'{name}.{key}' for key in _keys(inner))
 
 
+def _part(location: Sequence[str]) -> Any:
+    """Return the type of what stands at a place in the recipe."""
+    part: Any = Recipe
+    for name in location:
+        part = _fields(part).get(name)
+    return part
+
+
 def _location(place: Sequence[int | str]) -> list[str]:
     """Return the keys of pydantic's place of an error, without the form of a value that it tried."""
     location: list[str] = []
@@ -292,12 +300,10 @@ def _explain(error: ValidationError) -> str:
     location = _location(first['loc'])
     key = '.'.join(location)
     if first['type'] in ('extra_forbidden', 'unexpected_keyword_argument'):
-        part: Any = Recipe
-        for name in location[:-1]:
-            part = _fields(part)[name]
         *parents, leaf = location
+        part = _part(parents)
         elsewhere = [key for key in _keys(Recipe) if key.split('.')[-1] == leaf]
-        near = difflib.get_close_matches(leaf, _fields(part), n=1, cutoff=0.4)
+        near = difflib.get_close_matches(leaf, _fields(part), n=1, cutoff=0.6)
         if len(elsewhere) == 1:
             hint = f'did you mean {elsewhere[0]}?'
         elif near:
@@ -307,6 +313,8 @@ def _explain(error: ValidationError) -> str:
         return f'there is no key {key}; {hint}'
     if first['type'] == 'missing':
         return f'the key {key} is missing'
+    if isinstance(first['input'], str) and 'name' in _fields(_part(location)):
+        return f'{key} is a group of keys and no word: write {key}.name={first["input"]}'
     # One for each form that a value may have.
     reasons = dict.fromkeys(
         e['msg'].removeprefix('Value error, ') for e in error.errors() if _location(e['loc']) == location

@@ -47,6 +47,11 @@ def try_step(
         try:
             with accelerator.autocast():
                 losses = trial(views, labels)
+            if losses.shape != labels.shape:
+                raise ValueError(
+                    f'the losses have shape {tuple(losses.shape)}, where one of each sample is needed, ({count},), as '
+                    "reduction='none' gives them"
+                )
             losses.sum().backward()
             optimizer.step()
             if recipe.method is not None:

@@ -68,7 +68,7 @@ def test_options_that_are_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(objective._OBJECTIVES, 'own', Own)
     made = create_objective('own', Logits(), COUNTS, kind='drw', on=True, margin=0.5)
     assert (made.kind, made.on, made.margin) == ('drw', True, 0.5)
-    with pytest.raises(ObjectiveError, match='own: margin must be a number, not True'):
+    with pytest.raises(ObjectiveError, match='own: margin must be a finite number, not True'):
         create_objective('own', Logits(), COUNTS, margin=True)
 
 
@@ -76,7 +76,7 @@ def test_unknown_names_get_the_nearest() -> None:
     assert list_objectives() == ['bcl', 'ce', 'logit_adjusted']
     with pytest.raises(ObjectiveError, match='did you mean logit_adjusted'):
         create_objective('logit_adjustment', Logits(), COUNTS)
-    with pytest.raises(ObjectiveError, match="logit_adjusted: tau must be a number, not 'abc'"):
+    with pytest.raises(ObjectiveError, match="logit_adjusted: tau must be a finite number, not 'abc'"):
         create_objective('logit_adjusted', Logits(), COUNTS, tau='abc')
     with pytest.raises(ObjectiveError, match="no option 'taus'; did you mean tau"):
         create_objective('logit_adjusted', Logits(), COUNTS, taus=1)

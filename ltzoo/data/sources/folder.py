@@ -38,7 +38,8 @@ def folder(location: Path, download: bool) -> Dataset:
         CLASS/*.jpg
 
     In the first form the case of these names is ignored, and so are other folders, with a warning. val/ beside test/ is
-    the validation part, which hold-outs are. In the second form, or with train/ alone, 20 % of every class become the
+    the validation part, which hold-outs are. A test part of images without class folders, as competitions have it, is
+    left out with a warning. In the second form, or with train/ alone, 20 % of every class become the
     test part, of the same images always the same ones (`ltzoo.data.split_off`). Images are files with one of
     torchvision's extensions; others are left out with a warning, and names that begin with a dot are skipped.
     """
@@ -46,15 +47,21 @@ def folder(location: Path, download: bool) -> Dataset:
         raise MissingDataError(f'{location} is not a folder; it must hold one folder of images for each class')
     names = _folder_names(location)
     parts = {name.lower(): location / name for name in names}
-    beside = next((parts[part] for part in _TEST_PARTS if part in parts), None)
-    choose_on = next((parts[part] for part in _VALIDATION_PARTS if part in parts and parts[part] != beside), None)
+    unlabelled = [parts[part] for part in _TEST_PARTS if part in parts and _holds_only_images(parts[part])]
+    tested = [parts[part] for part in _TEST_PARTS if part in parts and parts[part] not in unlabelled]
+    beside = next(iter(tested), None)
+    choose_on = next((part for part in tested[1:] if part.name.lower() in _VALIDATION_PARTS), None)
     with_train = next((parts[part] for part in _TRAIN_PARTS if part in parts), None)
     # Train among other classes is a vehicle.
     has_parts = with_train is not None and ('train' in names or beside is not None or len(names) == 1)
     root, class_names = location, names
     if with_train is not None and has_parts and (in_train := _folder_names(with_train)):
         root, class_names = with_train, in_train
-        left_out = [name for name in names if location / name not in (with_train, beside, choose_on)]
+        left_out = [
+            f'{name} (no class folders)' if location / name in unlabelled else name
+            for name in names
+            if location / name not in (with_train, beside, choose_on)
+        ]
         warn_of_left_out(str(location), with_train.name, beside.name if beside else None, left_out)
     elif has_parts and parts.keys() <= {*_TRAIN_PARTS, *_TEST_PARTS}:
         raise DataError(f'{with_train} has no folders; it must hold one folder of images for each class')
@@ -71,6 +78,11 @@ def folder(location: Path, download: bool) -> Dataset:
         except DataError as error:
             logger.warning('%s is left out, and a hold-out drawn from training: %s', choose_on, error)
     return from_parts(f'folder:{location}', splits, tuple(class_names))
+
+
+def _holds_only_images(part: Path) -> bool:
+    """Return whether a part has images and no class folders, as a competition's test part has."""
+    return not _folder_names(part) and any(file.lower().endswith(IMG_EXTENSIONS) for file in os.listdir(part))
 
 
 def _read_part(location: Path, part: Path, class_names: list[str]) -> Split:
@@ -114,28 +126,37 @@ def _read(location: Path, root: Path, class_names: list[str]) -> Split:
     labels: list[int] = []
     others: Counter[str] = Counter()
     for label, name in present:
-        before = len(paths)
-        for file in files_below(root / name):
-            if file.lower().endswith(IMG_EXTENSIONS):
-                paths.append(os.path.relpath(file, location))
-            else:
-                others[os.path.splitext(file)[1].lower() or os.path.basename(file)] += 1
-        if len(paths) == before:
+        images, more = images_below(root / name)
+        others += more
+        if not images:
             raise DataError(
                 f'class folder {root / name} has no images ({", ".join(IMG_EXTENSIONS)}): put some there or remove it'
             )
-        labels += [label] * (len(paths) - before)
+        paths += [os.path.relpath(file, location) for file in images]
+        labels += [label] * len(images)
+    warn_of_others(root, others)
+    return Split(FileImages(location, paths), np.array(labels, dtype=np.int64))
+
+
+def images_below(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """Return the images below a folder, in order, and how many other files there are by what their names end in."""
+    images, others = [], Counter[str]()
+    for file in files_below(folder):
+        if file.lower().endswith(IMG_EXTENSIONS):
+            images.append(Path(file))
+        else:
+            others[os.path.splitext(file)[1].lower() or os.path.basename(file)] += 1
+    return images, others
+
+
+def warn_of_others(root: Path, others: Counter[str]) -> None:
+    """Log that files below a folder are no images, if there are some."""
     if others:
         found = ', '.join(f'{ending} ({number})' for ending, number in others.most_common(5))
         logger.warning(
             '%d files below %s are left out, as images end in %s; these end in %s%s',
-            others.total(),
-            root,
-            ', '.join(IMG_EXTENSIONS),
-            found,
-            ', ...' if len(others) > 5 else '',
-        )
-    return Split(FileImages(location, paths), np.array(labels, dtype=np.int64))
+            others.total(), root, ', '.join(IMG_EXTENSIONS), found, ', ...' if len(others) > 5 else '',
+        )  # fmt: skip
 
 
 def files_below(folder: Path) -> Iterator[str]:
