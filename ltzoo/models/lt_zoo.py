@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,12 @@ def organisation() -> str:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network: the entry point that builds it, and its paper."""
+    """A network: the entry point that builds it, its paper, and arguments of the former that it is trained with."""
 
     backbone: str
     paper: str
     paper_id: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,14 @@ class Method:
     paper_id: str | None = None
 
 
+# BCL's networks begin with residual branches that are at work; timm's begin with none.
+_AT_WORK = {'zero_init_last': False}
+
 ARCHITECTURES = {
     'resnet32': Architecture('resnet32_cifar', 'Deep Residual Learning for Image Recognition', 'arXiv:1512.03385'),
-    'resnet50': Architecture('resnet50', 'Deep Residual Learning for Image Recognition', 'arXiv:1512.03385'),
+    'resnet50': Architecture('resnet50', 'Deep Residual Learning for Image Recognition', 'arXiv:1512.03385', _AT_WORK),
     'resnext50': Architecture(
-        'resnext50_32x4d', 'Aggregated Residual Transformations for Deep Neural Networks', 'arXiv:1611.05431'
+        'resnext50_32x4d', 'Aggregated Residual Transformations for Deep Neural Networks', 'arXiv:1611.05431', _AT_WORK
     ),
 }
 
@@ -203,7 +208,9 @@ ZOO = {
 default_cfgs = generate_default_cfgs({name: entry.pretrained_cfg for name, entry in ZOO.items()})
 
 
-def _register(name: str, backbone: str, default_head: Head) -> None:
+def _register(name: str, architecture: Architecture, default_head: Head) -> None:
+    backbone = architecture.backbone
+
     def create(
         pretrained: bool = False,
         pretrained_cfg: str | dict[str, Any] | None = None,
@@ -216,7 +223,11 @@ def _register(name: str, backbone: str, default_head: Head) -> None:
             # Nothing of ours is in such a model, so it is saved as what it is, and timm alone can load it.
             cfg['architecture'] = backbone
         return build_with_head(
-            model_entrypoint(backbone), pretrained, head=head or default_head, pretrained_cfg=cfg, **kwargs
+            model_entrypoint(backbone),
+            pretrained,
+            head=head or default_head,
+            pretrained_cfg=cfg,
+            **{**architecture.arguments, **kwargs},
         )
 
     create.__name__ = create.__qualname__ = name
@@ -225,4 +236,4 @@ def _register(name: str, backbone: str, default_head: Head) -> None:
 
 
 for _entry in {entry.name: entry for entry in ZOO.values()}.values():
-    _register(_entry.name, ARCHITECTURES[_entry.architecture].backbone, METHODS[_entry.method].head)
+    _register(_entry.name, ARCHITECTURES[_entry.architecture], METHODS[_entry.method].head)
