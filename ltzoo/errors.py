@@ -37,7 +37,8 @@ def one_of(name: str, value: str, known: Iterable[str], error: type[LtzooError] 
     """
     known = tuple(known)
     if value not in known:
-        raise error(f'{name} is {value!r}{did_you_mean(str(value), known, otherwise="")}: it can be {", ".join(known)}')
+        hint = did_you_mean(value, known, otherwise=f': it can be {", ".join(known)}')
+        raise error(f'{name} is {value!r}{hint}')
 
 
 def one_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ launch them all at once (https://docs.pytorch.org/docs/stable/notes/cuda.html#cu
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -94,10 +95,15 @@ class Recorded:
             # Other threads, such as one that pins memory for a loader, may go on using the device.
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode='thread_local'):
                 self.outputs = self.function(*self.inputs)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            reason = one_line(error)[:300]
-            raise RecordingError(f'this step cannot be recorded, take cuda_graphs=false: {reason}') from error
+            # What stopped the recording makes its end fail as well, with an error that says nothing of it.
+            first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+            if isinstance(first, torch.OutOfMemoryError):
+                raise first from None
+            *_, place = traceback.extract_tb(first.__traceback__)
+            raise RecordingError(
+                f'this step cannot be recorded, take cuda_graphs=false: {one_line(first)[:300]} '
+                f'({place.filename}, line {place.lineno})'
+            ) from first
         self.gradients = [(p, p.grad) for p in self.parameters if p.grad is not None]
         self.graph = graph

@@ -20,7 +20,10 @@ from ltzoo.errors import LtzooError, at_least, command_line
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', metavar='MODEL')
-    parser.add_argument('--data', required=True, help='name of the data set, such as cifar100_lt_r100')
+    parser.add_argument(
+        '--data',
+        help='name of the data set, such as cifar100_lt_r100 (default: what a model of the zoo was trained on)',
+    )
     parser.add_argument('--data-dir', help='where its files are (default: $LTZOO_DATA, else data)')
     parser.add_argument(
         '--split',

@@ -20,10 +20,14 @@ are made anew after each.
 
 from __future__ import annotations
 
+# ruff: noqa: E402
 import argparse
 import sys
 import time
 from pathlib import Path
+
+# What follows may take a minute on a busy machine.
+STARTED = time.monotonic()
 
 from ltzoo.errors import at_least, command_line
 from ltzoo.plans.archive import check_archive, collect, write_archive
@@ -37,7 +41,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @command_line
 def main() -> int:
-    started = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('plan', type=Path)
     parser.add_argument('--jobs', type=int, default=1, help='trainings at once, on the one device (default: 1)')
@@ -90,7 +93,7 @@ def main() -> int:
         stopped = []
         left_out: list[str] = []
         if not (args.table or args.collect):
-            stopped = train(jobs, args.jobs, plan, None if args.minutes is None else started + 60 * args.minutes)
+            stopped = train(jobs, args.jobs, plan, None if args.minutes is None else STARTED + 60 * args.minutes)
         print(format_table(summarise(plan, args.only, args.seeds)))
         if args.archive:
             files, left_out = write_archive(

@@ -1,7 +1,14 @@
 """Evaluation: predictions, the scores of long-tailed recognition, and reports of them."""
 
 from ltzoo.evaluation.evaluate import evaluate_model
-from ltzoo.evaluation.metrics import ClassScore, Scores, expected_calibration_error, score, shifted_accuracy
+from ltzoo.evaluation.metrics import (
+    ClassScore,
+    ScoreError,
+    Scores,
+    expected_calibration_error,
+    score,
+    shifted_accuracy,
+)
 from ltzoo.evaluation.predict import PredictionError, Predictions, predict, predict_files
 from ltzoo.evaluation.report import format_scores, per_class_csv, plot_accuracy
 from ltzoo.evaluation.trained_on import EvaluationError, resolve_model
@@ -11,6 +18,7 @@ __all__ = [
     'EvaluationError',
     'PredictionError',
     'Predictions',
+    'ScoreError',
     'Scores',
     'evaluate_model',
     'expected_calibration_error',

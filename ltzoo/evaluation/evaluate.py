@@ -24,6 +24,7 @@ from ltzoo.evaluation.metrics import score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
 from ltzoo.evaluation.trained_on import EvaluationError, TrainedOn, resolve_model
 from ltzoo.models import create_model
+from ltzoo.models.entries import entry_of
 from ltzoo.models.input_config import input_config
 
 __all__ = [
@@ -44,7 +45,7 @@ class ClassesError(EvaluationError):
 
 def evaluate_model(
     name: str | os.PathLike[str],
-    data: str,
+    data: str | None = None,
     *,
     data_dir: str | Path | None = None,
     split: Literal['test', 'holdout', 'all'] = 'test',
@@ -60,7 +61,7 @@ def evaluate_model(
 
     Args:
         name: what `create_model` takes, or the folder of a run.
-        data, data_dir: as `load_data` takes them.
+        data, data_dir: as `load_data` takes them; by default what a model of the zoo was trained on.
         split: `holdout` is for a model in a folder that was trained with `evaluation.split=holdout` on the same data;
             `all` scores every image of data that the model knows none of, such as images collected later, by the shots
             of the model's own training.
@@ -85,6 +86,8 @@ def evaluate_model(
     one_of('split', split, ('test', 'holdout', 'all'), EvaluationError)
     where = usable_device(device)
     model = create_model(resolve_model(name), pretrained=True).to(where)
+    if data is None:
+        data = _trained_on(name)
     training = TrainedOn(name)
     dataset = training.held_out(data, data_dir) if split == 'holdout' else load_data(data, data_dir)
     if split == 'all':
@@ -112,6 +115,15 @@ def evaluate_model(
         **thresholds,
         **score_model(model, dataset, batch_size, where, workers, class_counts=counts, shifted=shifted, **thresholds),
     }
+
+
+def _trained_on(name: str) -> str:
+    entry = entry_of(name)
+    if entry is None:
+        raise EvaluationError(
+            f'say which data {name} is to be scored on (--data): only names of the zoo say it themselves'
+        )
+    return entry.tag
 
 
 def score_model(

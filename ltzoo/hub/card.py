@@ -240,7 +240,7 @@ def _seeds(results: Mapping[str, Any]) -> str:
     seeds = results.get('seeds') or []
     if len(seeds) < 2:
         return '; one seed'
-    return f'; mean and standard deviation of seeds {", ".join(map(str, sorted(seeds)))}'
+    return f'; mean and sample standard deviation of seeds {", ".join(map(str, sorted(seeds)))}'
 
 
 def _table(scores: Mapping[str, float | None], results: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """What papers report for the zoo's models: never numbers of ours.
 
 Source: Reframing Long-Tailed Learning via Loss Landscape Geometry (CVPR 2026), which quotes the earlier methods'
-own papers: CIFAR from Table 1 (BCL with SAM: Table 5), ResNet-50 from Table 2, ResNeXt-50 on ImageNet-LT from Table 3.
+own papers: CIFAR from Table 1 (SAM: Table 5), ResNet-50 from Table 2, ResNeXt-50 on ImageNet-LT from Table 3.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ def _cifar(*methods: str, top1: Sequence[float], shots: Sequence[float]) -> dict
 PAPER_RESULTS: dict[str, dict[str, float | str]] = {
     **_cifar('ce', top1=(38.3, 43.9, 55.7, 70.4, 74.8, 86.4), shots=(65.2, 37.1, 9.1)),
     **_cifar('bcl', top1=(51.9, 56.6, 64.9, 84.3, 87.2, 91.1), shots=(67.2, 53.1, 32.9)),
-    'resnet32_cifar_bcl_sam.cifar100_lt_r100': _row(5, 52.1, 66.3, 53.0, 34.5),
+    'resnet32_cifar_bcl_sam.cifar100_lt_r100': {
+        **_row(5, 52.1, 66.3, 53.0, 34.5),
+        'source': f'{_SOURCE.format(5)}, which calls it SAM and does not say whether it preserves knowledge, too',
+    },
     **_cifar('gkpgsa', 'gkpgsa_paper', top1=(53.2, 57.6, 68.7, 86.3, 88.2, 92.5), shots=(67.3, 54.9, 34.9)),
     'resnet50_imagenetlt_ce.imagenet_lt': _row(2, 41.6),
     'resnet50_imagenetlt_bcl.imagenet_lt': _row(2, 56.0),

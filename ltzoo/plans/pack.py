@@ -48,6 +48,7 @@ The trainings of `plan.yaml`, ltzoo at commit {commit}. On a machine with PyTorc
 Whatever stops it, the same command goes on. `--minutes M` ends its trainings in time (leave a minute for the start and
 the archive), `--archive DIR/runs.tar.gz` makes files to bring home, with `--with-unfinished` the checkpoints of
 unfinished runs too; there `python tools/reproduce.py PLAN.yaml {same}--collect FILE ...` puts them in their place.
+Where this folder may be put in place anew between two calls, work in a copy: what is trained lies below it.
 """
 
 

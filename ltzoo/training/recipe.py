@@ -303,13 +303,14 @@ def _explain(error: ValidationError) -> str:
         *parents, leaf = location
         part = _part(parents)
         elsewhere = [key for key in _keys(Recipe) if key.split('.')[-1] == leaf]
-        near = difflib.get_close_matches(leaf, _fields(part), n=1, cutoff=0.6)
+        fields = _fields(part)
+        near = [field for field in fields if leaf in field] or difflib.get_close_matches(leaf, fields, n=1)
         if len(elsewhere) == 1:
             hint = f'did you mean {elsewhere[0]}?'
         elif near:
             hint = f'did you mean {".".join([*parents, near[0]])}?'
         else:
-            hint = f'valid here: {", ".join(_fields(part))}'
+            hint = f'valid here: {", ".join(fields)}'
         return f'there is no key {key}; {hint}'
     if first['type'] == 'missing':
         return f'the key {key} is missing'

@@ -16,6 +16,7 @@ from ltzoo.data import (
     MissingDataError,
     Split,
     load_data,
+    load_parts,
     split_off,
     with_holdout,
 )
@@ -163,6 +164,25 @@ def test_split_off_one_image_a_class_stays() -> None:
 def test_a_set_with_one_image_a_class_has_no_test_part_to_be_drawn() -> None:
     with pytest.raises(DataError, match='no class of folder:mine has two images, so that no test part can be drawn'):
         from_parts('folder:mine', [numbered([0, 1, 2])], ('a', 'b', 'c'))
+
+
+def test_labels_of_any_integers_and_names_in_a_list() -> None:
+    part = Split(ArrayImages(np.zeros((3, 1, 1, 3), dtype=np.uint8)), [0, 1, 1])  # type: ignore[arg-type]
+    assert part.labels.dtype == np.int64
+    assert Split(part.images, np.array([0, 1, 1], dtype=np.uint8)).digest() == part.digest()
+    assert Dataset('own', part, part, ['a', 'b']).class_names == ('a', 'b')  # type: ignore[arg-type]
+    for labels in (np.array([0.0, 1.0, 1.0]), np.array(['a', 'b', 'b']), np.array([[0], [1], [1]])):
+        with pytest.raises(DataError, match=r'where integers of shape \(N,\) are needed'):
+            Split(part.images, labels)
+    with pytest.raises(DataError, match='own has 1 class, a; a classifier needs at least 2'):
+        Dataset('own', part, part, ('a',))
+
+
+def test_words_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(DataError, match="split is 'val': it can be test, holdout"):
+        load_parts('digits_lt', split='val')  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="unreadable is 'Skip'; did you mean skip"):
+        load_parts('digits_lt', unreadable='Skip')  # type: ignore[arg-type]
 
 
 def test_unfit_input_is_refused(longtailed: Dataset) -> None:

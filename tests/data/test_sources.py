@@ -321,6 +321,16 @@ class TestFolder:
         load_data('folder', tmp_path / 'unknown')
         assert 'are test_set, training_set, which all hold the folders x, y and nothing else' in caplog.text
 
+    def test_a_competitions_test_part_is_left_out(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        write_classes(tmp_path / 'train', x=5, y=5)
+        write_classes(tmp_path, test=3)
+        assert len(load_data('folder', tmp_path).test) == 2
+        assert 'tested on 20 % of it: test (no class folders) is left out' in caplog.text
+        write_classes(tmp_path / 'val', x=3, y=1)
+        dataset = load_data('folder', tmp_path)
+        assert (len(dataset.train), len(dataset.test), dataset.validation) == (10, 4, None)
+        assert 'tested on val: test (no class folders) is left out' in caplog.text
+
 
 class TestCsv:
     @staticmethod

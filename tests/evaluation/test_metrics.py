@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from ltzoo.evaluation import Scores, expected_calibration_error, format_scores, per_class_csv, score, shifted_accuracy
+from ltzoo.evaluation import (
+    ScoreError,
+    Scores,
+    expected_calibration_error,
+    format_scores,
+    per_class_csv,
+    score,
+    shifted_accuracy,
+)
 
 COUNTS = np.array([500, 101, 100, 20, 19, 1])
 NAMES = [f'class {c}' for c in range(6)]
@@ -83,3 +92,33 @@ def test_shifted_distributions_weigh_classes() -> None:
     assert shifted['uniform'] == pytest.approx(50)
     reversed_counts = make([0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 0, 0], COUNTS[::-1].copy())
     assert shifted_accuracy(reversed_counts, ratios=(50, 2))['forward50'] == pytest.approx(shifted['backward50'])
+
+
+GOOD = {'labels': [0, 1, 2], 'predictions': [0, 2, 2], 'confidences': [0.5, 1, 0], 'class_counts': [9, 5, 1]}
+
+
+def test_lists_and_tensors_are_scored_as_arrays_are() -> None:
+    arrays = {key: np.array(values) for key, values in GOOD.items()}
+    expected = score(**arrays, class_names=NAMES[:3])
+    assert expected.top1 == pytest.approx(200 / 3)
+    assert score(**GOOD, class_names=NAMES[:3]) == expected
+    tensors = {key: torch.tensor(values) for key, values in GOOD.items()}
+    assert score(**tensors, class_names=NAMES[:3]).per_class == expected.per_class
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'labels': [1, 2, 3]}, 'labels hold 3, of 3 classes they are 0 to 2'),
+        ({'predictions': [-1, 0, 0]}, 'predictions hold -1'),
+        ({'labels': [0.0, 1.0, 2.0]}, 'labels are float64, where integers are needed'),
+        ({'confidences': [50, 100, 0]}, 'confidences hold 50, a probability lies in 0 to 1'),
+        ({'confidences': [0.5, np.nan, 1]}, 'confidences hold nan'),
+        ({'confidences': [0.5, 1]}, r'confidences have shape \(2,\), the labels \(3,\)'),
+        ({'labels': [], 'predictions': [], 'confidences': []}, r'labels have shape \(0,\)'),
+        ({'class_counts': [9, 5]}, r'class_counts has shape \(2,\), for 3 class_names'),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(change: dict[str, list[float]], message: str) -> None:
+    with pytest.raises(ScoreError, match=message):
+        score(**{**GOOD, **change}, class_names=NAMES[:3])

@@ -12,8 +12,9 @@ import torch.multiprocessing as mp
 from timm.data import create_transform
 from torch import nn
 
+import ltzoo
 from ltzoo.data import ArrayImages, FileImages, Split, UnreadableImageError
-from ltzoo.evaluation import PredictionError, Predictions, predict
+from ltzoo.evaluation import PredictionError, Predictions, predict, predict_files
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 CONFIG = {'input_size': (3, 8, 8), 'mean': MEAN, 'std': STD, 'crop_pct': 1.0, 'interpolation': 'bilinear'}
@@ -128,3 +129,19 @@ def test_outputs_that_are_no_numbers_are_refused() -> None:
         model[1].bias[1] = torch.nan  # type: ignore[index]
     with pytest.raises(PredictionError, match='not finite for 23 of 23 images'):
         predict(model, make_split(), CONFIG)
+
+
+def test_arguments_that_are_no_files(tmp_path: Path) -> None:
+    make_split().images[0].save(tmp_path / 'a.png')
+    model = ltzoo.create_model('resnet8_cifar', num_classes=4)
+    from_names = predict_files(model, (name for name in [str(tmp_path / 'a.png')]))
+    assert np.array_equal(from_names[1], predict_files(model, [tmp_path / 'a.png'])[1])
+    for one in (tmp_path / 'a.png', str(tmp_path / 'a.png')):
+        with pytest.raises(ValueError, match=r'where a list of files is needed: give \['):
+            predict_files(model, one)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='files is empty'):
+        predict_files(model, [])
+    with pytest.raises(ValueError, match='top must be 1 or more, not 0'):
+        predict_files(model, [tmp_path / 'a.png'], top=0)
+    with pytest.raises(PredictionError, match='has no classifier'):
+        predict_files(ltzoo.create_model('resnet8_cifar', num_classes=0), [tmp_path / 'a.png'])

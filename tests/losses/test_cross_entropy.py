@@ -72,12 +72,33 @@ def test_options_that_are_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         create_objective('own', Logits(), COUNTS, margin=True)
 
 
+def test_options_that_a_new_objective_needs_or_does_not_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objective, '_OBJECTIVES', dict(objective._OBJECTIVES))
+
+    @objective.register_objective('own')
+    class Own(Objective):
+        def __init__(self, model: nn.Module, counts: Tensor, gamma: float, **others: float) -> None:
+            super().__init__()
+            self.given = (gamma, others)
+
+    with pytest.raises(ObjectiveError, match=r"own needs the option 'gamma': write objective\.gamma="):
+        create_objective('own', Logits(), COUNTS)
+    assert create_objective('own', Logits(), COUNTS, gamma=2, delta=3).given == (2, {'delta': 3})
+    assert objective.register_objective('own')(Own) is Own
+    with pytest.raises(ObjectiveError, match='the name ce is that of another objective'):
+        objective.register_objective('ce')(Own)
+    with pytest.raises(ObjectiveError, match=r'must be a subclass of ltzoo\.losses\.Objective'):
+        objective.register_objective('other')(Logits)  # type: ignore[type-var]
+
+
 def test_unknown_names_get_the_nearest() -> None:
     assert list_objectives() == ['bcl', 'ce', 'logit_adjusted']
     with pytest.raises(ObjectiveError, match='did you mean logit_adjusted'):
         create_objective('logit_adjustment', Logits(), COUNTS)
     with pytest.raises(ObjectiveError, match="logit_adjusted: tau must be a finite number, not 'abc'"):
         create_objective('logit_adjusted', Logits(), COUNTS, tau='abc')
+    with pytest.raises(ObjectiveError, match='tau must be a finite number, not nan'):
+        create_objective('logit_adjusted', Logits(), COUNTS, tau=math.nan)
     with pytest.raises(ObjectiveError, match="no option 'taus'; did you mean tau"):
         create_objective('logit_adjusted', Logits(), COUNTS, taus=1)
     with pytest.raises(ObjectiveError, match="ce has no option 'tau'; it takes none"):

@@ -39,6 +39,17 @@ def test_every_entry_builds_what_it_is_called(name: str) -> None:
     assert encoder == ENCODERS[architecture]
 
 
+def test_large_networks_begin_with_residual_branches_at_work_as_those_of_bcl() -> None:
+    def asleep(name: str, **arguments: bool) -> int:
+        model = ltzoo.create_model(name, **arguments)
+        last = [value for key, value in model.named_parameters() if key.endswith('.bn3.weight')]
+        assert len(last) == 16
+        return sum(not value.any() for value in last)
+
+    assert asleep('resnet50_imagenetlt_bcl') == asleep('resnext50_imagenetlt_ce') == 0
+    assert asleep('resnet50_inat18_gkpgsa', zero_init_last=True) == 16
+
+
 def test_the_names_of_the_mission_and_their_tags() -> None:
     for name in (
         'resnet32_cifar_gkpgsa',

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from PIL import Image
 from timm.models import save_for_hf
 
 import ltzoo
-from ltzoo.data import load_data
+from ltzoo.data import Dataset, load_data
 from ltzoo.evaluation import EvaluationError, evaluate_model, resolve_model
 from ltzoo.evaluation.benchmark_one import measure
 
@@ -129,6 +130,22 @@ def test_a_run_its_exported_model_and_its_results_agree(
     for key, value in of_run.items():
         # A confidence may differ in its last bit with the size of the batches.
         assert written[key] == (pytest.approx(value, abs=1e-4) if key == 'ece' else value)
+
+
+def test_a_name_of_the_zoo_says_its_data(
+    script: Script, cifar_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def load(name: str, data_dir: object) -> Dataset:
+        asked.append(name)
+        dataset = load_data(name, data_dir)  # type: ignore[arg-type]
+        return replace(dataset, test=dataset.test.select(np.arange(8)))
+
+    monkeypatch.setattr('ltzoo.evaluation.evaluate.load_data', load)
+    place = ('--data-dir', cifar_dir, '--json', tmp_path / 'scores.json')
+    assert script('tools/evaluate.py', 'resnet32_cifar_ce.cifar10_lt_r100', *place) == 0
+    assert asked == ['cifar10_lt_r100'] and scores_of(tmp_path)['data'] == 'cifar10_lt_r100'
 
 
 @pytest.mark.parametrize('per_class', [None, 1])
@@ -269,7 +286,7 @@ def broken(digits_run: Path, tmp_path: Path) -> Path:
         # Before data and model are looked for.
         ('local-dir:nowhere', ['--data', 'nothing', '--plot', '{tmp}/p.xyz'], 'no plot is made in the format xyz'),
         ('runs/nowhere', ['--data', 'digits_lt'], 'there is no folder runs/nowhere of a run, nor a model of that name'),
-        ('{run}', [], 'required: --data'),
+        ('{run}', [], 'is to be scored on (--data): only names of the zoo say it'),
     ],
 )
 def test_bad_input_is_one_sentence_exit_code_2_and_no_file(
@@ -428,3 +445,8 @@ def test_the_name_of_a_run_folder_may_hold_a_colon(tmp_path: Path) -> None:
         resolve_model(str(run))
     (run / 'recipe.yaml').touch()
     assert resolve_model(str(run)) == f'local-dir:{run / "model"}'
+
+
+def test_a_split_that_does_not_exist_is_refused(digits_run: Path) -> None:
+    with pytest.raises(EvaluationError, match="split is 'hold-out'; did you mean holdout"):
+        evaluate_model(str(digits_run), 'digits_lt', split='hold-out')  # type: ignore[arg-type]

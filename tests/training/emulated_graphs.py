@@ -80,7 +80,11 @@ class Graph(TorchDispatchMode):
 @contextmanager
 def record(graph: Graph, **_: Any) -> Iterator[None]:
     with graph:
-        yield
+        try:
+            yield
+        except RuntimeError:
+            # CUDA's answer to the end of a recording that something stopped, whatever it was.
+            raise RuntimeError('operation failed due to a previous error during capture')  # noqa: B904
     graph.put_back()
 
 

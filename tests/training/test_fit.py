@@ -805,3 +805,11 @@ def test_the_environments_that_a_run_was_trained_in_are_all_kept(make_recipe: Ma
     assert json.loads(folder.environment.read_text()) == {**one, 'earlier': earlier}
     folder.start(recipe, other, {'epoch': 9})
     assert json.loads(folder.environment.read_text()) == {**one, 'earlier': earlier}
+
+
+def test_two_trainings_in_a_process_have_each_its_own_precision(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    for precision in ('fp32', 'bf16', 'fp32'):
+        made = create_accelerator(make_recipe(f'precision={precision}'), tmp_path)
+        with made.autocast():
+            dtype = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        assert dtype == (torch.bfloat16 if precision == 'bf16' else torch.float32)

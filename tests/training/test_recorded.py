@@ -179,8 +179,17 @@ def test_what_cannot_be_recorded_is_refused(
     graphs: list[emulated_graphs.Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorded, 'WARM_UP', 0)
-    with pytest.raises(RecordingError, match=r'cannot be recorded, take cuda_graphs=false: .* waits for the device'):
+    with pytest.raises(
+        RecordingError,
+        match=r'recorded, take cuda_graphs=false: .* waits for the device \(.*emulated_graphs\.py, line \d+\)$',
+    ):
         Recorded(lambda x: x * x.sum().item())(torch.ones(2))
+
+    def full(x: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+    with pytest.raises(torch.OutOfMemoryError, match='CUDA out of memory'):
+        Recorded(full)(torch.ones(2))
     double = Recorded(lambda x: 2 * x)
     double(torch.ones(2))
     with pytest.raises(RecordingError, match=r'recorded for a batch of shape \(2,\) and is now given \(3,\)'):

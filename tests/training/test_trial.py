@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 import ltzoo
-from ltzoo.losses import create_objective
+from ltzoo.losses import Objective, create_objective
 from ltzoo.training.learner import Learner
 from ltzoo.training.recipe import Recipe, RecipeError
 from ltzoo.training.trial import try_step
@@ -53,6 +53,16 @@ def test_it_leaves_no_trace(make_recipe: MakeRecipe) -> None:
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert all(parameter.grad is None for parameter in learner.parameters())
     assert torch.equal(drawn, torch.get_rng_state())
+
+
+def test_a_mean_in_the_place_of_the_losses_is_refused(make_recipe: MakeRecipe) -> None:
+    class OfTheBatch(Objective):
+        def forward(self, model: nn.Module, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(model(views[0]), labels)
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
+    with pytest.raises(RecipeError, match=r'the losses have shape \(\), where one of each sample is needed, \(2,\)'):
+        try_step(Learner(model, OfTheBatch()), [(8, 8)], torch.tensor([5, 3, 1]), make_recipe(), Accelerator(cpu=True))
 
 
 class Unfit(nn.Module):
