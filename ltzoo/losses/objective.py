@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from ltzoo.errors import LtzooError, did_you_mean
 
-__all__ = ['Objective', 'ObjectiveError', 'create_objective', 'list_objectives', 'register_objective']
+__all__ = [
+    'Objective',
+    'ObjectiveError',
+    'check_objective',
+    'create_objective',
+    'list_objectives',
+    'register_objective',
+]
 
 
 class ObjectiveError(LtzooError, ValueError):

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 from ltzoo.files import writing
 from ltzoo.plans.plan import Job, Plan, PlanError
@@ -56,11 +58,10 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
             process.terminate()
         raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, end)
-        if deadline is not None:
-            # What runs in the background may ignore Ctrl-C, and what it starts then too; it is how they are stopped.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+    handlers: dict[int, Any] = {signal.SIGTERM: end}
+    if deadline is not None:
+        # What runs in the background may ignore Ctrl-C, and what it starts then too; it is how they are stopped.
+        handlers[signal.SIGINT] = signal.default_int_handler
 
     def run(job: Job) -> int | None:
         if stopped.is_set():
@@ -87,7 +88,7 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
                 print(f'{job.name}, seed {job.seed}: {ending}', flush=True)
         return code
 
-    with ThreadPoolExecutor(at_once) as pool:
+    with _handling(handlers), ThreadPoolExecutor(at_once) as pool:
         try:
             codes = list(pool.map(run, waiting))
         except KeyboardInterrupt:
@@ -98,6 +99,19 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
     if stopped.is_set():
         raise KeyboardInterrupt
     return list(zip(waiting, codes, strict=True))
+
+
+@contextmanager
+def _handling(handlers: Mapping[int, Any]) -> Iterator[None]:
+    """Answer signals so for as long as it lasts; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

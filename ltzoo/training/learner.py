@@ -12,7 +12,7 @@ from ltzoo.errors import did_you_mean
 from ltzoo.losses import Objective
 from ltzoo.training.recipe import OptimizerPart, RecipeError, SchedulePart
 
-__all__ = ['Learner', 'create_optimizer', 'learning_rate_factor']
+__all__ = ['Learner', 'check_optimizer', 'create_optimizer', 'learning_rate_factor']
 
 
 class Learner(nn.Module):

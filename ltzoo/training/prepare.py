@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 __all__ = [
     'can_record',
+    'check_names',
     'create_accelerator',
     'create_learner',
     'create_loader',

@@ -23,8 +23,10 @@ def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
     jobs = plan_jobs(plan, tmp_path, tmp_path / 'train.py')
     # A write-protected folder does not keep root out.
     jobs[0].log.mkdir(parents=True)
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(LtzooError, match=r'base_seed0\.log cannot be written: .*Is a directory'):
         train(jobs, 1, plan)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_what_does_not_stop_is_killed() -> None:
