@@ -91,8 +91,7 @@ def _summarise(name: str, folders: dict[int, RunFolder]) -> dict[str, Any]:
     results = [run.read_results() for run in runs]
     # What they were trained with, and on how many images of each class.
     trained = [
-        (_decisive(result.get('recipe')), [row.get('train_count') for row in result.get('per_class', ())])
-        for result in results
+        (_decisive(result), [row.get('train_count') for row in result.get('per_class', ())]) for result in results
     ]
     summary: dict[str, Any] = {
         'name': name,
@@ -108,14 +107,16 @@ def _summarise(name: str, folders: dict[int, RunFolder]) -> dict[str, Any]:
     return summary
 
 
-def _decisive(recipe: Any) -> Any:
+def _decisive(result: dict[str, Any]) -> Any:
     """Return the part of a run's recipe that seeds of a row share, whatever version of ltzoo wrote it, and wherever."""
     try:
-        decides = Recipe.model_validate(recipe).decides_result()
+        checked = Recipe.model_validate(result.get('recipe'))
     except ValidationError:
-        return recipe
-    data = {**decides['data'], 'name': without_folders(decides['data']['name'])}
-    return {**decides, 'data': data, 'seed': None}
+        return result.get('recipe')
+    decides = checked.decides_result()
+    data = {**decides['data'], 'name': without_folders(result.get('data') or checked.data.name)}
+    model = {**decides['model'], 'name': without_folders(checked.model.name)}
+    return {**decides, 'data': data, 'model': model, 'seed': None}
 
 
 def _measured_on(results: list[dict[str, Any]]) -> list[str]:

@@ -105,6 +105,15 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
     damaged.write_text(json.dumps({**results, 'recipe': {**results['recipe'], 'evaluation': part}}))
     assert script('tools/reproduce.py', plan, '--table') == 0
     assert '| base, hold-out | 2 |' in capsys.readouterr().out
+    other = tmp_path / 'out' / 'base_seed4' / 'results.json'
+    as_it_was = other.read_text()
+    for file, place in ((damaged, 'here'), (other, 'there')):
+        said = json.loads(as_it_was)
+        said['data'], said['recipe']['model']['name'] = f'folder:/{place}/images', f'local-dir:/{place}/start'
+        file.write_text(json.dumps(said))
+    assert script('tools/reproduce.py', plan, '--table') == 0
+    assert '| base, hold-out | 2 |' in capsys.readouterr().out
+    other.write_text(as_it_was)
     damaged.write_text(json.dumps({**results, 'split': 'test', 'split_seed': 7}))
     assert script('tools/reproduce.py', plan, '--table', '--only', 'base', '--seeds', 3) == 0
     assert '| base, split seed 7 | 1 |' in capsys.readouterr().out
