@@ -237,13 +237,13 @@ def register_source(
         default_ratio: imbalance ratio of plain `<name>_lt`.
 
     Raises:
-        DataError: if the name is that of another module's source.
+        DataError: if the name is one of ltzoo's.
     """
 
     def decorate(read: Source) -> Source:
-        # The same one again is a module loaded anew, or a notebook's cell.
-        if name in _SOURCES and getattr(_SOURCES[name].read, '__module__', '') != getattr(read, '__module__', ''):
-            raise DataError(f'the name {name} is that of another source of data: choose another')
+        # One's own may be made again, by a notebook's cell.
+        if name in _SOURCES and getattr(_SOURCES[name].read, '__module__', '').startswith('ltzoo.'):
+            raise DataError(f'{name} is a source of ltzoo: choose another name')
         _SOURCES[name] = _Entry(read, needs_location, default_ratio)
         return read
 

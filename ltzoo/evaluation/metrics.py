@@ -104,7 +104,7 @@ def score(
         top1=100 * float(accuracy_score(labels, predictions)),
         **shots,
         balanced_accuracy=float(np.nanmean(recalls)),
-        ece=100 * expected_calibration_error(labels == predictions, confidences),
+        ece=100 * expected_calibration_error(labels == predictions, np.minimum(confidences, 1)),
         per_class=tuple(
             ClassScore(c, str(class_names[c]), int(class_counts[c]), int(test_counts[c]), accuracies[c])
             for c in range(num_classes)
@@ -129,8 +129,8 @@ def _check_predictions(
             raise ScoreError(f'{name} are {values.dtype}, where integers are needed')
         if (strange := values[(values < 0) | (values >= num_classes)]).size:
             raise ScoreError(f'{name} hold {strange[0]}, of {num_classes} classes they are 0 to {num_classes - 1}')
-    # A nan is in no range.
-    if (strange := confidences[~((confidences >= 0) & (confidences <= 1))]).size:
+    # A nan is in no range; rounding may end above 1.
+    if (strange := confidences[~((confidences >= 0) & (confidences <= 1 + 1e-6))]).size:
         raise ScoreError(f'confidences hold {strange[0]}, a probability lies in 0 to 1')
 
 

@@ -55,15 +55,15 @@ def register_objective(name: str) -> Callable[[_T], _T]:
     """Register an objective class under the name that recipes use.
 
     Raises:
-        ObjectiveError: if it is no `Objective`, or the name is another one's.
+        ObjectiveError: if it is no `Objective`, or the name is one of ltzoo's.
     """
 
     def decorate(cls: _T) -> _T:
         if not (isinstance(cls, type) and issubclass(cls, Objective)):
             raise ObjectiveError(f'objective {name} must be a subclass of ltzoo.losses.Objective, {cls!r} is none')
-        # The same one again is a module loaded anew, or a notebook's cell.
-        if name in _OBJECTIVES and _OBJECTIVES[name].__module__ != cls.__module__:
-            raise ObjectiveError(f'the name {name} is that of another objective, {_OBJECTIVES[name]!r}: choose another')
+        # One's own may be made again, by a notebook's cell.
+        if name in _OBJECTIVES and _OBJECTIVES[name].__module__.startswith('ltzoo.'):
+            raise ObjectiveError(f'{name} is an objective of ltzoo: choose another name')
         _OBJECTIVES[name] = cls
         return cls
 

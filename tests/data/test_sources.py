@@ -52,6 +52,12 @@ def names(dataset: Dataset, part: str) -> list[tuple[str, str]]:
     return [(dataset.class_names[label], file) for label, file in zip(split.labels, files, strict=True)]
 
 
+def test_the_zoos_own_names_are_taken() -> None:
+    with pytest.raises(DataError, match='cifar10 is a source of ltzoo: choose another name'):
+        register_source('cifar10')(lambda location, download: None)  # type: ignore[arg-type,return-value]
+    assert load_data('digits').num_classes == 10
+
+
 def test_all_sources_are_registered() -> None:
     builtin = {'cifar10', 'cifar100', 'digits', 'imagenet_lt', 'places_lt', 'inat18'}
     assert set(list_data()) == builtin | {'folder', 'csv', 'npz', 'npy', 'hf'}

@@ -102,6 +102,8 @@ def test_lists_and_tensors_are_scored_as_arrays_are() -> None:
     expected = score(**arrays, class_names=NAMES[:3])
     assert expected.top1 == pytest.approx(200 / 3)
     assert score(**GOOD, class_names=NAMES[:3]) == expected
+    above = {**GOOD, 'confidences': [0.5, 1 + 1e-7, 0]}
+    assert score(**above, class_names=NAMES[:3]).ece == expected.ece
     tensors = {key: torch.tensor(values) for key, values in GOOD.items()}
     assert score(**tensors, class_names=NAMES[:3]).per_class == expected.per_class
 

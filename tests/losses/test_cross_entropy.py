@@ -85,7 +85,7 @@ def test_options_that_a_new_objective_needs_or_does_not_name(monkeypatch: pytest
         create_objective('own', Logits(), COUNTS)
     assert create_objective('own', Logits(), COUNTS, gamma=2, delta=3).given == (2, {'delta': 3})
     assert objective.register_objective('own')(Own) is Own
-    with pytest.raises(ObjectiveError, match='the name ce is that of another objective'):
+    with pytest.raises(ObjectiveError, match='ce is an objective of ltzoo: choose another name'):
         objective.register_objective('ce')(Own)
     with pytest.raises(ObjectiveError, match=r'must be a subclass of ltzoo\.losses\.Objective'):
         objective.register_objective('other')(Logits)  # type: ignore[type-var]
