@@ -80,7 +80,7 @@ def test_scores_of_three_seeds(make_run: Callable[..., Path], tmp_path: Path) ->
     card = ModelCard.load(tmp_path / 'out' / 'README.md')
     assert '| | ltzoo, 3 seeds | these weights, seed 7 |' in card.text
     assert f'| Top-1 | {np.mean(top1):.2f} ± {np.std(top1, ddof=1):.2f} | {top1[0]:.2f} |' in card.text
-    assert 'mean and standard deviation of seeds 3, 5, 7' in card.text
+    assert 'mean and sample standard deviation of seeds 3, 5, 7' in card.text
     assert re.search(r'accelerate launch recipes/train.py .* seed=7`', card.text)
     # What the Hub shows of a model is what its weights score.
     assert card.data.eval_results[0].metric_value == pytest.approx(top1[0], abs=0.005)
