@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -180,8 +181,9 @@ class Dataset:
         """Training images per class: int64, shape (C,)."""
         return np.bincount(self.train.labels, minlength=self.num_classes)
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        """Return what tells these images and classes from others, in JSON's types."""
+        """What tells these images and classes from others, in JSON's types; it is taken of all images, once."""
         return {
             'class_counts': self.class_counts.tolist(),
             'class_names': list(self.class_names),

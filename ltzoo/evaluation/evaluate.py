@@ -25,6 +25,7 @@ from ltzoo.evaluation.predict import predict
 from ltzoo.evaluation.trained_on import EvaluationError, TrainedOn, resolve_model
 from ltzoo.models import create_model
 from ltzoo.models.entries import entry_of
+from ltzoo.models.factory import check_model_name
 from ltzoo.models.input_config import input_config
 
 __all__ = [
@@ -84,10 +85,12 @@ def evaluate_model(
     """
     name = os.fspath(name)
     one_of('split', split, ('test', 'holdout', 'all'), EvaluationError)
+    if data is None:
+        # Before weights are fetched, and a misspelled name before that.
+        check_model_name(resolve_model(name))
+        data = _trained_on(name)
     where = usable_device(device)
     model = create_model(resolve_model(name), pretrained=True).to(where)
-    if data is None:
-        data = _trained_on(name)
     training = TrainedOn(name)
     dataset = training.held_out(data, data_dir) if split == 'holdout' else load_data(data, data_dir)
     if split == 'all':

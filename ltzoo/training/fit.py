@@ -209,7 +209,7 @@ def _restore(folder: RunFolder, training: Training) -> None:
     with accelerator.main_process_first():
         state = folder.checkpoint_state()
         if state is not None:
-            _check_data(folder, recipe, training.dataset.identity(), state)
+            _check_data(folder, recipe, training.dataset.identity, state)
         if accelerator.is_main_process:
             folder.start(recipe, describe_environment(str(accelerator.device), accelerator.num_processes), state)
     if state is None:

@@ -88,7 +88,7 @@ class Training:
         """Return, after an epoch, what a checkpoint holds; to be called by all processes."""
         scaler = self.accelerator.scaler
         return {
-            **self.dataset.identity(),
+            **self.dataset.identity,
             'epoch': self.epoch,
             'seconds': self.seconds,
             'learner': self.learner.state_dict(),

@@ -165,7 +165,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (['evaluation.splitt=test'], 'there is no key evaluation.splitt; did you mean evaluation.split?'),
         (['epochs=many'], "epochs: 'many' input should be a valid integer"),
         (['optimizer.lr=-1'], 'optimizer.lr: -1 input should be greater than 0'),
-        (['data=digits_lt'], "data is a group of keys and no word: write data.name=digits_lt"),
+        (['data=digits_lt'], 'data is a group of keys and no word: write data.name=digits_lt'),
         (['resume=always'], "resume: 'always' input should be 'auto' or 'never'"),
         (['epochs'], "'epochs' is not of the form key=value"),
         (['evaluation.every_epochs=1'], 'the test set is touched once'),
