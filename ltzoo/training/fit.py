@@ -120,6 +120,7 @@ def _train_epochs(folder: RunFolder, training: Training, progress: bool) -> None
             ema.update(learner.model)
         return loss
 
+    seconds = None
     for epoch in range(training.epoch, recipe.epochs):
         rate = recipe.optimizer.lr * learning_rate_factor(recipe.schedule, epoch, recipe.epochs)
         for group in optimizer.param_groups:
@@ -135,9 +136,11 @@ def _train_epochs(folder: RunFolder, training: Training, progress: bool) -> None
             epochs=recipe.epochs,
             batch_size=recipe.batch_size,
             learning_rate=rate,
+            seconds_an_epoch=seconds,
             progress=progress,
         )
-        training.epoch, training.seconds = epoch + 1, training.seconds + log.seconds
+        seconds = log.seconds
+        training.epoch, training.seconds = epoch + 1, training.seconds + seconds
         line = {'epoch': epoch, 'lr': rate, **asdict(log)}
         _equalise(accelerator, learner, ema)
         _require_finite(learner, epoch)

@@ -136,6 +136,7 @@ def train_one_epoch(
     epochs: int,
     batch_size: int,
     learning_rate: float,
+    seconds_an_epoch: float | None = None,
     progress: bool = True,
 ) -> EpochLog:
     """Train on every batch of an epoch.
@@ -144,6 +145,7 @@ def train_one_epoch(
         step: takes one optimiser step on a batch and returns the loss.
         epoch: counted from 0.
         batch_size: samples of a step over all processes.
+        seconds_an_epoch: that the last one took, for how long the bar says the run still takes; None if unknown.
         progress: show a bar on the main process.
 
     Raises:
@@ -153,9 +155,10 @@ def train_one_epoch(
     device = accelerator.device
     total = torch.zeros((), device=device, dtype=torch.float32 if device.type == 'mps' else torch.float64)
     first_bad = torch.full((), loader.steps_per_epoch, device=device, dtype=torch.int64)
+    left = '' if seconds_an_epoch is None else f', {tqdm.format_interval(seconds_an_epoch * (epochs - epoch))} to go'
     bar = tqdm(
         total=loader.steps_per_epoch,
-        desc=f'epoch {epoch + 1}/{epochs}',
+        desc=f'epoch {epoch + 1}/{epochs}{left}',
         unit='step',
         leave=False,
         disable=not progress or not accelerator.is_main_process,

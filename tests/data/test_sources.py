@@ -649,6 +649,7 @@ class TestHub:
     def test_unfit_tables_are_refused(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
         whole, part = self.table(library, [0, 1, None]), self.table(library, [0, 1, 2])
         other = part.cast_column('fine', library.ClassLabel(names=['zero', 'one', 'four']))
+        words = part.cast_column('fine', library.Value('string'))
         for name, table, message in (
             ('a', whole, 'row 2 of .* has no fine'),
             ('b', whole.select_columns(['picture', 'note']), r'it has picture \(Image\), note \(Value\)'),
@@ -659,6 +660,7 @@ class TestHub:
             ('g', library.DatasetDict(train=part, test=part.select_columns(['picture'])), 'test has no column fine'),
             ('h', library.DatasetDict(train=part, test=part.select_columns(['fine'])), 'test has no column picture'),
             ('i', library.DatasetDict(train=part, test=other), 'test has the class four, which the split train lacks'),
+            ('j', library.DatasetDict(train=part, test=words), r"fine of .* test has '\w+', where the split train has"),
         ):
             table.save_to_disk(tmp_path / name)
             with pytest.raises(DataError, match=message):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
 import ltzoo
-from ltzoo.data.loader import Batch
+from ltzoo.data.loader import Batch, TrainLoader
 from ltzoo.gkpgsa import GkpGsa, GkpGsaSettings, KnowledgePreservation
 from ltzoo.losses import create_objective
 from ltzoo.training.learner import Learner
-from ltzoo.training.loop import Step
+from ltzoo.training.loop import Step, train_one_epoch
 
 
 class Scaled(torch.optim.SGD):
@@ -48,3 +50,27 @@ def test_a_step_that_the_loss_scaler_leaves_out_pulls_nothing(skipped: bool) -> 
         # Learning rate x lambda x (G - 1) x the sum of Fisher is 0.1 x 10 x 1 x 2: a third of the weights is left.
         weight = 'layer1.0.conv1.weight'
         assert after[weight].norm().item() == pytest.approx(before[weight].norm().item() / 3, rel=0.1)
+
+
+class OneBatch(TrainLoader):
+    steps_per_epoch = 1
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        yield Batch((torch.zeros(2, 3, 8, 8),), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(('seconds', 'told'), [(None, 'epoch 3/6:'), (2460.0, 'epoch 3/6, 2:44:00 to go:')])
+def test_the_bar_says_how_long_the_run_still_takes(
+    capsys: pytest.CaptureFixture[str], seconds: float | None, told: str
+) -> None:
+    train_one_epoch(
+        lambda batch: torch.ones(()),
+        OneBatch(),
+        Accelerator(cpu=True),
+        epoch=2,
+        epochs=6,
+        batch_size=2,
+        learning_rate=0.1,
+        seconds_an_epoch=seconds,
+    )
+    assert told in capsys.readouterr().err

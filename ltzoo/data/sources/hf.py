@@ -122,14 +122,20 @@ def _split(table: Any, image: str, label: str, class_names: list[str], what: str
     """Return a part, with -1 for a label that is missing.
 
     Raises:
-        DataError: if it lacks a column, or has a class that is not in `class_names`.
+        DataError: if it lacks a column, has a class that is not in `class_names`, or labels that are no numbers.
     """
     for column in (image, label):
         if column not in table.features:
             raise DataError(f'{what} has no column {column}, which the split train has: add it, or leave the split out')
     # A saved table may give tensors.
     table = table.with_format(None)
-    labels = np.array([-1 if y is None else y for y in table.select_columns([label])[:][label]], dtype=np.int64)
+    written = [-1 if y is None else y for y in table.select_columns([label])[:][label]]
+    if wrong := [y for y in written if not isinstance(y, int)]:
+        raise DataError(
+            f'the column {label} of {what} has {wrong[0]!r}, where the split train has numbers of classes: make it a '
+            'ClassLabel as there, or leave the split out'
+        )
+    labels = np.array(written, dtype=np.int64)
     theirs = getattr(table.features[label], 'names', class_names)
     if theirs != class_names:
         if unknown := [theirs[y] for y in np.unique(labels[labels >= 0]) if theirs[y] not in class_names]:
