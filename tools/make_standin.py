@@ -4,8 +4,9 @@ python tools/make_standin.py imagenet_lt DIR
 python tools/make_standin.py inat18 DIR --classes 100 --share 0.05     # a small one, for a look at a whole run
 accelerate launch recipes/train.py recipes/imagenet_lt/bcl_resnet50.yaml data.data_dir=DIR output=runs/try
 
-Folders, lists, class counts and image sizes are the real ones' (class counts: extremes, total and shots). The images
-are noise, one hundred of them under all the names (hard links): whatever is measured on them means nothing.
+Folders and lists are laid out as the real ones are, with made-up names, or are real ones (--lists). Extremes, total and
+shots of the class counts are the real ones'; all images have the size that is usual there (or --size). The images are
+noise, one hundred of them under all the names (hard links): whatever is measured on them means nothing.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class GkpGsa:
     ) -> None:
         self.model, self.settings = model, settings
         self.class_counts, self.labels, self.epochs, self.seed = class_counts.cpu(), labels, epochs, seed
-        self.log_prior = log_prior
+        self.log_prior = None if log_prior is None else log_prior.to(next(module.parameters()).device)
         heads = model.get_classifier()
         # Distilled transformers have two; the first is the classifier that features are looked at for.
         self.heads: Sequence[nn.Module] = heads if isinstance(heads, (tuple, list)) else (heads,)

@@ -101,7 +101,8 @@ def check_exportable(model: Any, config: Mapping[str, Any]) -> None:
         config: `input_size`, `mean`, `std` and `crop_pct`, as there.
 
     Raises:
-        ExportError: if it has a tensor under two names, or an input size of its own that is another.
+        ExportError: if it has a tensor under two names, an input size of its own that is another, or not the attributes
+            of a timm model, such as `pretrained_cfg`.
     """
     state = {name: tensor for name, tensor in model.state_dict().items() if tensor.numel()}
     # Not of storages: on a GPU an LSTM's weights lie one behind the other in one.
@@ -115,7 +116,7 @@ def check_exportable(model: Any, config: Mapping[str, Any]) -> None:
     with TemporaryDirectory() as place:
         try:
             save_config_for_hf(model, str(Path(place, 'config.json')), data_config=_as_tested(config))
-        except ValueError as error:
+        except (ValueError, AttributeError) as error:
             raise ExportError(f'{type(model).__name__} cannot be exported: {one_line(error)}') from error
 
 

@@ -190,8 +190,10 @@ def _left_out(recipe: Any) -> list[Any]:
 
 def _fed_as_pretrained(recipe: Recipe, dataset: Dataset, model: Any) -> Dataset:
     """Return the data set, images of the user's own with the mean and deviation that a pretrained model has seen."""
+    if not (recipe.model.pretrained and dataset.users_own):
+        return dataset
     cfg = model.pretrained_cfg
-    if not (recipe.model.pretrained and dataset.users_own and len(cfg['mean']) == 3):
+    if len(cfg['mean']) != 3:
         return dataset
     return replace(dataset, mean=tuple(cfg['mean']), std=tuple(cfg['std']))
 

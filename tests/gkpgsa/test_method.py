@@ -85,6 +85,14 @@ class Run:
         return nn.utils.parameters_to_vector(self.learner.parameters()).detach()
 
 
+def test_the_prior_may_lie_elsewhere_than_the_network() -> None:
+    model = ltzoo.create_model('timm/test_resnet', num_classes=CLASSES, device='meta')
+    prior = torch.zeros(CLASSES)
+    method = GkpGsa(model, model, COUNTS, LABELS.numpy(), 2, GkpGsaSettings(), log_prior=prior)
+    assert method.log_prior is not None
+    assert method.log_prior.device.type == 'meta'
+
+
 def test_without_radius_and_strength_it_is_the_base_method() -> None:
     run = Run(sharpness=SharpnessSettings(scale=0.0), preservation=PreservationSettings(strength=0.0))
     base = Run()

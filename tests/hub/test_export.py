@@ -60,7 +60,12 @@ def test_what_cannot_be_exported_is_known_before_it_is_trained(name: str, messag
     config = {'input_size': (3, 224, 224), 'mean': MEAN, 'std': STD, 'crop_pct': 0.9}
     with pytest.raises(ExportError, match=message):
         check_exportable(model, config)
-    check_exportable(ltzoo.create_model('timm/test_resnet', num_classes=3), config)
+    fit = ltzoo.create_model('timm/test_resnet', num_classes=3)
+    check_exportable(fit, config)
+    # As a network registered with timm, but not built by it, is.
+    del fit.pretrained_cfg, fit.default_cfg
+    with pytest.raises(ExportError, match=r"ResNet cannot be exported: .* no attribute 'pretrained_cfg'"):
+        check_exportable(fit, config)
 
 
 def test_images_are_fed_as_they_were_tested_whatever_the_pretrained_model_wants(
