@@ -3,12 +3,22 @@
 import difflib
 import functools
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ['LtzooError', 'at_least', 'command_line', 'did_you_mean', 'import_named', 'one_line', 'one_of']
+__all__ = [
+    'LtzooError',
+    'at_least',
+    'command_line',
+    'did_you_mean',
+    'import_named',
+    'is_out_of_memory',
+    'one_line',
+    'one_of',
+]
 
 
 class LtzooError(Exception):
@@ -46,6 +56,15 @@ def one_line(error: BaseException) -> str:
     return ' '.join(str(error).split()) or type(error).__name__
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there was no memory; for a CPU's PyTorch has no type of its own."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(words in said for words in ('not enough memory', "can't allocate memory", 'out of memory'))
+    )
+
+
 def import_named() -> None:
     """Import the modules that LTZOO_IMPORTS names, separated by commas: they may register new parts.
 
@@ -75,15 +94,19 @@ def at_least(name: str, value: int, least: int) -> None:
 def command_line(main: Callable[[], int]) -> Callable[[], int]:
     """Let the `main` of a tool end as users of a shell expect, whatever ends it.
 
-    An LtzooError becomes one sentence and exit code 2, Ctrl-C exit code 130, and a reader that has gone, as `head` does
-    when it has its lines, exit code 141, as the shell has it of a program that knows nothing of this.
+    An LtzooError, or a file or folder that may not be used, becomes one sentence and exit code 2, Ctrl-C exit code 130,
+    and a reader that has gone, as `head` does when it has its lines, exit code 141, as the shell has it of a program
+    that knows nothing of this.
 
-    Before it, `import_named` imports what the user's environment asks for.
+    Before it, `import_named` imports what the user's environment asks for. Names of files that are no UTF-8 are printed
+    as their bytes.
     """
 
     @functools.wraps(main)
     def run() -> int:
         program = Path(sys.argv[0]).name
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors='surrogateescape')
         try:
             import_named()
             code = main()
@@ -91,6 +114,9 @@ def command_line(main: Callable[[], int]) -> Callable[[], int]:
             return code
         except LtzooError as error:
             print(f'{program}: {error}', file=sys.stderr)
+            return 2
+        except PermissionError as error:
+            print(f'{program}: {error.filename or "a file"} cannot be used: {error.strerror}', file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print(f'\n{program}: stopped', file=sys.stderr)

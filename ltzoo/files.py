@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -43,6 +45,13 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         OSError: if it cannot be written; no partial file stays behind.
     """
     data = content.encode(errors='surrogateescape') if isinstance(content, str) else content
+    descriptor = _descriptor(path)
+    if descriptor is not None:
+        # By its name a file that the shell sends output to would be replaced, with all that is in it.
+        sys.stdout.flush()
+        with open(descriptor, 'wb', closefd=False) as stream:
+            stream.write(data)
+        return
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
@@ -57,6 +66,12 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def _descriptor(path: Path) -> int | None:
+    """Return the number of the open file that a path such as /dev/stdout stands for; None for any other path."""
+    found = re.fullmatch(r'(?:/dev|/proc/self)/fd/(\d+)', str(path))
+    return int(found[1]) if found else {'/dev/stdout': 1, '/dev/stderr': 2}.get(str(path))
 
 
 def save_figure(figure: Any, path: Path) -> None:
@@ -77,15 +92,18 @@ def check_target(path: Path) -> None:
     Raises:
         LtzooError: if its folder does not exist, it is a folder itself, or either is write-protected.
     """
-    if not path.parent.is_dir():
-        raise LtzooError(f'{path} cannot be written: there is no folder {path.parent}')
-    if path.is_dir():
+    if _descriptor(path) is not None:
+        return
+    # Not by `Path`, which raises an error where a folder above may not be looked into.
+    if not os.path.isdir(path.parent):
+        raise LtzooError(f'{path} cannot be written: there is no folder {path.parent}, or it may not be looked into')
+    if os.path.isdir(path):
         raise LtzooError(f'{path} cannot be written: it is a folder')
-    needed = [path] if path.exists() else []
-    if not path.exists() or path.is_file():
+    needed = [path] if os.path.exists(path) else []
+    if not os.path.exists(path) or os.path.isfile(path):
         needed.append(Path(os.path.realpath(path)).parent)
     for place in needed:
-        if not place.exists():
+        if not os.path.exists(place):
             raise LtzooError(f'{path} cannot be written: it is a link, and there is no folder {place}')
         if not os.access(place, os.W_OK):
             raise LtzooError(f'{path} cannot be written: {place} is write-protected')

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from ltzoo.errors import LtzooError, command_line, one_line
+from ltzoo.errors import LtzooError, command_line, is_out_of_memory, one_line
 
 
 @command_line
@@ -28,14 +28,13 @@ def main() -> int:
     try:
         return run(args)
     except LtzooError as error:
-        import torch
-
         from ltzoo.data import UnreadableImageError
 
         hint = '; data.unreadable=skip leaves such images out' if isinstance(error, UnreadableImageError) else ''
         rank = int(os.environ.get('RANK', 0))
         # What all processes find is said once; an image, a disk or a device's memory may be one process's own.
-        if rank == 0 or hint or isinstance(error.__cause__, (OSError, torch.OutOfMemoryError)):
+        cause = error.__cause__
+        if rank == 0 or hint or isinstance(cause, OSError) or (cause is not None and is_out_of_memory(cause)):
             print(f'train.py{f" (process {rank})" if rank else ""}: {error}{hint}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -44,7 +43,6 @@ def main() -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
     from accelerate import PartialState
 
     from ltzoo.data.loader import KILLED_WORKER, is_killed_worker
@@ -63,14 +61,16 @@ def run(args: argparse.Namespace) -> int:
     output = recipe.output or Path('runs', args.recipe.resolve().parent.name, f'{args.recipe.stem}_seed{recipe.seed}')
     try:
         results = fit(recipe, output, progress=not args.no_progress)
-    except torch.OutOfMemoryError as error:
-        raise LtzooError(
-            f'the run {output} stopped: the device has no memory for a step of batch_size={recipe.batch_size}: give '
-            f'accumulation={2 * recipe.accumulation} or precision=bf16, a smaller batch_size or a smaller model, and '
-            'another output'
-        ) from error
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, LtzooError) or not (isinstance(error, OSError) or is_killed_worker(error)):
+    except (OSError, RuntimeError, MemoryError) as error:
+        if isinstance(error, LtzooError):
+            raise
+        if is_out_of_memory(error):
+            raise LtzooError(
+                f'the run {output} stopped: the device has no memory for a step of batch_size={recipe.batch_size}: '
+                f'give accumulation={2 * recipe.accumulation} or precision=bf16, a smaller batch_size or a smaller '
+                'model, and another output'
+            ) from error
+        if not (isinstance(error, OSError) or is_killed_worker(error)):
             raise
         reason = KILLED_WORKER if is_killed_worker(error) else one_line(error)
         raise LtzooError(f'the run {output} stopped: {reason}; once that is put right, use resume=auto') from error

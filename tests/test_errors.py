@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from ltzoo.errors import LtzooError, at_least, command_line, did_you_mean
+from ltzoo.errors import LtzooError, at_least, command_line, did_you_mean, is_out_of_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
     [
         (LtzooError('there is no x: take y'), 2, 'tool.py: there is no x: take y\n'),
         (KeyboardInterrupt(), 130, '\ntool.py: stopped\n'),
+        (PermissionError(13, 'Permission denied', '/x'), 2, 'tool.py: /x cannot be used: Permission denied\n'),
     ],
 )
 def test_what_a_tool_ends_with(
@@ -83,3 +85,21 @@ def test_parts_of_ones_own_are_imported(tmp_path: Path, monkeypatch: pytest.Monk
     code, said = ends('my_parts, your_parts')
     assert code == 2
     assert "LTZOO_IMPORTS: your_parts cannot be imported (ModuleNotFoundError: No module named 'your_parts')" in said
+
+
+@pytest.mark.parametrize(
+    ('error', 'expected'),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError('CUDA out of memory.'), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            True,
+        ),
+        (RuntimeError('DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes'), True),
+        (RuntimeError('shapes do not match'), False),
+        (OSError('out of memory'), False),
+    ],
+)
+def test_what_less_memory_helps_against(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected

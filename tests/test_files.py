@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ from safetensors.torch import save_file
 
 from ltzoo.errors import LtzooError
 from ltzoo.files import check_target, new_folder, write_atomically, writing
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_after_an_error_nothing_is_left_above_the_folder_either(tmp_path: Path) -> None:
@@ -64,6 +69,31 @@ def test_what_is_no_file_is_written_into(tmp_path: Path) -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+@pytest.mark.parametrize('mode', ['a', 'w'])
+def test_a_file_that_output_is_sent_to_is_added_to(tmp_path: Path, mode: str) -> None:
+    log = tmp_path / 'log'
+    log.write_text('before\n')
+    program = (
+        'from pathlib import Path; from ltzoo.files import check_target, write_atomically; out = Path("/dev/stdout"); '
+        'print("told"); check_target(out); write_atomically(out, "content\\n"); print("told again")'
+    )
+    with open(log, mode) as output:
+        subprocess.run([sys.executable, '-c', program], cwd=ROOT, stdout=output, check=True)
+    assert log.read_text() == ('before\n' if mode == 'a' else '') + 'told\ncontent\ntold again\n'
+    assert list(tmp_path.iterdir()) == [log]
+
+
+def test_a_folder_that_may_not_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    # What `Path` asks by; the functions of os.path answer no.
+    monkeypatch.setattr(Path, 'stat', refuse)
+    monkeypatch.setattr(os.path, 'isdir', lambda path: False)
+    with pytest.raises(LtzooError, match=r'there is no folder .*, or it may not be looked into'):
+        check_target(tmp_path / 'closed' / 'x.json')
 
 
 def test_names_that_are_no_utf_8_are_written_as_they_are(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ltzoo.errors import LtzooError, at_least, command_line
+from ltzoo.errors import LtzooError, at_least, command_line, is_out_of_memory
 
 
 @command_line
@@ -75,8 +75,6 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
     from ltzoo.data import UnreadableImageError
     from ltzoo.evaluation import evaluate_model
 
@@ -96,7 +94,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         )
     except UnreadableImageError as error:
         raise LtzooError(f'{error}; --skip-unreadable leaves such images out') from error
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise LtzooError(f'there is no memory for --batch-size {args.batch_size}: take a smaller one') from error
 
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ltzoo.errors import LtzooError, at_least, command_line
+from ltzoo.errors import LtzooError, at_least, command_line, is_out_of_memory
 
 
 @command_line
@@ -34,8 +34,6 @@ def main() -> int:
     at_least('--top', args.top, 1)
     at_least('--batch-size', args.batch_size, 1)
     at_least('--workers', args.workers, 0)
-
-    import torch
 
     import ltzoo
     from ltzoo.data import UnreadableImageError
@@ -58,7 +56,9 @@ def main() -> int:
         )
     except UnreadableImageError as error:
         raise LtzooError(f'{error}; --skip-unreadable leaves such images out') from error
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise LtzooError(f'there is no memory for --batch-size {args.batch_size}: take a smaller one') from error
     names = (model.pretrained_cfg or {}).get('label_names')
     names = names if isinstance(names, (list, tuple)) and len(names) == model.num_classes else range(model.num_classes)
@@ -72,8 +72,6 @@ def main() -> int:
         with writing(args.csv):
             write_atomically(args.csv, text.getvalue())
     else:
-        # Names of files that are no UTF-8 have their bytes.
-        sys.stdout.reconfigure(errors='surrogateescape')  # type: ignore[union-attr]
         print(text.getvalue(), end='')
     return 0
 

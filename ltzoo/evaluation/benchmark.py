@@ -171,8 +171,10 @@ def benchmark_models(
             rows.append(_listed(row))
             result = f'{row["top1"]:.2f}' if row['status'] == 'ok' else f'{row["status"]}: {row["reason"]}'
             say(f'[{number}/{len(pairs)}] {model} on {name}: {result}{earlier}')
+            # Those of this call that are still to come, too: it may be stopped before.
+            later = [_listed(done[pair]) for pair in pairs[number:] if pair in done]
             with writing(output):
-                _write_tables([*rows, *others], output)
+                _write_tables([*rows, *later, *others], output)
     return rows
 
 
@@ -232,10 +234,15 @@ def _measure_apart(
 def _method_of(model: str) -> str | None:
     """Return the method that a saved model was trained with, by the zoo's name if it has one; None if nothing says."""
     try:
-        trained_with = method_of(TrainedOn(model).lt['recipe'])
+        recipe = TrainedOn(model).lt['recipe']
+        trained_with, of_zoo = method_of(recipe), entry_of(recipe['model']['name'])
     except (KeyError, TypeError):
         return None
-    return {method.trained_with: name for name, method in METHODS.items()}.get(trained_with, trained_with)
+    if of_zoo and METHODS[of_zoo.method].trained_with == trained_with:
+        return of_zoo.method
+    # Sharpness and preservation have settings, which a name of the zoo would promise.
+    plain = {METHODS[name].trained_with: name for name in ('ce', 'bs', 'bcl')}
+    return plain.get(trained_with, trained_with)
 
 
 def _weights_of(model: str) -> str | None:

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ltzoo.data import load_data
-from ltzoo.errors import LtzooError, import_named
+from ltzoo.errors import LtzooError, import_named, is_out_of_memory
 from ltzoo.evaluation.evaluate import (
     ClassesError,
     check_classes,
@@ -36,7 +36,7 @@ from ltzoo.files import write_atomically
 from ltzoo.models import create_model
 from ltzoo.models.input_config import input_config
 
-__all__ = ['FAILED', 'OUT_OF_MEMORY', 'UNFIT', 'is_out_of_memory', 'macs', 'measure']
+__all__ = ['FAILED', 'OUT_OF_MEMORY', 'UNFIT', 'macs', 'measure']
 
 OUT_OF_MEMORY, UNFIT, FAILED = 86, 87, 88
 _TIMED_BATCHES = 5
@@ -109,16 +109,6 @@ def _peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == 'darwin' else peak * 1024
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return if a smaller batch may help against an error."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        words in said for words in ('not enough memory', "can't allocate memory", 'out of memory')
-    )
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from timm.models._hub import save_config_for_hf
 
 from ltzoo.errors import LtzooError, one_line
 from ltzoo.files import new_folder
-from ltzoo.hub.card import model_card
+from ltzoo.hub.card import licence_of, model_card
 
 __all__ = ['ExportError', 'check_exportable', 'check_new_folder', 'export_model', 'write_folder']
 
@@ -57,7 +58,12 @@ def export_model(
         ExportError: if `folder` holds something and `force` is not given, or it cannot be written.
     """
     data_config = _as_tested({'input_size': input_size, 'mean': tuple(mean), 'std': tuple(std), 'crop_pct': crop_pct})
-    config = {'lt': dict(lt), **({'label_names': list(lt['class_names'])} if lt.get('class_names') else {})}
+    config = {
+        'lt': dict(lt),
+        # That of these weights, not of the architecture: what is trained on from here goes by it.
+        'pretrained_cfg': {'license': licence_of(model.pretrained_cfg, lt)},
+        **({'label_names': list(lt['class_names'])} if lt.get('class_names') else {}),
+    }
     write_folder(model, folder, config, data_config, lambda cfg: model_card(lt, cfg), force=force)
 
 
@@ -126,12 +132,22 @@ def _as_tested(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_new_folder(folder: Path, force: bool) -> None:
-    """Refuse a folder that holds something, unless it may be replaced.
+    """Refuse a folder that holds something, unless it is a model's and may be replaced.
 
     Raises:
-        ExportError: if it does, or is a file.
+        ExportError: if so, or it is a file, or one is working in it.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ExportError(f'{folder} is a file; an export needs a folder')
-    if not force and folder.is_dir() and any(folder.iterdir()):
+    try:
+        if not os.path.exists(folder):
+            return
+        inside = [path.name for path in folder.iterdir()]
+    except NotADirectoryError as error:
+        raise ExportError(f'{folder} is a file; an export needs a folder') from error
+    except OSError as error:
+        raise ExportError(f'{folder} cannot be used: {error.strerror}') from error
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise ExportError(f'{folder} is the folder that this is called in, or above it: give a new one')
+    if inside and 'config.json' not in inside:
+        raise ExportError(f'{folder} is not empty, and holds no model that could be replaced; give a new folder')
+    if inside and not force:
         raise ExportError(f'{folder} is not empty; give a new folder, or --force')

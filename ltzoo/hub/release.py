@@ -80,7 +80,6 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
         ModelFilesError: if a run's model is damaged.
         VerificationError: if a released folder's model does not give the logits stored with it.
     """
-    check_new_folder(folder, force)
     first, *others = runs
     released = _is_released(first)
     model_folder = first if released else first / 'model'
@@ -90,6 +89,7 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
         taken = place.parents if released and run is first else (place, *place.parents)
         if folder.resolve() in taken:
             raise ExportError(f'{folder} would take the place of the run {run}; give a new folder')
+    check_new_folder(folder, force)
     records = [(first, record) for record in (_released_records(first) if released else [_record(first)])]
     records += [(run, _record(run)) for run in others]
     _check_one_recipe(records)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-import re
+import itertools
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -51,7 +52,8 @@ def write_archive(
     the others go all the same.
 
     Args:
-        file: `NAME.tar.gz`; numbered files of an earlier archive of this name are replaced.
+        file: `NAME.tar.gz`; numbered files of an earlier archive of this name are replaced, and those whose numbers
+            follow on are removed. Where no run fits, they stay as they are.
         folders: run folders, those that do not exist are left out; the log beside each comes along.
         megabytes: the most that one file may take, in 10^6 bytes.
         to_continue: bring the checkpoints of unfinished runs, so that they can be continued elsewhere.
@@ -81,19 +83,19 @@ def write_archive(
             parts[-1] += files
             room -= _needed(files)
     stem = file.name.removesuffix(_ENDING)
-    numbered = [file.with_name(f'{stem}-{number}{_ENDING}') for number in range(1, len(parts) + 1)]
+    names = (file.with_name(f'{stem}-{number}{_ENDING}') for number in itertools.count(1))
     contents = [_tar(part) for part in parts]
-    pattern = rf'{re.escape(stem)}-\d+{re.escape(_ENDING)}'
+    numbered = list(itertools.islice(names, len(contents)))
     with writing(file):
-        before = {path for path in file.parent.iterdir() if re.fullmatch(pattern, path.name)}
+        new = [path for path in numbered if not path.exists()]
         try:
             for path, content in zip(numbered, contents, strict=True):
                 write_atomically(path, content)
         except OSError:
-            for path in {*numbered} - before:
+            for path in new:
                 path.unlink(missing_ok=True)
             raise
-        for path in before - {*numbered}:
+        for path in itertools.takewhile(Path.is_file, names) if numbered else ():
             path.unlink()
     return numbered, left_out
 
@@ -124,7 +126,10 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
             try:
                 with tarfile.open(archive, 'r:gz') as tar:
                     tar.extractall(brought, filter='data')
-            except (OSError, EOFError, tarfile.TarError) as error:
+                    # To the end, where the sum stands that shows damage: tar itself stops before it.
+                    while tar.fileobj is not None and tar.fileobj.read(2**20):
+                        pass
+            except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
                 raise ArchiveError(f'{archive} cannot be unpacked: {error}') from error
             names = {path.name.removesuffix('.log') for path in brought.iterdir()}
             for name in sorted(names):
@@ -172,7 +177,8 @@ def _needed(files: Sequence[tuple[Path, str]]) -> float:
 
 def _tar(files: Sequence[tuple[Path, str]]) -> bytes:
     content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode='w:gz') as tar:
+    # What is a link here, as to a larger disk, is a file there.
+    with tarfile.open(fileobj=content, mode='w:gz', dereference=True) as tar:
         for path, name in files:
             tar.add(path, name)
     return content.getvalue()

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +88,9 @@ def pack(
         Bytes of each part: code, data, wheels.
 
     Raises:
-        PackError: if the folder is not empty, a recipe is not a file that git tracks in the checkout (the commit would
-            not say what was trained), its data cannot be packed, or a wheel cannot be had.
+        PackError: if the folder is not empty, a recipe, or one that it starts from, is not a file that git tracks in
+            the checkout (the commit would not say what was trained), its data or the weights that it starts from cannot
+            be packed, or a wheel cannot be had.
         DataError: if images are missing here.
         LtzooError: if the folder cannot be written.
     """
@@ -102,6 +103,11 @@ def pack(
             raise PackError(
                 f'the data {recipe.data.name} cannot be packed: CIFAR-10 and CIFAR-100 can, and digits come with '
                 'scikit-learn; choose other runs with --only'
+            )
+        if recipe.model.pretrained or recipe.model.name.startswith(('local-dir:', 'hf-hub:')):
+            raise PackError(
+                f'the weights that {recipe.model.name} starts from cannot be packed: choose runs that start from none '
+                'with --only'
             )
     if python is not None and not re.fullmatch(r'3\.\d+', python):
         raise PackError(f'--python must be a version such as 3.12, not {python}')
@@ -148,15 +154,25 @@ def _plan_there(root: Path, plan: Plan, file: Path, jobs: Sequence[Job], changes
     for name in dict.fromkeys(job.name for job in jobs):
         planned = plan.runs[name]
         recipe = (file.parent / planned.recipe).resolve()
-        if not recipe.is_relative_to(root) or str(recipe.relative_to(root)) not in tracked:
-            raise PackError(
-                f'the recipe {file.parent / planned.recipe} cannot be packed: only those that git tracks under '
-                f'{root}/recipes can'
-            )
+        for part in _with_bases(recipe):
+            if not part.is_relative_to(root) or str(part.relative_to(root)) not in tracked:
+                which = file.parent / planned.recipe if part == recipe else f'{part}, from which {recipe} starts,'
+                raise PackError(
+                    f'the recipe {which} cannot be packed: only those that git tracks under {root}/recipes can'
+                )
         runs[name] = {'recipe': str(recipe.relative_to(root)), 'overrides': [*planned.overrides, *changes]}
     seeds = list(dict.fromkeys(job.seed for job in jobs))
     output = str(Path('runs', plan.output.name))
     return yaml.safe_dump({'output': output, 'seeds': seeds, 'runs': runs}, sort_keys=False, width=120)
+
+
+def _with_bases(recipe: Path) -> Iterator[Path]:
+    """Yield the file of a recipe, and of those that it starts from."""
+    base: str | None = recipe.name
+    while base is not None:
+        recipe = (recipe.parent / base).resolve()
+        yield recipe
+        base = yaml.safe_load(recipe.read_text(encoding='utf-8')).get('base')
 
 
 def _source(recipe: Recipe) -> str | None:

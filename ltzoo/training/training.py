@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ltzoo.data import Dataset, Split
 from ltzoo.data.loader import TrainLoader
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, is_out_of_memory
 from ltzoo.evaluation import Scores, predict, score
 from ltzoo.evaluation.predict import image_batches
 from ltzoo.gkpgsa import GkpGsa
@@ -70,7 +70,9 @@ class Training:
         size, device, workers = part.batch_size, self.accelerator.device, self.recipe.workers
         try:
             found = predict(self.model, images, config, batch_size=size, device=device, workers=workers)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise LtzooError(
                 f'there is no memory to test with evaluation.batch_size={size}: go on with a smaller one and '
                 'resume=auto'

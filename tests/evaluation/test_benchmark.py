@@ -25,7 +25,7 @@ import ltzoo
 from ltzoo.data import DataError, MissingDataError, load_data
 from ltzoo.evaluation import EvaluationError, benchmark
 from ltzoo.evaluation.benchmark import COLUMNS, BenchmarkError, _images_of, benchmark_models, choose_models
-from ltzoo.evaluation.benchmark_one import FAILED, OUT_OF_MEMORY, UNFIT, is_out_of_memory, macs, main, measure
+from ltzoo.evaluation.benchmark_one import FAILED, OUT_OF_MEMORY, UNFIT, macs, main, measure
 from ltzoo.files import BusyError
 from ltzoo.hub import export_model
 
@@ -125,6 +125,28 @@ def test_the_papers_rows_have_the_methods_of_the_zoo(tmp_path: Path) -> None:
     methods = {paper['model'].partition('.')[0].removeprefix('resnet32_cifar_'): paper['method'] for paper in papers}
     assert methods and all(name == method for name, method in methods.items())
     assert 'bcl_sam' in methods
+
+
+@pytest.mark.parametrize(
+    ('name', 'method', 'told'),
+    [
+        ('resnet32_cifar_gkpgsa_paper.cifar100_lt_r100', {}, 'gkpgsa_paper'),
+        ('resnet32_cifar_gkpgsa.cifar100_lt_r100', {}, 'gkpgsa'),
+        ('resnet32_cifar', {}, 'gkpgsa'),
+        ('resnet32_cifar_bcl_sam.cifar100_lt_r100', {'preservation': None}, 'bcl_sam'),
+        # An ablation such as ASAM.
+        ('resnet32_cifar', {'preservation': None}, 'bcl + sharpness'),
+        ('resnet32_cifar_bcl.cifar100_lt_r100', {'preservation': None, 'sharpness': None}, 'bcl'),
+        ('resnet32_cifar', {'preservation': None, 'sharpness': None}, 'bcl'),
+    ],
+)
+def test_a_saved_model_has_a_method_of_the_zoo_only_where_it_is_sure(
+    tmp_path: Path, name: str, method: dict[str, Any], told: str
+) -> None:
+    recipe = {'objective': {'name': 'bcl'}, 'model': {'name': name}}
+    recipe['method'] = {'preservation': {'strength': 1}, 'sharpness': {'scale': 1}, **method}
+    (tmp_path / 'config.json').write_text(json.dumps({'lt': {'recipe': recipe}}))
+    assert benchmark._method_of(f'local-dir:{tmp_path}') == told
 
 
 def test_attention_is_counted_whether_it_is_fused_or_not() -> None:
@@ -299,6 +321,20 @@ def test_ctrl_c_ends_the_child_and_keeps_what_is_done(
     assert [row['model'] for row in json.loads((output / 'results.json').read_text())['rows']] == ['timm/a']
 
 
+def test_a_call_that_is_stopped_keeps_what_it_had_not_reached_in_the_tables(stub: Any, tmp_path: Path) -> None:
+    stub('done()')
+    output, models = tmp_path / 'out', ['timm/a', 'timm/b', 'timm/c']
+    quiet(models, ['digits_lt'], output)
+
+    def stop(line: str) -> None:
+        if line.startswith('[2/3]'):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        benchmark_models(models, ['digits_lt'], output, rerun=True, say=stop)
+    assert [row['model'] for row in json.loads((output / 'results.json').read_text())['rows']] == models
+
+
 def test_models_by_pattern(saved: str) -> None:
     assert choose_models(['resnet32*', HUNDRED]) == PUBLISHED
     assert choose_models([HUNDRED.partition('.')[0]]) == [HUNDRED]
@@ -352,21 +388,3 @@ def test_what_cannot_be_begun(stub: Any, tmp_path: Path) -> None:
     ):
         quiet(['timm/b'], ['digits_lt'], tmp_path / 'out')
     assert len(calls.read_text().splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ('error', 'expected'),
-    [
-        (MemoryError(), True),
-        (torch.OutOfMemoryError('CUDA out of memory.'), True),
-        (
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-            True,
-        ),
-        (RuntimeError('DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes'), True),
-        (RuntimeError('shapes do not match'), False),
-        (OSError('out of memory'), False),
-    ],
-)
-def test_what_less_memory_helps_against(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error) is expected

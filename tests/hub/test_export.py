@@ -201,6 +201,33 @@ def test_a_folder_in_use_is_replaced_only_by_force(train: Train, lt: dict[str, A
     assert os.listdir(tmp_path) == ['out']
 
 
+def test_what_is_no_model_and_where_one_is_working_is_not_replaced_by_force_either(
+    train: Train, lt: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = train('resnet20_cifar')
+    mine = tmp_path / 'work' / 'thesis.txt'
+    mine.parent.mkdir()
+    mine.write_text('mine')
+    with pytest.raises(ExportError, match=r'work is not empty, and holds no model that could be replaced'):
+        export(model, mine.parent, lt, force=True)
+    # As --to "$NOT_SET" has it, in a folder that holds a model.
+    (mine.parent / 'config.json').touch()
+    (mine.parent / 'below').mkdir()
+    for here in (mine.parent, mine.parent / 'below'):
+        monkeypatch.chdir(here)
+        for folder in (Path(), mine.parent) if here == mine.parent else (mine.parent, Path('..')):
+            with pytest.raises(ExportError, match='is the folder that this is called in, or above it'):
+                export(model, folder, lt, force=True)
+    assert mine.read_text() == 'mine'
+
+
+def test_the_licence_written_is_that_of_the_weights(train: Train, lt: dict[str, Any], tmp_path: Path) -> None:
+    # So that what is trained on from own weights is not taken for what the architecture's licence allows.
+    for data, licence in (('folder:mine', 'other'), ('cifar10_lt_r50', 'apache-2.0')):
+        export(train('resnet20_cifar'), tmp_path / data, {**lt, 'data': data})
+        assert json.loads((tmp_path / data / 'config.json').read_text())['pretrained_cfg']['license'] == licence
+
+
 @pytest.mark.parametrize(
     ('failure', 'error', 'message'),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ from filelock import FileLock
 
 from ltzoo.errors import LtzooError
 from ltzoo.files import BusyError, alone
-from ltzoo.plans.archive import collect, write_archive
+from ltzoo.plans.archive import ArchiveError, collect, write_archive
 from ltzoo.training.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[2] / 'recipes' / 'digits_lt' / 'ce.yaml'
@@ -85,3 +86,47 @@ def test_what_is_too_large_for_a_file_leaves_the_other_runs_in(tmp_path: Path) -
     whole, left_out = write_archive(tmp_path / 'runs.tar.gz', runs, megabytes=0.4, to_continue=True)
     assert not left_out
     assert collect(whole, tmp_path / 'home', {path.name: recipe for path in runs})['begun'] == 'unfinished'
+
+
+def finished_run(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / 'recipe.yaml').write_text(load_recipe(RECIPE).to_yaml())
+    (folder / 'results.json').write_text('{"training_seconds": 1.0}')
+    return folder
+
+
+def test_what_was_damaged_on_the_way_is_not_taken(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / 'there' / 'base_seed0')
+    # No compression finds anything in weights, so that every bit of them is one of the file.
+    weights = os.urandom(100_000)
+    (run / 'accuracy.png').write_bytes(weights)
+    (archive,), _ = write_archive(tmp_path / 'runs.tar.gz', [run])
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    archive.write_bytes(content)
+    with pytest.raises(gzip.BadGzipFile):
+        gzip.decompress(content)
+    with pytest.raises(ArchiveError, match=r'runs-1\.tar\.gz cannot be unpacked: '):
+        collect([archive], tmp_path / 'home', {run.name: load_recipe(RECIPE)})
+    assert not (tmp_path / 'home').exists()
+
+
+def test_only_the_files_that_follow_in_number_are_removed(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / 'there' / 'base_seed0')
+    for number in (1, 2, 3, 20240501):
+        (tmp_path / f'runs-{number}.tar.gz').write_text('earlier')
+    assert write_archive(tmp_path / 'runs.tar.gz', [run], megabytes=1e-3)[0] == []
+    assert (tmp_path / 'runs-1.tar.gz').read_text() == 'earlier'
+    assert write_archive(tmp_path / 'runs.tar.gz', [run])[0] == [tmp_path / 'runs-1.tar.gz']
+    assert {path.name for path in tmp_path.glob('*.tar.gz')} == {'runs-1.tar.gz', 'runs-20240501.tar.gz'}
+
+
+def test_what_a_link_leads_to_comes_along(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / 'there' / 'base_seed0')
+    (run / 'results.json').unlink()
+    (tmp_path / 'large disk').write_bytes(b'state')
+    (run / 'checkpoint.pt').symlink_to(tmp_path / 'large disk')
+    archives, _ = write_archive(tmp_path / 'runs.tar.gz', [run], to_continue=True)
+    (tmp_path / 'large disk').unlink()
+    assert collect(archives, tmp_path / 'home', {run.name: load_recipe(RECIPE)}) == {run.name: 'unfinished'}
+    assert (tmp_path / 'home' / run.name / 'checkpoint.pt').read_bytes() == b'state'

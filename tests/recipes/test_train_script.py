@@ -347,11 +347,14 @@ def test_an_image_that_one_process_alone_meets_is_named(
     assert ('train.py' in capsys.readouterr().err) == (rank == '0')
 
 
+@pytest.mark.parametrize(
+    'error', [torch.OutOfMemoryError('CUDA out of memory'), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
 def test_no_memory_for_a_step_is_one_sentence_that_says_what_helps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RuntimeError
 ) -> None:
     def fail(recipe: Recipe, output: Path, **options: Any) -> None:
-        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')
+        raise error
 
     monkeypatch.setattr('ltzoo.training.fit.fit', fail)
     monkeypatch.setenv('RANK', '3')

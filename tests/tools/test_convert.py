@@ -220,8 +220,11 @@ def test_force_replaces_what_is_there(script: Script, checkpoint: Path, tmp_path
     out = tmp_path / 'out'
     out.mkdir()
     (out / 'old.txt').write_text('old')
-    assert script('tools/convert.py', checkpoint, '--from', 'bcl', '--to', out) == 2
+    for force in ((), ('--force',)):
+        assert script('tools/convert.py', checkpoint, '--from', 'bcl', '--to', out, *force) == 2
     assert contents(out) == {'old.txt': b'old'}
+    (out / 'config.json').write_text('{}')
+    assert script('tools/convert.py', checkpoint, '--from', 'bcl', '--to', out) == 2
     assert script('tools/convert.py', checkpoint, '--from', 'bcl', '--to', out, '--force') == 0
     assert 'old.txt' not in contents(out)
 

@@ -120,7 +120,7 @@ def runs(digits_run: Path, tmp_path: Path) -> Path:
         ('{runs}/shortened', '{runs}/out', 'shortened/results.json is damaged: it does not say balanced_accuracy'),
         ('{runs}/listed', '{runs}/out', 'listed/results.json is damaged: '),
         ('{runs}/misconfigured', '{runs}/out', 'misconfigured/model/config.json is damaged: it does not say class_c'),
-        ('{run}', '{runs}/in_use', 'in_use is not empty; give a new folder, or --force'),
+        ('{run}', '{runs}/in_use', 'in_use is not empty, and holds no model that could be replaced; give a new folder'),
         ('{run}', '{runs}/in_use/thesis.txt', 'thesis.txt is a file; an export needs a folder'),
         ('{run}', '{runs}/in_use/thesis.txt/out', 'thesis.txt/out cannot be written'),
     ],

@@ -76,6 +76,26 @@ def test_names_that_are_no_utf_8(
     assert name in (tmp_path / 'out.csv').read_bytes()
 
 
+@pytest.mark.parametrize('tool', ['predict', 'evaluate'])
+def test_no_memory_is_one_sentence(
+    script: Script,
+    digits_run: Path,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tool: str,
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr('ltzoo.evaluation.predict_files', fail)
+    monkeypatch.setattr('ltzoo.evaluation.evaluate_model', fail)
+    images = [pictures] if tool == 'predict' else ['--data', 'digits_lt']
+    assert script(f'tools/{tool}.py', digits_run, *images, '--batch-size', 8) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(f'{tool}.py: there is no memory for --batch-size 8: take a smaller one\n')
+
+
 def test_what_cannot_be_read(
     script: Script,
     digits_run: Path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -100,3 +101,15 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert last_line.startswith('profile_data.py: ')
     assert message in last_line
     assert os.listdir(tmp_path) == ['empty']
+
+
+def test_names_that_are_no_utf_8(tmp_path: Path, main: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (b'caf\xe9', b'tea'):
+        folder = tmp_path / 'images' / os.fsdecode(name)
+        folder.mkdir(parents=True)
+        for number in range(2):
+            Image.new('RGB', (8, 8), (number, len(name), 0)).save(folder / f'{number}.png')
+    screen = io.TextIOWrapper(io.BytesIO(), encoding='utf-8')
+    monkeypatch.setattr(sys, 'stdout', screen)
+    assert main(f'folder:{tmp_path / "images"}') == 0
+    assert b'caf\xe9' in screen.buffer.getvalue()  # type: ignore[attr-defined]

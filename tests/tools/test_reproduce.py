@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from ltzoo.data import DataError, load_data, with_holdout
+from ltzoo.plans.pack import _with_bases
 
 ROOT = Path(__file__).resolve().parents[2]
 Script = Callable[..., int]
@@ -227,8 +228,12 @@ def test_a_pack_trains_elsewhere_and_its_archive_comes_home(
     assert 'not an empty folder' in capsys.readouterr().err
     (tmp_path / 'own.yaml').write_text((ROOT / 'recipes' / 'digits_lt' / 'ce.yaml').read_text())
     plan.write_text(f'output: o\nruns: {{base: {{recipe: {tmp_path}/own.yaml}}}}')
-    assert script('tools/reproduce.py', plan, '--pack', tmp_path / 'none') == 2
+    none = tmp_path / 'none'
+    assert script('tools/reproduce.py', plan, '--pack', none) == 2
     assert 'only those that git tracks' in capsys.readouterr().err
+    weights = ('model.name=resnet32_cifar_bcl.cifar100_lt_r100', 'model.pretrained=true')
+    assert script('tools/reproduce.py', write_plan(changed, [3], {'base': []}), '--set', *weights, '--pack', none) == 2
+    assert 'the weights that resnet32_cifar_bcl.cifar100_lt_r100 starts from cannot be' in capsys.readouterr().err
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(('none', '.'))]
 
 
@@ -243,6 +248,14 @@ def test_what_is_changed_in_all_recipes_travels_with_a_pack(script: Script, tmp_
     assert (
         f"PLAN.yaml --output '{tmp_path}/else where' --collect FILE" in (tmp_path / 'other' / 'README.md').read_text()
     )
+
+
+def test_recipes_are_followed_to_those_that_they_start_from(tmp_path: Path) -> None:
+    (tmp_path / 'b').mkdir()
+    for name, base in (('a.yaml', 'base: b/b.yaml'), ('b/b.yaml', 'base: ../c.yaml'), ('c.yaml', 'epochs: 1')):
+        (tmp_path / name).write_text(base)
+    names = [str(path.relative_to(tmp_path)) for path in _with_bases(tmp_path / 'a.yaml')]
+    assert names == ['a.yaml', 'b/b.yaml', 'c.yaml']
 
 
 def test_a_budget_stops_what_can_be_continued_elsewhere(tmp_path: Path) -> None:

@@ -578,11 +578,14 @@ def test_own_images_are_fed_as_the_pretrained_model_has_seen_its_own(
     assert (tuple(cfg['mean']), tuple(cfg['std'])) == (mean, std)
 
 
+@pytest.mark.parametrize(
+    'error', [torch.OutOfMemoryError('CUDA out of memory'), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
 def test_no_memory_to_test_with_is_one_sentence(
-    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
-        raise torch.OutOfMemoryError('CUDA out of memory')
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr('ltzoo.training.training.predict', full)
