@@ -80,7 +80,9 @@ def test_a_file_that_output_is_sent_to_is_added_to(tmp_path: Path, mode: str) ->
         'print("told"); check_target(out); write_atomically(out, "content\\n"); print("told again")'
     )
     with open(log, mode) as output:
-        subprocess.run([sys.executable, '-c', program], cwd=ROOT, stdout=output, check=True)
+        # Where Python does not buffer, there is nothing that could come too late.
+        buffered = {**os.environ, 'PYTHONUNBUFFERED': ''}
+        subprocess.run([sys.executable, '-c', program], cwd=ROOT, stdout=output, env=buffered, check=True)
     assert log.read_text() == ('before\n' if mode == 'a' else '') + 'told\ncontent\ntold again\n'
     assert list(tmp_path.iterdir()) == [log]
 
