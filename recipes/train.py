@@ -53,13 +53,13 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides)
     check_processes()
-    if args.dry_run:
-        print(recipe.to_yaml())
-        # Trackers write files.
-        print(describe_batch(recipe.model_copy(update={'trackers': ()})))
-        return 0
     output = recipe.output or Path('runs', args.recipe.resolve().parent.name, f'{args.recipe.stem}_seed{recipe.seed}')
     try:
+        if args.dry_run:
+            print(recipe.to_yaml())
+            # Trackers write files.
+            print(describe_batch(recipe.model_copy(update={'trackers': ()})))
+            return 0
         results = fit(recipe, output, progress=not args.no_progress)
     except (OSError, RuntimeError, MemoryError) as error:
         if isinstance(error, LtzooError):

@@ -293,7 +293,7 @@ def load_data(
     if longtail is not None:
         try:
             dataset = dataset.longtailed(longtail.ratio, longtail.kind, split_seed, longtail.largest)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise DataError(f'{name}: {error}') from error
     return replace(dataset, name=name)
 

@@ -148,6 +148,10 @@ def make_standin(
         raise DataError(f'{lists} holds none of the lists {", ".join(standin.lists)}')
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f'{folder} holds something already; a stand-in needs a new or empty folder')
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise DataError(
+            f'{folder} is the folder that this is called in, whose place a stand-in would take: give a new one'
+        )
     parts = _parts(standin, classes, share, lists)
     with new_folder(folder) as made:
         originals = _write_images(made / 'images', size or standin.size)

@@ -107,8 +107,9 @@ class GramMatrix:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state."""
-        self._select(state['epochs'], state['distances_squared'], state['norms_squared'], list(state['epochs']))
+        """Continue from a state, on whatever device its tensors lie."""
+        distances, norms = state['distances_squared'].cpu(), state['norms_squared'].cpu()
+        self._select(state['epochs'], distances, norms, list(state['epochs']))
 
     def _select(self, epochs: list[int], distances: Tensor, norms: Tensor, kept: list[int]) -> None:
         rows = torch.tensor([epochs.index(epoch) for epoch in kept], dtype=torch.int64)

@@ -57,12 +57,15 @@ class FlatParameters:
         with torch.no_grad():
             for p, value in zip(self.parameters, self.unflatten(vector), strict=True):
                 p.copy_(value)
+        # Around all of a step, autocast would go on with the copies in half precision of what the parameters held.
+        torch.clear_autocast_cache()
         try:
             yield
         finally:
             with torch.no_grad():
                 for p, copy in zip(self.parameters, copies, strict=True):
                     p.copy_(copy)
+            torch.clear_autocast_cache()
 
 
 def _order(x: Tensor) -> list[int]:

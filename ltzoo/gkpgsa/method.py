@@ -49,7 +49,8 @@ class GkpGsa:
 
     Raises:
         GkpGsaError: if the bank is needed and nothing of the encoder is trained, or the network drops activations to
-            compute them anew (`set_grad_checkpointing`), which groups with own weights cannot be taken through.
+            compute them anew (`set_grad_checkpointing`) or has SyncBatchNorm, which groups with own weights cannot be
+            taken through.
     """
 
     def __init__(
@@ -84,6 +85,11 @@ class GkpGsa:
         if of_samples and any(getattr(part, 'grad_checkpointing', False) for part in module.modules()):
             raise GkpGsaError(
                 'a step by group, and Fisher, cannot be combined with gradient checkpointing: leave it off'
+            )
+        if by_group and any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
+            raise GkpGsaError(
+                'a step by group cannot be combined with SyncBatchNorm, in which groups cannot have their own weights: '
+                'leave batch-norm as it is'
             )
         kept = settings.preservation is not None and settings.preservation.statistics == 'anchor'
         self.statistics: dict[str, Tensor] = _running_statistics(model) if kept else {}
@@ -202,9 +208,16 @@ class GkpGsa:
     def end_epoch(self, epoch: int, samples: Samples) -> dict[str, Any]:
         """Update bank, groups, anchors and Fisher; return what belongs in the log.
 
+        With several processes, the weights and buffers of all must be the same by now: batch-norm's are each process's
+        own until somebody sends those of one to the others.
+
         Args:
             epoch: counted from 0.
             samples: see `Samples`.
+
+        Raises:
+            GkpGsaError: if the bank is needed and no features were seen, as the losses call something else than the
+                module that the model's `get_classifier()` returns.
         """
         log: dict[str, Any] = {'alpha': self._loss_weight}
         if self._steps > 0:
@@ -218,8 +231,15 @@ class GkpGsa:
             norm = torch.stack([g.double().norm() for g in pull.values()]).norm()
             log['penalty'] = self.preservation.penalty(self.encoder, self._penalty_weight).item()
             log['penalty_to_loss_gradient'] = float(norm * self._finite / (self._grad_norm * self._loss_weight))
-        if not self.needs_bank or self.quality is None:
+        if not self.needs_bank:
             return log
+        if self.quality is None:
+            if self._steps == 0:
+                return log
+            raise GkpGsaError(
+                f'no features were seen: the losses never call the module that get_classifier() of '
+                f'{type(self.model).__name__} returns, whose input is what classes are grouped by'
+            )
         self.quality.all_reduce()
         won = self.bank.update(epoch, self.quality.compute(), {**self.encoder, **self.statistics})
         if self.settings.group_by == 'bank':
@@ -242,7 +262,7 @@ class GkpGsa:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state of the same settings; `start_epoch` comes next.
+        """Continue from a state of the same settings, on whatever device its tensors lie; `start_epoch` comes next.
 
         Raises:
             BankError: if the state is of another number of classes, or a snapshot it names is missing.
@@ -250,8 +270,9 @@ class GkpGsa:
         """
         self.bank.load_state_dict(state['bank'])
         self.gram.load_state_dict(state['gram'])
-        self.class_groups, self.has_groups = state['class_groups'], state['has_groups']
+        self.class_groups, self.has_groups = state['class_groups'].cpu(), state['has_groups']
         self.sharpness.load_state_dict(state['sharpness'])
+        self.preservation = None
         if state['preservation'] is not None and self.settings.preservation is not None:
             self.preservation = self._empty_preservation(self.settings.preservation)
             self.preservation.load_state_dict(state['preservation'])

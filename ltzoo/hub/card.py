@@ -161,11 +161,12 @@ Not measured by us yet.
 {_citation(method.paper, method.paper_id)}"""
 
 
-def eval_results(results: Mapping[str, Any]) -> str | None:
+def eval_results(results: Mapping[str, Any], shots: bool = True) -> str | None:
     """Return the file `.eval_results/NAME.yaml` of a model's results; None if they are not of a test set of the Hub's.
 
     Args:
         results: as `ltzoo.get_results` returns them.
+        shots: whether Many, Medium and Few belong into it: those of other thresholds are other numbers.
     """
     dataset = _HUB_DATA.get(results['data'].partition('_')[0])
     if dataset is None or any(run['split'] != 'test' for run in results['runs']):
@@ -178,7 +179,7 @@ def eval_results(results: Mapping[str, Any]) -> str | None:
             notes=f'these weights: last epoch, seed {results["weights_seed"]}',
         )
         for key, score in results['scores'].items()
-        if score is not None
+        if score is not None and (shots or key not in ('many', 'medium', 'few'))
     ]
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
 

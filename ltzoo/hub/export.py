@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from timm.models import save_for_hf
 from timm.models._hub import save_config_for_hf
 
+from ltzoo.data import without_folders
 from ltzoo.errors import LtzooError, one_line
 from ltzoo.files import new_folder
 from ltzoo.hub.card import licence_of, model_card
 
-__all__ = ['ExportError', 'check_exportable', 'check_new_folder', 'export_model', 'write_folder']
+__all__ = ['ExportError', 'check_exportable', 'check_new_folder', 'export_model', 'model_as_published', 'write_folder']
 
 
 class ExportError(LtzooError, OSError):
@@ -129,6 +130,15 @@ def check_exportable(model: Any, config: Mapping[str, Any]) -> None:
 def _as_tested(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the whole of how `ltzoo.evaluation.predict` feeds images that `config` says the rest of."""
     return {**config, 'interpolation': 'bilinear', 'crop_mode': 'center'}
+
+
+def model_as_published(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part `model` of a recipe without the folders of the machine that trained it."""
+    published = {key: value for key, value in part.items() if key != 'cache_dir'}
+    published['name'] = without_folders(published['name'])
+    if published.get('checkpoint_path'):
+        published['checkpoint_path'] = Path(published['checkpoint_path']).name
+    return published
 
 
 def check_new_folder(folder: Path, force: bool) -> None:

@@ -29,11 +29,12 @@ from ltzoo.data import imbalance_ratio, without_folders
 from ltzoo.errors import one_line
 from ltzoo.files import new_folder
 from ltzoo.hub.card import METRICS, PLACE, eval_results, licence_of, model_card
-from ltzoo.hub.export import ExportError, check_new_folder
+from ltzoo.hub.export import ExportError, check_new_folder, model_as_published
 from ltzoo.hub.verify import check_vectors
 from ltzoo.models import create_model
 from ltzoo.models.download import file_hash
 from ltzoo.models.entries import entry_of, method_of, paper_results
+from ltzoo.models.input_config import input_config
 from ltzoo.models.lt_zoo import METHODS
 
 __all__ = ['make_vectors', 'over_seeds', 'release', 'summarise', 'write_card']
@@ -58,7 +59,7 @@ _TRAINING = {'data', 'class_counts', 'many_above', 'few_below', 'recipe', 'seed'
 # What a command line says that does not decide the result, but for the seed, which is told apart.
 _NOT_RECIPE = (
     'output', 'resume', 'seed', 'trackers', 'workers', 'checkpoint_every', 'cuda_graphs', 'data.data_dir',
-    'data.download', 'evaluation.batch_size',
+    'data.download', 'evaluation.batch_size', 'model.cache_dir',
 )  # fmt: skip
 
 
@@ -131,8 +132,9 @@ def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str = 
     first = records[0]
     method = method_of(first['recipe'])
     entry = entry_of(first['model'])
-    if entry and (entry.tag, METHODS[entry.method].trained_with, 'test') != (first['data'], method, first['split']):
-        # The zoo's network, but trained on other data, by another method, or measured elsewhere.
+    usual = (entry.tag, METHODS[entry.method].trained_with, 'test', True) if entry else None
+    if usual != (first['data'], method, first['split'], _usual_shots(first['recipe'].get('evaluation') or {})):
+        # The zoo's network, but trained on other data, by another method, or measured elsewhere or by other shots.
         entry = None
     counts = [row['train_count'] for row in first['per_class']]
     return {
@@ -188,13 +190,18 @@ def write_card(folder: Path, to: Path | None = None) -> None:
     place = PLACE if to is None else results['name']
     card = model_card(config['lt'], cfg, results=results, plots=plots, place=place)
     (target / 'README.md').write_text(card, encoding='utf-8')
-    scores = eval_results(results)
+    scores = eval_results(results, shots=_usual_shots(config['lt']))
     if scores is not None:
         (target / '.eval_results').mkdir(exist_ok=True)
         (target / '.eval_results' / f'{results["data"]}.yaml').write_text(scores, encoding='utf-8')
     if to is not None:
         for name in plots:
             shutil.copyfile(folder / name, to / name)
+
+
+def _usual_shots(part: Mapping[str, Any]) -> bool:
+    """Return whether Many, Medium and Few are told apart as everybody does."""
+    return (part.get('many_above', 100), part.get('few_below', 20)) == (100, 20)
 
 
 @torch.inference_mode()
@@ -207,7 +214,7 @@ def make_vectors(model: nn.Module) -> dict[str, Tensor]:
     Returns:
         `images` (N, 3, H, W) and `logits` (N, C), float32; N is 4 for images of up to 64 pixels, else 1.
     """
-    cfg: Any = model.pretrained_cfg
+    cfg = input_config(model)
     channels, height, width = cfg['input_size']
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(4 if height <= 64 else 1, channels, height, width, generator=generator)
@@ -300,7 +307,7 @@ def _check_said(file: Path, found: Mapping[str, Any], wanted: set[str]) -> None:
 def _recipe_file(command: str) -> str | None:
     """Return the recipe that a command trained, with what it changed in it, less folders and the seed.
 
-    Of the place of own data, or of a model to start from, only the last part is kept.
+    Of the place of own data, or of a model or weights to start from, only the last part is kept.
     """
     words = shlex.split(command)
     first = next((place for place, word in enumerate(words) if word.endswith(('.yaml', '.yml'))), None)
@@ -312,6 +319,8 @@ def _recipe_file(command: str) -> str | None:
         key, equals, value = word.partition('=')
         if key in ('data.name', 'model.name'):
             changes.append(f'{key}{equals}{without_folders(value)}')
+        elif key == 'model.checkpoint_path':
+            changes.append(f'{key}{equals}{PurePosixPath(value).name}')
         elif equals and not key.startswith('-') and key not in _NOT_RECIPE:
             changes.append(word)
     quoted = [shlex.quote(word) if "'" in word else f"'{word}'" for word in changes]
@@ -350,5 +359,5 @@ def _what_decides(run: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any],
     except RecipeError as error:
         raise ExportError(str(error)) from error
     recipe['data']['name'], recipe['seed'] = record['data'], None
-    recipe['model']['name'] = without_folders(recipe['model']['name'])
+    recipe['model'] = model_as_published(recipe['model'])
     return recipe, [row['train_count'] for row in record['per_class']]

@@ -238,7 +238,11 @@ def _forget(path: Path) -> None:
 def _remember(folder: Path, branch: str, commit: str) -> None:
     """Note in the cache which commit a branch is, as the client would."""
     note = folder.parents[1] / 'refs' / branch
-    if not note.is_file() or note.read_text() != commit:
+    before = note.read_text() if note.is_file() else None
+    if before and (folder.parent / before / _WEIGHTS).exists() and not (folder / _WEIGHTS).exists():
+        # Without the weights, the new one is not whole: offline, the former one is.
+        return
+    if before != commit:
         note.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(note, commit)
 

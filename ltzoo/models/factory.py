@@ -184,7 +184,7 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     name, kwargs = _with_tag(name, kwargs)
     entry, weights = _locate(name, pretrained, kwargs)
     if name.startswith(_TIMM):
-        if kwargs.get('head', 'linear') == 'linear':
+        if kwargs.get('head') in (None, 'linear'):
             # A plain timm model: it must not carry arguments that timm, reading it back, would not know.
             kwargs = {key: value for key, value in kwargs.items() if key not in ('head', 'head_scale')}
         else:
@@ -247,7 +247,8 @@ def create_model_and_transforms(
 ) -> tuple[nn.Module, Transform, Transform]:
     """Create a model with the transforms that turn a PIL image into its input: float32 of shape (C, H, W), normalised.
 
-    Grey images and those of any colour mode are taken, but for 32-bit numbers, whose range is not known.
+    Models of three channels, or of one, take grey images and those of any colour mode, but for 32-bit numbers, whose
+    range is not known; those of another number of channels take pictures with just as many.
 
     Args:
         name, pretrained, **kwargs: as in `create_model`.
@@ -273,7 +274,7 @@ def create_model_and_transforms(
                 transforms.Normalize(config['mean'], config['std']),
             ]
         )
-    in_colours = [_in_rgb] if config['input_size'][0] == 3 else []
+    in_colours = {3: [_in_rgb], 1: [_in_grey]}.get(config['input_size'][0], [])
     return model, *(transforms.Compose([*in_colours, *made.transforms]) for made in (train, create_transform(**config)))
 
 
@@ -282,6 +283,11 @@ def _in_rgb(image: Any) -> Any:
     from ltzoo.data.images import as_rgb
 
     return as_rgb(image) if isinstance(image, Image.Image) else image
+
+
+def _in_grey(image: Any) -> Any:
+    """Return a picture as one of grey levels, for a model of one channel."""
+    return _in_rgb(image).convert('L') if isinstance(image, Image.Image) else image
 
 
 def check_model_name(name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -47,5 +46,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f'there is no checkpoint {path}') from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # A damaged pickle can end in anything.
         raise CheckpointError(f'{path} is not a readable checkpoint; remove it to start again') from error

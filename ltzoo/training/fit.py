@@ -17,13 +17,14 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ltzoo.data import require_readable, with_place, without_folders
+from ltzoo.data import Dataset, FileImages, require_readable, source_of, with_place, without_folders
 from ltzoo.data.loader import Batch
 from ltzoo.errors import LtzooError, one_line
 from ltzoo.evaluation import Scores, plot_accuracy
 from ltzoo.evaluation.metrics import SCORES
 from ltzoo.files import write_atomically
 from ltzoo.hub import export_model
+from ltzoo.hub.export import model_as_published
 from ltzoo.training.checkpoint import CheckpointError, save_checkpoint
 from ltzoo.training.learner import Learner, learning_rate_factor
 from ltzoo.training.loop import DivergedError, train_one_epoch
@@ -83,6 +84,7 @@ def _train(
     check_names(recipe)
     warn_of_what_never_comes(recipe)
     dataset = prepare_data(recipe)
+    _require_apart(folder, dataset)
     begun = folder.checkpoint.exists()
     # A checkpoint holds all weights, so that going on needs no others.
     pretrained = recipe.model.pretrained and not begun
@@ -107,6 +109,25 @@ def _train(
         accelerator.init_trackers('ltzoo', config={'recipe': recipe.to_yaml()})
     _train_epochs(folder, training, progress)
     return _score_and_finish(folder, training)
+
+
+def _require_apart(folder: RunFolder, dataset: Dataset) -> None:
+    """Refuse a run folder among the class folders of the images: it would be a class itself when they are read again.
+
+    Raises:
+        CheckpointError: if so.
+    """
+    images = dataset.train.images
+    if source_of(dataset.name) != 'folder' or not isinstance(images, FileImages):
+        return
+    # Of CLASS/..., or of train/CLASS/..., the folder that the classes lie in.
+    top = os.path.commonpath({os.path.dirname(path) for path in images.paths})
+    output, classes = folder.path.resolve(), (images.root / top).resolve()
+    if output.is_relative_to(classes):
+        raise CheckpointError(
+            f'output={folder.path} lies among the images of {dataset.name}, where it would be taken for a class: give '
+            'one outside of them'
+        )
 
 
 def _train_epochs(folder: RunFolder, training: Training, progress: bool) -> None:
@@ -235,7 +256,8 @@ def _check_data(folder: RunFolder, recipe: Recipe, now: dict[str, Any], state: d
     counts = now['class_counts']
     before = state.get('class_counts', counts)
     # A run that an unreadable image stopped goes on with fewer.
-    if before != counts and recipe.data.unreadable == 'stop':
+    fewer = len(before) == len(counts) and all(now <= then for now, then in zip(counts, before, strict=True))
+    if before != counts and not (fewer and recipe.data.unreadable == 'skip'):
         raise CheckpointError(
             f'output={folder.path} was trained on {sum(before):,} images in {len(before)} classes, '
             f'{recipe.data.name} now has {sum(counts):,} in {len(counts)}, or others in one of them: '
@@ -286,7 +308,7 @@ def _finish(folder: RunFolder, training: Training, results: dict[str, Any]) -> N
     # What is published says nothing of the folders of the machine that made it.
     data = without_folders(dataset.name)
     trained_by = copy.deepcopy(results['recipe'])
-    trained_by['data']['name'], trained_by['model']['name'] = data, without_folders(recipe.model.name)
+    trained_by['data']['name'], trained_by['model'] = data, model_as_published(trained_by['model'])
     lt = {
         'data': data,
         'class_counts': dataset.class_counts.tolist(),

@@ -193,7 +193,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         changes = [_parse_override(override) for override in overrides]
         merged = OmegaConf.to_container(_merge(config, OmegaConf.merge({}, *changes)), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise RecipeError(f'{" ".join(overrides)}: {one_line(error)}') from error
+        raise RecipeError(f'{" ".join([str(path), *overrides])}: {one_line(error)}') from error
     except TypeError as error:
         raise RecipeError(
             f'{" ".join(overrides)}: an entry of a list cannot be changed by itself: give the whole list'
@@ -212,10 +212,27 @@ def check_recipe(content: Any, place: str | os.PathLike[str]) -> Recipe:
         RecipeError: if a key is unknown or missing, or a value is not possible.
     """
     try:
+        written = json.dumps(content)
+    except TypeError as error:
+        raise RecipeError(f'{place}: {one_line(error)}; write numbers, words, lists and keys') from error
+    for key, value in _texts(content):
+        # As a file's name that is no UTF-8 has.
+        if any('\ud800' <= letter <= '\udfff' for letter in value):
+            raise RecipeError(f'{place}: {key} is {value!r}, which is no UTF-8: give it another name')
+    try:
         # Strict, so that true is no 1; from JSON, where lists stand for tuples and texts for paths.
-        return Recipe.model_validate_json(json.dumps(content), strict=True)
+        return Recipe.model_validate_json(written, strict=True)
     except ValidationError as error:
         raise RecipeError(f'{place}: {_explain(error)}') from error
+
+
+def _texts(content: Any, key: str = '') -> Iterator[tuple[str, str]]:
+    """Yield the texts below a key, and the whole keys that they have."""
+    if isinstance(content, str):
+        yield key, content
+    parts = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for name, part in parts:
+        yield from _texts(part, f'{key}.{name}'.removeprefix('.'))
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> Any:
@@ -227,12 +244,25 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Any:
         raise RecipeError(f'{path} is its own base')
     try:
         config = OmegaConf.load(path)
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f'{path} is not a YAML file: {one_line(error)}') from error
+    except PermissionError:
+        raise
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f'{path} is not a YAML file of keys: {one_line(error)}') from error
     if not isinstance(config, DictConfig):
         raise RecipeError(f'{path} holds a list, a recipe is a mapping of keys')
-    base = config.pop('base', None)
-    return config if base is None else _merge(_read(path.parent / base, (*seen, path.resolve())), config)
+    try:
+        base = config.pop('base', None)
+    except OmegaConfBaseException as error:
+        raise RecipeError(f'{path}: base: {one_line(error)}') from error
+    if base is None:
+        return config
+    if not isinstance(base, str):
+        raise RecipeError(f'{path}: base is the name of one recipe file, not {base!r}')
+    start = _read(path.parent / base, (*seen, path.resolve()))
+    try:
+        return _merge(start, config)
+    except (OmegaConfBaseException, TypeError) as error:
+        raise RecipeError(f'{path} does not go with its base {base}: {one_line(error)}') from error
 
 
 def _merge(config: DictConfig, change: Any) -> Any:

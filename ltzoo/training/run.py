@@ -65,7 +65,8 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise CheckpointError(f'output={self.path} is a file, not a folder')
-        if not self.recipe.exists():
+        # Of a run both are there from its start on; a recipe of one's own lies in many a folder.
+        if not (self.recipe.exists() and self.environment.exists()):
             if any(path.name != LOCK and path not in self._leftovers() for path in self.path.iterdir()):
                 raise CheckpointError(f'output={self.path} is not empty and holds no run; give an empty or new folder')
             return
@@ -133,7 +134,15 @@ class RunFolder:
 
     def _leftovers(self) -> list[Path]:
         """Return what a kill left of files, or of the exported model, that were being written."""
-        return [*self.path.glob('.*.part'), *self.path.glob(f'.{self.model.name}.*')]
+        begun = [self.recipe] if not self.environment.exists() and self._is_written_out() else []
+        return [*self.path.glob('.*.part'), *self.path.glob(f'.{self.model.name}.*'), *begun]
+
+    def _is_written_out(self) -> bool:
+        """Return whether `recipe.yaml` is as a run writes it, and nobody's own with a base or comments."""
+        try:
+            return self.recipe.read_text() == self.read_recipe().to_yaml()
+        except (OSError, CheckpointError):
+            return False
 
     def _with_earlier(
         self, environment: dict[str, Any], recipe: Recipe, state: dict[str, Any] | None

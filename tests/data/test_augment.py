@@ -370,6 +370,7 @@ def test_the_file_form_of_cutout_has_the_distribution_of_the_batched() -> None:
         ('rand_augment', {'mstd': -1}, 'mstd 0 or more'),
         ('color_jitter', {'hue': 0.7}, 'hue 0 to 0.5'),
         ('random_grayscale', {'p': -1}, 'p is a probability'),
+        ('random_crop', {'name': 'x'}, "random_crop has no setting 'name'"),
     ],
 )
 def test_bad_settings_are_named(name: str, settings: dict[str, Any], message: str) -> None:

@@ -78,6 +78,8 @@ def test_smaller_head_class_keeps_shape_and_is_part_of_the_whole(
     small = longtail_indices(labels['cifar10'], 100, largest=500)
     assert np.bincount(labels['cifar10'][small]).tolist() == longtail_counts(10, 500, 100).tolist()
     assert set(small) <= set(longtail_indices(labels['cifar10'], 100))
+    with pytest.raises(DataError, match=r'_n9{20}: '):
+        load_data(f'digits_lt_r10_n{"9" * 20}')
     named = load_data('cifar10_lt_r100_n500', cifar_dir)
     assert named.class_counts.tolist() == [500, 299, 179, 107, 64, 38, 23, 13, 8, 5]
     assert named.spare is not None

@@ -469,6 +469,20 @@ class TestArrays:
         )
         np.testing.assert_allclose(dataset.mean, (images / 255).mean((0, 1, 2)), rtol=1e-9)
 
+    def test_a_channel_that_nothing_is_in(self, tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+        images = arrays['x_train'].copy()
+        images[..., 2] = 0
+        dataset = self.load(tmp_path, {'x_train': images, 'y_train': arrays['y_train']})
+        assert (dataset.mean[2], dataset.std[2]) == (0, 1)
+        assert min(dataset.std[:2]) > 0.1
+
+    def test_an_archive_under_an_arrays_name(self, tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+        np.save(tmp_path / 'y_train.npy', arrays['y_train'])
+        with open(tmp_path / 'x_train.npy', 'wb') as file:
+            np.savez(file, x=arrays['x_train'])
+        with pytest.raises(DataError, match=r'x_train of npy:.* is not a readable array of numbers'):
+            load_data(f'npy:{tmp_path}')
+
     def test_without_test_part(self, tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
         dataset = self.load(tmp_path, {key: arrays[key] for key in ('x_train', 'y_train')})
         assert dataset.class_counts.tolist() == [8, 8, 8]
@@ -627,6 +641,17 @@ class TestHub:
         (tmp_path / 'script' / 'script.py').write_text('import datasets')
         with pytest.raises(DataError, match=r'hf:.*script cannot be loaded: Dataset scripts are no longer supported'):
             load_data(f'hf:{tmp_path / "script"}')
+
+    @pytest.mark.parametrize('error', [KeyError('_data_files'), type('ProxyError', (Exception,), {})('403 Forbidden')])
+    def test_whatever_loading_ends_with(  # type: ignore[no-untyped-def]
+        self, library, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        def fail(place: str) -> None:
+            raise error
+
+        monkeypatch.setattr(library, 'load_dataset', fail)
+        with pytest.raises(DataError, match=f'hf:org/name cannot be loaded: {error}'):
+            load_data('hf:org/name')
 
     def test_train_alone(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
         self.table(library, [0, 1, 2] * 10).save_to_disk(tmp_path / 'saved')

@@ -62,6 +62,13 @@ def test_its_source_reads_it(name: str, tmp_path: Path, caplog: pytest.LogCaptur
     assert len({file.stat().st_ino for file in folder.rglob('*') if file.suffix.lower() in ('.jpg', '.jpeg')}) <= 100
 
 
+def test_the_folder_one_is_in_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match='is the folder that this is called in'):
+        make_standin('imagenet_lt', Path(), classes=2, share=0.001)
+    assert not list(tmp_path.iterdir())
+
+
 def test_images_are_as_large_as_photographs(tmp_path: Path) -> None:
     make_standin('imagenet_lt', tmp_path / 'made', classes=2, share=0.001)
     image = tmp_path / 'made' / 'images' / '000.jpg'

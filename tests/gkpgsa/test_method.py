@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import ltzoo
 from ltzoo.gkpgsa import method as method_module
@@ -500,6 +501,39 @@ def test_gradient_checkpointing_is_refused() -> None:
         GkpGsa(run.learner, model, *rest, GkpGsaSettings(sharpness=None))
     focal = SharpnessSettings(mode='focal', radius=0.1)
     GkpGsa(run.learner, model, *rest, GkpGsaSettings(group_by='class', preservation=None, sharpness=focal))
+
+
+def test_synchronised_batch_norm_is_refused() -> None:
+    run = Run(network=SMALL_RESNET, side=16)
+    module = nn.SyncBatchNorm.convert_sync_batchnorm(run.learner)
+    rest = (COUNTS, LABELS.numpy(), 4)
+    with pytest.raises(GkpGsaError, match='cannot be combined with SyncBatchNorm'):
+        GkpGsa(module, module.model, *rest, GkpGsaSettings())
+    GkpGsa(module, module.model, *rest, GkpGsaSettings(sharpness=None))
+
+
+def test_losses_that_pass_the_classifier_by_are_refused() -> None:
+    run = Run()
+    model = run.learner.model
+
+    def losses(views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        features = model.forward_head(model.forward_features(views[0]), pre_logits=True)
+        return F.cross_entropy(features @ model.get_classifier().weight.T, labels, reduction='none')
+
+    run.method.start_epoch(0)
+    run.method.gradient(losses, [((run.images,), LABELS)])
+    with pytest.raises(GkpGsaError, match=r'never call the module that get_classifier\(\) of VisionTransformer'):
+        run.method.end_epoch(0, run.samples)
+
+
+def test_going_back_to_a_state_without_anchors_drops_those_of_now() -> None:
+    run = Run()
+    before = copy.deepcopy(run.method.state_dict())
+    run.epoch(0)
+    assert run.method.preservation is not None
+    run.method.load_state_dict(before)
+    assert run.method.preservation is None
+    assert not run.method.has_groups
 
 
 def test_a_step_that_overflowed_is_left_out_of_the_log() -> None:

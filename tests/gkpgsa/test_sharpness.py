@@ -422,6 +422,22 @@ def test_bf16_autocast_is_that_of_the_ordinary_step() -> None:
         assert F.cosine_similarity(gradients[0], gradient, dim=0) > 0.9
 
 
+def test_autocast_around_the_whole_step_does_not_keep_the_weights_of_the_first_pass() -> None:
+    losses = []
+    for around in (True, False):
+        s = Setting(torch.zeros_like(CLASS_GROUPS), SAMPLES.sum()[None], direction='full', radius=2.0)
+        s.net.float()
+        s.x = s.x.float()
+        cast = lambda: torch.autocast('cpu', torch.bfloat16)  # noqa: E731
+        if around:
+            with cast():
+                losses.append(s.step().perturbed_loss)
+        else:
+            losses.append(s.step(autocast=cast).perturbed_loss)
+            assert losses[-1] > 1.1 * F.cross_entropy(s.net(s.x), s.labels)
+    torch.testing.assert_close(*losses)
+
+
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [

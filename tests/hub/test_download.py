@@ -218,6 +218,22 @@ def test_an_update_that_fails_leaves_the_last_one_usable(
     assert fetch(REPO) == after
 
 
+def test_a_look_at_an_update_leaves_what_is_here_whole_usable(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = hub.add(REPO, files)
+    before = fetch(REPO)
+    repository.commit({**files, 'README.md': b'new'})
+    # As a model is made without its weights.
+    assert fetch(REPO, files=('config.json',)) != before
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+        assert fetch(REPO) == before
+    after = fetch(REPO)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    assert fetch(REPO) == after != before
+
+
 @pytest.mark.parametrize('status', ['429', '503'])
 def test_a_busy_hub_is_one_that_does_not_answer(hub: Hub, files: dict[str, bytes], status: str) -> None:
     hub.add(REPO, files)

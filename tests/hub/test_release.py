@@ -23,7 +23,8 @@ from torch import nn
 import ltzoo
 from ltzoo.errors import LtzooError
 from ltzoo.hub import ExportError, VerificationError, export_model, release
-from ltzoo.hub.release import _NOT_RECIPE, write_card
+from ltzoo.hub.export import model_as_published
+from ltzoo.hub.release import _NOT_RECIPE, _recipe_file, write_card
 from ltzoo.hub.verify import check_vectors
 from ltzoo.training.recipe import Recipe, load_recipe
 
@@ -135,7 +136,7 @@ def test_what_does_not_decide_a_result_is_not_told_of_its_recipe() -> None:
     free = {key for key in Recipe.model_fields if key not in decides}
     for part in ('data', 'evaluation'):
         free |= {f'{part}.{key}' for key in type(getattr(recipe, part)).model_fields if key not in decides[part]}
-    assert free | {'seed'} == set(_NOT_RECIPE)
+    assert free | {'seed', 'model.cache_dir'} == set(_NOT_RECIPE)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +182,36 @@ def test_a_run_without_a_score_is_refused(make_run: Callable[..., Path], tmp_pat
     assert not (tmp_path / 'out').exists()
 
 
+def test_the_part_of_a_recipe_on_the_model_is_published_without_folders() -> None:
+    part = {
+        'name': 'local-dir:/secret/first',
+        'checkpoint_path': '/secret/stage1.pth',
+        'cache_dir': '/secret',
+        'head': 'x',
+    }
+    assert model_as_published(part) == {'name': 'local-dir:first', 'checkpoint_path': 'stage1.pth', 'head': 'x'}
+    command = 'recipes/train.py own.yaml model.checkpoint_path=/secret/stage1.pth model.cache_dir=/secret'
+    assert _recipe_file(command) == "own.yaml 'model.checkpoint_path=stage1.pth'"
+
+
+def test_scores_by_other_thresholds_are_no_results_of_the_benchmark(
+    make_run: Callable[..., Path], lt: dict[str, Any], tmp_path: Path
+) -> None:
+    tag = 'cifar100_lt_r100'
+    for many_above, ours in ((100, True), (200, False)):
+        thresholds = {'many_above': many_above, 'few_below': 20}
+        recipe = {**lt['recipe'], 'objective': {'name': 'ce'}, 'evaluation': thresholds}
+        run = make_run(0, 50.0, model=f'resnet32_cifar_ce.{tag}', recipe=recipe)
+        config = json.loads((run / 'model' / 'config.json').read_text())
+        config['lt'].update(data=tag, **thresholds)
+        (run / 'model' / 'config.json').write_text(json.dumps(config))
+        out = tmp_path / f'out{many_above}'
+        results = release([run], out)
+        assert (results['paper'] is not None) == (results['hub_id'] is not None) == ours
+        entries = {e['dataset']['task_id'] for e in yaml.safe_load((out / '.eval_results' / f'{tag}.yaml').read_text())}
+        assert f'{tag}_top1' in entries and (f'{tag}_many' in entries) == ours
+
+
 def test_nothing_of_the_machine_is_released(make_run: Callable[..., Path], tmp_path: Path) -> None:
     results = release([make_run(0, 50.0)], tmp_path / 'out')
     assert results['recipe'] == "own.yaml 'data.name=folder:my photos' 'epochs=3'"
@@ -223,7 +254,7 @@ def test_what_it_is_called(
 ) -> None:
     run = make_run(0, 50.0, model=model, recipe={**lt['recipe'], 'objective': {'name': objective}})
     config = json.loads((run / 'model' / 'config.json').read_text())
-    config['lt']['data'] = data
+    config['lt'].update(data=data, many_above=100, few_below=20)
     (run / 'model' / 'config.json').write_text(json.dumps(config))
     results = release([run], tmp_path / 'out')
     assert (results['name'], results['hub_id']) == (name, hub_id)

@@ -47,6 +47,7 @@ def test_head_and_scale_are_choices_under_every_name() -> None:
     assert type(ltzoo.create_model('resnet32_cifar_bcl', head='linear').fc) is nn.Linear
     assert ltzoo.create_model('resnet32_cifar_ce', head='cosine', head_scale=5.0).fc.scale == 5.0
     assert type(ltzoo.create_model('timm/test_resnet', head='linear', head_scale=5.0).fc) is nn.Linear
+    assert type(ltzoo.create_model('timm/test_resnet', head=None).fc) is nn.Linear
     assert type(ltzoo.create_model('timm/test_resnet').fc) is nn.Linear
     assert ltzoo.create_model('timm/test_resnet', head='cosine').fc.scale == 30.0
 
@@ -344,7 +345,8 @@ def test_transforms_of_large_and_grey_images() -> None:
     grey = Image.new('RGB', (8, 8), (128, 128, 128))
     torch.testing.assert_close(evaluate(sixteen), evaluate(grey))
     _, train, evaluate = ltzoo.create_model_and_transforms('resnet20_cifar', in_chans=1)
-    assert train(Image.new('L', (32, 32))).shape == evaluate(Image.new('L', (32, 32))).shape == (1, 32, 32)
+    for mode in ('L', 'RGB', 'RGBA'):
+        assert train(Image.new(mode, (32, 32))).shape == evaluate(Image.new(mode, (32, 32))).shape == (1, 32, 32)
     *_, evaluate = ltzoo.create_model_and_transforms('resnet50_inat18_bcl')
     assert evaluate(Image.new('RGB', (300, 400))).shape == (3, 224, 224)
 

@@ -353,10 +353,13 @@ def test_an_image_that_one_process_alone_meets_is_named(
 def test_no_memory_for_a_step_is_one_sentence_that_says_what_helps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RuntimeError
 ) -> None:
-    def fail(recipe: Recipe, output: Path, **options: Any) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
         raise error
 
     monkeypatch.setattr('ltzoo.training.fit.fit', fail)
+    monkeypatch.setattr('ltzoo.training.prepare.describe_batch', fail)
+    assert train(CE, '--dry-run') == 2
+    assert 'stopped: the device has no memory' in capsys.readouterr().err
     monkeypatch.setenv('RANK', '3')
     assert train(CE, f'output={tmp_path / "run"}', 'accumulation=2') == 2
     said = capsys.readouterr().err

@@ -158,6 +158,19 @@ def test_a_model_of_timm_loads_without_ltzoo(script: Script, tmp_path: Path) -> 
     assert config['pretrained_cfg']['mean'] == list(model.pretrained_cfg['mean'])
 
 
+def test_experts_of_ours_and_images_as_timm_feeds_them(tmp_path: Path) -> None:
+    arguments = {'num_classes': 7, 'num_experts': 2}
+    for head in ('cosine', 'linear'):
+        model = ltzoo.create_model('resnet32_cifar_experts', head=head, **arguments).eval()
+        torch.save(model.state_dict(), tmp_path / 'experts.pth')
+        made = convert(tmp_path / 'experts.pth', 'timm', arch='resnet32_cifar_experts').model
+        x = torch.randn(2, 3, 32, 32)
+        assert torch.equal(made(x), model(x))
+    torch.save(timm.create_model('convnextv2_nano', num_classes=3).state_dict(), tmp_path / 'squashed.pth')
+    squashed = convert(tmp_path / 'squashed.pth', 'timm', arch='convnextv2_nano.fcmae_ft_in22k_in1k_384')
+    assert images_of(squashed)['crop_mode'] == 'squash'
+
+
 @pytest.mark.parametrize(
     ('classes', 'data', 'mean'),
     [

@@ -48,7 +48,9 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Path) 
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize('content', [b'', b'not a checkpoint', None], ids=['empty', 'text', 'truncated'])
+@pytest.mark.parametrize(
+    'content', [b'', b'not a checkpoint', b'https://x', b'.', None], ids=['empty', 'text', 'link', 'point', 'truncated']
+)
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / 'c.pt'
     if content is None:

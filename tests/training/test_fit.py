@@ -318,6 +318,15 @@ def test_folders_that_cannot_be_used(make_recipe: MakeRecipe, tmp_path: Path) ->
     (tmp_path / 'other' / 'thesis.txt').write_text('mine')
     with pytest.raises(CheckpointError, match='is not empty and holds no run'):
         fit(make_recipe(), tmp_path / 'other')
+    # A recipe of one's own makes no run of a folder; that of a run which was killed at once does.
+    (tmp_path / 'other' / 'recipe.yaml').write_text('base: ce.yaml  # mine')
+    (tmp_path / 'other' / 'model').mkdir()
+    with pytest.raises(CheckpointError, match='is not empty and holds no run'):
+        fit(make_recipe('resume=auto'), tmp_path / 'other')
+    assert (tmp_path / 'other' / 'model').is_dir()
+    (tmp_path / 'killed').mkdir()
+    (tmp_path / 'killed' / 'recipe.yaml').write_text(make_recipe('epochs=1').to_yaml())
+    fit(make_recipe('epochs=1'), tmp_path / 'killed', progress=False)
     with pytest.raises(CheckpointError, match='is a file'):
         fit(make_recipe(), tmp_path / 'other' / 'thesis.txt')
     assert (tmp_path / 'other' / 'thesis.txt').read_text() == 'mine'
@@ -671,6 +680,25 @@ def pictures(tmp_path: Path) -> Path:
 def of_pictures(place: Path) -> tuple[str, ...]:
     views = 'views=[[{random_crop: {size: 8, padding: 0}}]]'
     return (f'data.name=folder:{place}', views, 'batch_size=8', 'workers=0', 'epochs=1')
+
+
+def test_a_run_does_not_become_a_class_of_its_images(make_recipe: MakeRecipe, tmp_path: Path, pictures: Path) -> None:
+    for place, classes in ((pictures / 'train', 'train/run'), (pictures, 'train/run')):
+        with pytest.raises(CheckpointError, match='would be taken for a class: give one outside of them'):
+            fit(make_recipe(*of_pictures(place)), pictures / classes, progress=False)
+    assert not (pictures / 'train' / 'run').exists()
+    # Beside training and test part it is none.
+    fit(make_recipe(*of_pictures(pictures)), pictures / 'run', progress=False)
+
+
+def test_more_images_are_other_images_also_where_unreadable_ones_are_skipped(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path
+) -> None:
+    skip = (*of_pictures(pictures), 'data.unreadable=skip', 'epochs=2')
+    fit_until(1, make_recipe(*skip), tmp_path / 'run')
+    shutil.copy(pictures / 'train' / 'light' / '2.png', pictures / 'train' / 'light' / 'new.png')
+    with pytest.raises(CheckpointError, match='put them back, or give another output'):
+        fit(make_recipe(*skip, 'resume=auto'), tmp_path / 'run', progress=False)
 
 
 def test_an_unreadable_test_image_is_met_before_training(

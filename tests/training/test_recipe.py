@@ -154,6 +154,19 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     (tmp_path / 'loop.yaml').write_text('base: loop.yaml')
     with pytest.raises(RecipeError, match='its own base'):
         load_recipe(tmp_path / 'loop.yaml')
+    for content, message in (
+        ('5', 'is not a YAML file of keys'),
+        ('base: [a.yaml, b.yaml]', 'base is the name of one recipe file, not '),
+        ('base: ${oc.env:NOT_SET_ANYWHERE}', r'own\.yaml: base: '),
+        (f'base: {BCL}\noptimizer: [1]', 'does not go with its base'),
+        (f'base: {BCL}\nseed: ${{other}}', r"^\S*own\.yaml: Interpolation key 'other' not found"),
+        (f'base: {BCL}\nviews: !!binary aGVsbG8=', r'own\.yaml: .*not JSON serializable'),
+    ):
+        (tmp_path / 'own.yaml').write_text(content)
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(tmp_path / 'own.yaml')
+    with pytest.raises(RecipeError, match=r"data\.name is 'folder:caf\\udce9', which is no UTF-8"):
+        load_recipe(BCL, ['data.name=folder:caf\udce9'])
     (tmp_path / 'empty.yaml').write_text('{}')
     with pytest.raises(RecipeError, match='the key data is missing'):
         load_recipe(tmp_path / 'empty.yaml')

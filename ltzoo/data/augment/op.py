@@ -70,7 +70,7 @@ def list_ops() -> list[str]:
     return sorted(_OPS)
 
 
-def create_op(name: str, **settings: Any) -> Op:
+def create_op(name: str, /, **settings: Any) -> Op:
     """Create an operation by name.
 
     Raises:

@@ -69,6 +69,8 @@ def _dataset(name: str, available: Collection[str], load: Callable[[str], np.nda
         for key in (images_key, labels_key):
             try:
                 arrays.append(load(key))
+                if not isinstance(arrays[-1], np.ndarray):
+                    raise ValueError('it holds something else')
             except _READING_ERRORS as error:
                 raise DataError(f'{key} of {name} is not a readable array of numbers: {error}') from error
         images = _as_rgb(arrays[0], f'{images_key} of {name}')
@@ -123,6 +125,7 @@ def _channel_statistics(images: np.ndarray, name: str) -> tuple[tuple[float, ...
     values = np.arange(256) / 255
     mean = frequencies @ values / frequencies.sum(axis=1)
     std = np.sqrt((frequencies * (values - mean[:, None]) ** 2).sum(axis=1) / frequencies.sum(axis=1))
-    if (std == 0).any():
+    if (std == 0).all():
         raise DataError(f'the training images of {name} all have one and the same value')
-    return tuple(mean.tolist()), tuple(std.tolist())
+    # A channel that nothing is in, such as the blue of a picture of two dyes, stays as it is.
+    return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())

@@ -78,7 +78,7 @@ def hf(location: Path, download: bool) -> Dataset:
         tables = datasets.load_from_disk(place) if saved else datasets.load_dataset(place)
     except FileNotFoundError as error:
         raise MissingDataError(f'hf:{place} cannot be found: {_first_line(error)}') from error
-    except (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Whatever HTTP library the hub's client is built on, and whatever is damaged.
         nor = '' if location.exists() else f', and there is no folder {place}'
         raise DataError(f'hf:{place} cannot be loaded: {_first_line(error)}{nor}') from error
     if isinstance(tables, datasets.Dataset):
@@ -146,4 +146,4 @@ def _split(table: Any, image: str, label: str, class_names: list[str], what: str
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition('\n')[0]
+    return str(error).strip().partition('\n')[0] or type(error).__name__

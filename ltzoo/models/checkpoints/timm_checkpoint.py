@@ -8,6 +8,7 @@ has, are taken away. The number of classes is that of the classifier in the file
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 from timm.models import is_model, split_model_name_tag
 from timm.models import list_models as list_all_models
@@ -17,6 +18,7 @@ from ltzoo.models.checkpoints.networks import Network
 from ltzoo.models.checkpoints.reading import ConversionError
 from ltzoo.models.checkpoints.weights import Checkpoint, LayoutError, Weights
 from ltzoo.models.factory import get_pretrained_cfg, list_models
+from ltzoo.models.lt_experts import SHAPES
 
 _AVERAGED = ('state_dict_ema', 'model_ema')
 _PLAIN = ('state_dict', 'model', 'net')
@@ -44,8 +46,14 @@ def timm(checkpoint: Checkpoint, options: Options) -> Network:
     shape = weights.shape(f'{head}.weight')
     if len(shape) < 2:
         raise LayoutError(f'{head}.weight has shape {shape}, which is no classifier')
-    images = {key: cfg[key] for key in ('input_size', 'mean', 'std', 'crop_pct', 'interpolation')}
-    return Network(weights, name, {'num_classes': shape[0]}, images)
+    images = {key: cfg[key] for key in ('input_size', 'mean', 'std', 'crop_pct', 'crop_mode', 'interpolation')}
+    arguments: dict[str, Any] = {'num_classes': shape[0]}
+    if base in SHAPES:
+        if len(shape) != 3:
+            raise LayoutError(f'{head}.weight has shape {shape}, which are no classifiers of several experts')
+        kind = 'linear' if f'{head}.bias' in weights else 'cosine'
+        arguments = {'num_classes': shape[1], 'num_experts': shape[0], 'head': kind}
+    return Network(weights, name, arguments, images)
 
 
 def _strip(weights: Weights) -> None:
