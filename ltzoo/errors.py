@@ -6,7 +6,8 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     'is_out_of_memory',
     'one_line',
     'one_of',
+    'saying_no_memory',
 ]
 
 
@@ -63,6 +65,21 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, RuntimeError)
         and any(words in said for words in ('not enough memory', "can't allocate memory", 'out of memory'))
     )
+
+
+@contextmanager
+def saying_no_memory(sentence: str) -> Iterator[None]:
+    """Say in a sentence what to do where there was no memory.
+
+    Raises:
+        LtzooError: with that sentence.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise LtzooError(sentence) from error
 
 
 def import_named() -> None:

@@ -22,6 +22,7 @@ __all__ = [
     'check_figure',
     'check_target',
     'new_folder',
+    'require_outside',
     'save_figure',
     'write_atomically',
     'writing',
@@ -164,12 +165,26 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def require_outside(folder: Path, error: type[LtzooError] = LtzooError) -> None:
+    """Refuse a folder whose place another is to take while one works in it: that would be gone from under one's feet.
+
+    Raises:
+        error: if the current folder is it, or lies below it.
+    """
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise error(f'{folder} is the folder that this is called in, or above it: give a new one')
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to fill, which becomes `folder` when the block ends without an error.
 
     What `folder` held before is replaced; after an error it is as it was, and so are the folders above it.
+
+    Raises:
+        LtzooError: as `require_outside`.
     """
+    require_outside(folder)
     folder = Path(os.path.realpath(folder))
     made_above = [above for above in folder.parents if not above.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -129,6 +129,15 @@ def test_a_target_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, m
                 check_target(path)
 
 
+def test_the_folder_that_one_is_in_keeps_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'below').mkdir()
+    for here, folder in ((tmp_path, Path()), (tmp_path / 'below', tmp_path)):
+        monkeypatch.chdir(here)
+        with pytest.raises(LtzooError, match='is the folder that this is called in, or above it'), new_folder(folder):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ['below']
+
+
 def test_whoever_may_read_new_files_may_read_these(tmp_path: Path) -> None:
     (tmp_path / 'usual').touch()
     with new_folder(tmp_path / 'a') as made:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ltzoo.errors import LtzooError, at_least, command_line, is_out_of_memory
+from ltzoo.errors import LtzooError, at_least, command_line, saying_no_memory
 
 
 @command_line
@@ -79,25 +79,22 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from ltzoo.evaluation import evaluate_model
 
     try:
-        return evaluate_model(
-            args.model,
-            args.data,
-            data_dir=args.data_dir,
-            split=args.split,
-            batch_size=args.batch_size,
-            device=args.device,
-            workers=args.workers,
-            many_above=args.many_above,
-            few_below=args.few_below,
-            shifted=args.shifted,
-            skip_unreadable=args.skip_unreadable,
-        )
+        with saying_no_memory(f'there is no memory for --batch-size {args.batch_size}: take a smaller one'):
+            return evaluate_model(
+                args.model,
+                args.data,
+                data_dir=args.data_dir,
+                split=args.split,
+                batch_size=args.batch_size,
+                device=args.device,
+                workers=args.workers,
+                many_above=args.many_above,
+                few_below=args.few_below,
+                shifted=args.shifted,
+                skip_unreadable=args.skip_unreadable,
+            )
     except UnreadableImageError as error:
         raise LtzooError(f'{error}; --skip-unreadable leaves such images out') from error
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise LtzooError(f'there is no memory for --batch-size {args.batch_size}: take a smaller one') from error
 
 
 def write(args: argparse.Namespace, results: dict[str, Any]) -> None:

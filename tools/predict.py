@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ltzoo.errors import LtzooError, at_least, command_line, is_out_of_memory
+from ltzoo.errors import LtzooError, at_least, command_line, saying_no_memory
 
 
 @command_line
@@ -51,15 +51,12 @@ def main() -> int:
     if args.skip_unreadable:
         files = readable(files)
     try:
-        classes, probabilities = predict_files(
-            model, files, top=args.top, batch_size=args.batch_size, device=device, workers=args.workers
-        )
+        with saying_no_memory(f'there is no memory for --batch-size {args.batch_size}: take a smaller one'):
+            classes, probabilities = predict_files(
+                model, files, top=args.top, batch_size=args.batch_size, device=device, workers=args.workers
+            )
     except UnreadableImageError as error:
         raise LtzooError(f'{error}; --skip-unreadable leaves such images out') from error
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise LtzooError(f'there is no memory for --batch-size {args.batch_size}: take a smaller one') from error
     names = (model.pretrained_cfg or {}).get('label_names')
     names = names if isinstance(names, (list, tuple)) and len(names) == model.num_classes else range(model.num_classes)
     text = io.StringIO()

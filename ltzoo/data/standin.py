@@ -17,7 +17,7 @@ from PIL import Image
 from ltzoo.data.dataset import DataError
 from ltzoo.data.sources import imagenet_lt, inat18, places_lt
 from ltzoo.data.sources._lists import STANDIN, read_list
-from ltzoo.files import new_folder, write_atomically
+from ltzoo.files import new_folder, require_outside, write_atomically
 
 __all__ = ['STANDIN', 'STANDINS', 'Standin', 'make_standin', 'standin_counts']
 
@@ -148,10 +148,7 @@ def make_standin(
         raise DataError(f'{lists} holds none of the lists {", ".join(standin.lists)}')
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f'{folder} holds something already; a stand-in needs a new or empty folder')
-    if Path.cwd().is_relative_to(folder.resolve()):
-        raise DataError(
-            f'{folder} is the folder that this is called in, whose place a stand-in would take: give a new one'
-        )
+    require_outside(folder, DataError)
     parts = _parts(standin, classes, share, lists)
     with new_folder(folder) as made:
         originals = _write_images(made / 'images', size or standin.size)

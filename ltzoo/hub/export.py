@@ -17,7 +17,7 @@ from timm.models._hub import save_config_for_hf
 
 from ltzoo.data import without_folders
 from ltzoo.errors import LtzooError, one_line
-from ltzoo.files import new_folder
+from ltzoo.files import new_folder, require_outside
 from ltzoo.hub.card import licence_of, model_card
 
 __all__ = ['ExportError', 'check_exportable', 'check_new_folder', 'export_model', 'model_as_published', 'write_folder']
@@ -155,8 +155,7 @@ def check_new_folder(folder: Path, force: bool) -> None:
         raise ExportError(f'{folder} is a file; an export needs a folder') from error
     except OSError as error:
         raise ExportError(f'{folder} cannot be used: {error.strerror}') from error
-    if Path.cwd().is_relative_to(folder.resolve()):
-        raise ExportError(f'{folder} is the folder that this is called in, or above it: give a new one')
+    require_outside(folder, ExportError)
     if inside and 'config.json' not in inside:
         raise ExportError(f'{folder} is not empty, and holds no model that could be replaced; give a new folder')
     if inside and not force:

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder, writing
 from ltzoo.plans.plan import Job, Plan, load_plan
 from ltzoo.training.prepare import prepare_data
-from ltzoo.training.recipe import Recipe
+from ltzoo.training.recipe import Recipe, with_bases
 from ltzoo.training.run import COMMIT_FILE, commit_of
 
 __all__ = ['PackError', 'pack', 'untracked']
@@ -154,7 +154,7 @@ def _plan_there(root: Path, plan: Plan, file: Path, jobs: Sequence[Job], changes
     for name in dict.fromkeys(job.name for job in jobs):
         planned = plan.runs[name]
         recipe = (file.parent / planned.recipe).resolve()
-        for part in _with_bases(recipe):
+        for part in with_bases(recipe):
             if not part.is_relative_to(root) or str(part.relative_to(root)) not in tracked:
                 which = file.parent / planned.recipe if part == recipe else f'{part}, from which {recipe} starts,'
                 raise PackError(
@@ -164,15 +164,6 @@ def _plan_there(root: Path, plan: Plan, file: Path, jobs: Sequence[Job], changes
     seeds = list(dict.fromkeys(job.seed for job in jobs))
     output = str(Path('runs', plan.output.name))
     return yaml.safe_dump({'output': output, 'seeds': seeds, 'runs': runs}, sort_keys=False, width=120)
-
-
-def _with_bases(recipe: Path) -> Iterator[Path]:
-    """Yield the file of a recipe, and of those that it starts from."""
-    base: str | None = recipe.name
-    while base is not None:
-        recipe = (recipe.parent / base).resolve()
-        yield recipe
-        base = yaml.safe_load(recipe.read_text(encoding='utf-8')).get('base')
 
 
 def _source(recipe: Recipe) -> str | None:

@@ -19,7 +19,7 @@ from ltzoo.data import check_thresholds
 from ltzoo.errors import LtzooError, one_line
 from ltzoo.gkpgsa import GkpGsaSettings
 
-__all__ = ['Recipe', 'RecipeError', 'check_recipe', 'load_recipe']
+__all__ = ['Recipe', 'RecipeError', 'check_recipe', 'flattened', 'load_recipe', 'with_bases']
 
 # Keys that may hold a folder, which is not to be read as YAML: one may be called `images: 2024 #2`.
 _PLACES = ('data.name', 'data.data_dir', 'model.name', 'output')
@@ -215,10 +215,12 @@ def check_recipe(content: Any, place: str | os.PathLike[str]) -> Recipe:
         written = json.dumps(content)
     except TypeError as error:
         raise RecipeError(f'{place}: {one_line(error)}; write numbers, words, lists and keys') from error
-    for key, value in _texts(content):
-        # As a file's name that is no UTF-8 has.
-        if any('\ud800' <= letter <= '\udfff' for letter in value):
-            raise RecipeError(f'{place}: {key} is {value!r}, which is no UTF-8: give it another name')
+    for key, value in (flattened(content) if isinstance(content, dict) else {}).items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            # As a file's name may have it.
+            raise RecipeError(f'{place}: {key} is {value!r}, which is no UTF-8: give it another name') from error
     try:
         # Strict, so that true is no 1; from JSON, where lists stand for tuples and texts for paths.
         return Recipe.model_validate_json(written, strict=True)
@@ -226,13 +228,21 @@ def check_recipe(content: Any, place: str | os.PathLike[str]) -> Recipe:
         raise RecipeError(f'{place}: {_explain(error)}') from error
 
 
-def _texts(content: Any, key: str = '') -> Iterator[tuple[str, str]]:
-    """Yield the texts below a key, and the whole keys that they have."""
-    if isinstance(content, str):
-        yield key, content
-    parts = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    for name, part in parts:
-        yield from _texts(part, f'{key}.{name}'.removeprefix('.'))
+def flattened(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Return the values of a recipe's keys and values, by their whole keys, such as data.name."""
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        values.update(flattened(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value})
+    return values
+
+
+def with_bases(path: Path) -> Iterator[Path]:
+    """Yield a recipe file that can be loaded, and those that it starts from, as absolute paths."""
+    base: str | None = path.name
+    while base is not None:
+        path = (path.parent / base).resolve()
+        yield path
+        base = OmegaConf.select(OmegaConf.load(path), 'base')
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> Any:

@@ -29,7 +29,7 @@ from ltzoo.data import without_folders
 from ltzoo.errors import one_line
 from ltzoo.files import LOCK, alone, write_atomically
 from ltzoo.training.checkpoint import CheckpointError, load_checkpoint
-from ltzoo.training.recipe import Recipe
+from ltzoo.training.recipe import Recipe, flattened
 
 __all__ = ['COMMIT_FILE', 'RunFolder', 'commit_of', 'describe_environment', 'difference']
 
@@ -67,7 +67,8 @@ class RunFolder:
             raise CheckpointError(f'output={self.path} is a file, not a folder')
         # Of a run both are there from its start on; a recipe of one's own lies in many a folder.
         if not (self.recipe.exists() and self.environment.exists()):
-            if any(path.name != LOCK and path not in self._leftovers() for path in self.path.iterdir()):
+            leftovers = self._leftovers()
+            if any(path.name != LOCK and path not in leftovers for path in self.path.iterdir()):
                 raise CheckpointError(f'output={self.path} is not empty and holds no run; give an empty or new folder')
             return
         # Stopped in its first epoch, a run is begun anew; finished and brought home, it has no checkpoint.
@@ -215,7 +216,7 @@ def difference(before: Recipe, now: Recipe, free: Set[str] = frozenset(), *, wit
         free: keys that may differ.
         with_place: whether the folder of the images may not.
     """
-    old, new = (_flat(recipe.decides_result()) for recipe in (before, now))
+    old, new = (flattened(recipe.decides_result()) for recipe in (before, now))
     if not with_place:
         for flat in (old, new):
             flat['data.name'] = without_folders(flat['data.name'])
@@ -224,13 +225,6 @@ def difference(before: Recipe, now: Recipe, free: Set[str] = frozenset(), *, wit
         return ''
     more = f' (and {len(changed) - 1} more)' if len(changed) > 1 else ''
     return f'{changed[0]} was {old.get(changed[0])}, is {new.get(changed[0])}{more}'
-
-
-def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value})
-    return flat
 
 
 def describe_environment(device: str, processes: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ltzoo.data import Dataset, Split
 from ltzoo.data.loader import TrainLoader
-from ltzoo.errors import LtzooError, is_out_of_memory
+from ltzoo.errors import saying_no_memory
 from ltzoo.evaluation import Scores, predict, score
 from ltzoo.evaluation.predict import image_batches
 from ltzoo.gkpgsa import GkpGsa
@@ -68,15 +68,9 @@ class Training:
         """
         part, config = self.recipe.evaluation, image_config(self.recipe, self.dataset)
         size, device, workers = part.batch_size, self.accelerator.device, self.recipe.workers
-        try:
+        smaller = 'go on with a smaller one and resume=auto'
+        with saying_no_memory(f'there is no memory to test with evaluation.batch_size={size}: {smaller}'):
             found = predict(self.model, images, config, batch_size=size, device=device, workers=workers)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise LtzooError(
-                f'there is no memory to test with evaluation.batch_size={size}: go on with a smaller one and '
-                'resume=auto'
-            ) from error
         thresholds = {'many_above': part.many_above, 'few_below': part.few_below}
         return score(*found, self.dataset.class_counts, self.dataset.class_names, **thresholds)
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from ltzoo.data import DataError, load_data, with_holdout
-from ltzoo.plans.pack import _with_bases
+from ltzoo.training.recipe import with_bases
 
 ROOT = Path(__file__).resolve().parents[2]
 Script = Callable[..., int]
@@ -254,7 +254,7 @@ def test_recipes_are_followed_to_those_that_they_start_from(tmp_path: Path) -> N
     (tmp_path / 'b').mkdir()
     for name, base in (('a.yaml', 'base: b/b.yaml'), ('b/b.yaml', 'base: ../c.yaml'), ('c.yaml', 'epochs: 1')):
         (tmp_path / name).write_text(base)
-    names = [str(path.relative_to(tmp_path)) for path in _with_bases(tmp_path / 'a.yaml')]
+    names = [str(path.relative_to(tmp_path)) for path in with_bases(tmp_path / 'a.yaml')]
     assert names == ['a.yaml', 'b/b.yaml', 'c.yaml']
 
 
