@@ -241,7 +241,7 @@ def _method_of(model: str) -> str | None:
     if of_zoo and METHODS[of_zoo.method].trained_with == trained_with:
         return of_zoo.method
     # Sharpness and preservation have settings, which a name of the zoo would promise.
-    plain = {METHODS[name].trained_with: name for name in ('ce', 'bs', 'bcl')}
+    plain = {METHODS[name].trained_with: name for name in ('ce', 'focal', 'bs', 'bcl')}
     return plain.get(trained_with, trained_with)
 
 

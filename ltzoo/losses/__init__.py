@@ -2,6 +2,8 @@
 
 from ltzoo.losses.bcl import BCL, balanced_contrastive_loss
 from ltzoo.losses.cross_entropy import CrossEntropy, LogitAdjusted, log_prior
+from ltzoo.losses.focal import Focal
+from ltzoo.losses.ldam import LDAM
 from ltzoo.losses.objective import (
     Objective,
     ObjectiveError,
@@ -10,15 +12,19 @@ from ltzoo.losses.objective import (
     list_objectives,
     register_objective,
 )
+from ltzoo.losses.reweighting import class_balanced_weights
 
 __all__ = [
     'BCL',
+    'LDAM',
     'CrossEntropy',
+    'Focal',
     'LogitAdjusted',
     'Objective',
     'ObjectiveError',
     'balanced_contrastive_loss',
     'check_objective',
+    'class_balanced_weights',
     'create_objective',
     'list_objectives',
     'log_prior',

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ltzoo.losses.objective import Objective, ObjectiveError, register_objective
 
-__all__ = ['CrossEntropy', 'LogitAdjusted', 'log_prior', 'widen']
+__all__ = ['CrossEntropy', 'LogitAdjusted', 'check_class_counts', 'log_prior', 'widen']
 
 
 def widen(x: Tensor) -> Tensor:
@@ -26,6 +26,17 @@ def log_prior(class_counts: Tensor) -> Tensor:
         class_counts: training images of every class, integers of 0 or more, shape (C,).
 
     Raises:
+        ObjectiveError: as `check_class_counts`.
+    """
+    check_class_counts(class_counts)
+    counts = class_counts.double().clamp(min=1)
+    return (counts / counts.sum()).log().to(torch.get_default_dtype())
+
+
+def check_class_counts(class_counts: Tensor) -> None:
+    """Refuse what cannot be the numbers of training images of every class.
+
+    Raises:
         ObjectiveError: if they are something else, such as shares, or there is no training image at all.
     """
     if not isinstance(class_counts, Tensor) or class_counts.ndim != 1 or class_counts.is_floating_point():
@@ -34,9 +45,7 @@ def log_prior(class_counts: Tensor) -> Tensor:
     if (class_counts < 0).any():
         raise ObjectiveError(f'class_counts must be 0 or more, not {int(class_counts.min())}')
     if class_counts.sum() == 0:
-        raise ObjectiveError('class_counts are all 0: there is no training image to take a prior from')
-    counts = class_counts.double().clamp(min=1)
-    return (counts / counts.sum()).log().to(torch.get_default_dtype())
+        raise ObjectiveError('class_counts are all 0: no class has a training image')
 
 
 @register_objective('ce')

@@ -87,7 +87,7 @@ DATA = {
         {f'cifar{classes}_lt_r{ratio}': classes for classes in (100, 10) for ratio in (100, 50, 10)},
         ('resnet32',),
         'recipes/{tag}/{method}.yaml',
-        ('ce', 'bs', 'bcl', 'bcl_sam', 'gkpgsa_paper', 'gkpgsa'),
+        ('ce', 'focal', 'ldam_drw', 'bs', 'bcl', 'bcl_sam', 'gkpgsa_paper', 'gkpgsa'),
         input_size=(3, 32, 32),
         pool_size=(8, 8),
         crop_pct=1.0,
@@ -109,6 +109,13 @@ _GKPGSA = Method('cosine', 'gkpgsa', 'Reframing Long-Tailed Learning via Loss La
 # `gkpgsa` has our setting, `gkpgsa_paper` the paper's.
 METHODS = {
     'ce': Method('linear', 'ce'),
+    'focal': Method('linear', 'focal', 'Focal Loss for Dense Object Detection', 'arXiv:1708.02002'),
+    'ldam_drw': Method(
+        'cosine',
+        'ldam + reweighting',
+        'Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss',
+        'arXiv:1906.07413',
+    ),
     'bs': Method(
         'linear', 'logit_adjusted', 'Balanced Meta-Softmax for Long-Tailed Visual Recognition', 'arXiv:2007.10740'
     ),

@@ -30,6 +30,8 @@ def _cifar(*methods: str, top1: Sequence[float], shots: Sequence[float]) -> dict
 # Top-1 in percent, and where the paper has them, Many, Medium and Few; by name with tag.
 PAPER_RESULTS: dict[str, dict[str, float | str]] = {
     **_cifar('ce', top1=(38.3, 43.9, 55.7, 70.4, 74.8, 86.4), shots=(65.2, 37.1, 9.1)),
+    **_cifar('focal', top1=(38.4, 44.3, 55.8, 70.4, 76.7, 86.7), shots=(65.3, 38.4, 8.1)),
+    **_cifar('ldam_drw', top1=(42.0, 46.6, 58.7, 77.0, 81.0, 88.2), shots=(61.5, 41.7, 20.2)),
     **_cifar('bcl', top1=(51.9, 56.6, 64.9, 84.3, 87.2, 91.1), shots=(67.2, 53.1, 32.9)),
     'resnet32_cifar_bcl_sam.cifar100_lt_r100': {
         **_row(5, 52.1, 66.3, 53.0, 34.5),

@@ -147,6 +147,7 @@ def _train_epochs(folder: RunFolder, training: Training, progress: bool) -> None
         for group in optimizer.param_groups:
             group['lr'] = rate
         learner.train()
+        learner.start_epoch(epoch)
         if method is not None:
             method.start_epoch(epoch)
         log = train_one_epoch(

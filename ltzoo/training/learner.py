@@ -19,15 +19,35 @@ class Learner(nn.Module):
     """A model with the objective that trains it; only `model` is exported.
 
     Called with views, (B, 3, H, W) each, and labels, (B,), it returns the objective's per-sample losses, shape (B,).
+
+    Args:
+        class_weights: what a sample's loss is multiplied by, by its class, shape (C,); None for nothing.
+        weighted_from: the epoch, counted from 0, in which that begins.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    class_weights: Tensor | None
+    weights_now: Tensor | None
+
+    def __init__(
+        self, model: nn.Module, objective: Objective, class_weights: Tensor | None = None, weighted_from: int = 0
+    ) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
+        self.weighted_from = weighted_from
+        self.register_buffer('class_weights', class_weights, persistent=False)
+        self.register_buffer('weights_now', None if class_weights is None else class_weights.clone(), persistent=False)
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Be told which epoch begins, counted from 0."""
+        if self.weights_now is not None and self.class_weights is not None:
+            # In place, for a recorded step reads it there.
+            self.weights_now.copy_(self.class_weights if epoch >= self.weighted_from else torch.ones(()))
 
     def forward(self, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
-        return self.objective(self.model, views, labels)
+        losses = self.objective(self.model, views, labels)
+        return losses if self.weights_now is None else losses * self.weights_now[labels]
 
     def no_weight_decay(self) -> set[str]:
         """Return what timm leaves undecayed beside biases and norms: the list of the model, such as its tokens."""

@@ -22,7 +22,7 @@ from ltzoo.errors import did_you_mean
 from ltzoo.evaluation.trained_on import TrainedOn
 from ltzoo.gkpgsa import GkpGsa
 from ltzoo.hub.export import check_exportable
-from ltzoo.losses import check_objective, create_objective
+from ltzoo.losses import check_objective, class_balanced_weights, create_objective
 from ltzoo.models import ModelArgumentError, create_model
 from ltzoo.models.factory import check_model_name
 from ltzoo.training.learner import Learner, check_optimizer, create_optimizer
@@ -223,9 +223,11 @@ def create_learner(recipe: Recipe, dataset: Dataset, *, pretrained: bool | None 
                 raise RecipeError(f'there is no key model.{key}{hint}') from error
         raise
     counts = torch.from_numpy(dataset.class_counts)
-    return Learner(
-        model, create_objective(recipe.objective.name, model, counts, **(recipe.objective.model_extra or {}))
-    )
+    objective = create_objective(recipe.objective.name, model, counts, **(recipe.objective.model_extra or {}))
+    if recipe.reweighting is None:
+        return Learner(model, objective)
+    weights = class_balanced_weights(counts, recipe.reweighting.beta)
+    return Learner(model, objective, weights, recipe.reweighting.start_epoch)
 
 
 def create_loader(recipe: Recipe, dataset: Dataset, learner: Learner, accelerator: Accelerator) -> TrainLoader:
@@ -287,6 +289,9 @@ def warn_of_what_never_comes(recipe: Recipe) -> None:
     missed = [milestone for milestone in schedule.milestones if milestone >= recipe.epochs]
     if schedule.name == 'multistep' and missed:
         logger.warning('schedule.milestones: %s ends before the rate falls at %s', run, ', '.join(map(str, missed)))
+    if recipe.reweighting is not None and recipe.reweighting.start_epoch >= recipe.epochs:
+        start = recipe.reweighting.start_epoch
+        logger.warning('reweighting.start_epoch=%d: %s ends before any class is weighed', start, run)
     if method is None:
         return
     late = method.first_grouping >= recipe.epochs

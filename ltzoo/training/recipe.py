@@ -58,6 +58,16 @@ class ObjectivePart(_Part):
     name: str
 
 
+class ReweightingPart(_Part):
+    """Every sample's loss is multiplied by the weight of its class, `ltzoo.losses.class_balanced_weights`.
+
+    From `start_epoch` on, counted from 0: deferred to where the learning rate falls it is the DRW of LDAM-DRW.
+    """
+
+    start_epoch: int = Field(0, ge=0)
+    beta: float = Field(0.9999, ge=0, lt=1)
+
+
 class OptimizerPart(_Part):
     """Optimiser by timm's name. `decay_norm_and_bias` applies weight decay to every parameter, as LDAM and BCL do."""
 
@@ -123,6 +133,7 @@ class Recipe(_Part):
     views: str | list[list[str | dict[str, Any]]]
     optimizer: OptimizerPart
     schedule: SchedulePart = SchedulePart()
+    reweighting: ReweightingPart | None = Field(None, description='rare classes weigh more')
     method: GkpGsaSettings | None = Field(None, description='grouped knowledge preservation and sharpness')
     evaluation: EvaluationPart = EvaluationPart()
 

@@ -149,6 +149,25 @@ def test_a_saved_model_has_a_method_of_the_zoo_only_where_it_is_sure(
     assert benchmark._method_of(f'local-dir:{tmp_path}') == told
 
 
+@pytest.mark.parametrize(
+    ('name', 'objective', 'reweighting', 'told'),
+    [
+        ('resnet32_cifar', 'focal', None, 'focal'),
+        ('resnet32_cifar_ldam_drw.cifar100_lt_r100', 'ldam', {'start_epoch': 160}, 'ldam_drw'),
+        # Deferred to which epoch, if at all, is a setting.
+        ('resnet32_cifar', 'ldam', {'start_epoch': 160}, 'ldam + reweighting'),
+        ('resnet32_cifar_ldam_drw.cifar100_lt_r100', 'ldam', None, 'ldam'),
+        ('resnet32_cifar_ce.cifar100_lt_r100', 'ce', {'start_epoch': 0}, 'ce + reweighting'),
+    ],
+)
+def test_class_weights_belong_to_the_method_of_a_saved_model(
+    tmp_path: Path, name: str, objective: str, reweighting: dict[str, int] | None, told: str
+) -> None:
+    recipe = {'objective': {'name': objective}, 'reweighting': reweighting, 'method': None, 'model': {'name': name}}
+    (tmp_path / 'config.json').write_text(json.dumps({'lt': {'recipe': recipe}}))
+    assert benchmark._method_of(f'local-dir:{tmp_path}') == told
+
+
 def test_attention_is_counted_whether_it_is_fused_or_not() -> None:
     model = ltzoo.create_model('timm/vit_tiny_patch16_224', num_classes=10).eval()
     fused = macs(model, (3, 224, 224))

@@ -147,9 +147,8 @@ def test_data_and_method_choose() -> None:
     others = [method for method in METHODS if method != entry.method]
     assert all(PUBLISHED[0] not in ltzoo.list_pretrained(method=method) for method in others)
     assert PUBLISHED[0] not in ltzoo.list_pretrained(data='inat18')
-    with pytest.raises(
-        UnknownModelError, match="the zoo has no method 'sam': it can be bcl, bcl_sam, bs, ce, gkpgsa, gkpgsa_paper"
-    ):
+    known = 'bcl, bcl_sam, bs, ce, focal, gkpgsa, gkpgsa_paper, ldam_drw'
+    with pytest.raises(UnknownModelError, match=f"the zoo has no method 'sam': it can be {known}"):
         ltzoo.list_pretrained(method='sam')
     with pytest.raises(UnknownModelError, match="the zoo has no data 'cifar': it can be cifar100_lt_r10, "):
         ltzoo.list_pretrained(data='cifar')
@@ -192,7 +191,7 @@ def test_paper_results_are_of_models_of_the_table_and_of_its_headline() -> None:
         'resnet32_cifar_{}.cifar100_lt_r100': (0.35, 0.35, 0.30),
         'resnext50_imagenetlt_{}.imagenet_lt': (0.385, 0.479, 0.136),
     }.items():
-        for method in ('ce', 'bs', 'bcl', 'gkpgsa'):
+        for method in ('ce', 'focal', 'ldam_drw', 'bs', 'bcl', 'gkpgsa'):
             row = paper_results(name.format(method))
             if row is not None and 'many' in row:
                 whole = sum(w * row[key] for w, key in zip(weights, SHOTS, strict=True))

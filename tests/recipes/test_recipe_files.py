@@ -62,7 +62,7 @@ def scale_of(folder: str) -> str:
 
 
 def objective_of(recipe: Recipe) -> Any:
-    model = ltzoo.create_model('resnet20_cifar', num_classes=2)
+    model = ltzoo.create_model('resnet20_cifar', num_classes=2, head='cosine')
     extra = recipe.objective.model_extra or {}
     return create_objective(recipe.objective.name, model, torch.tensor([3, 1]), **extra)
 
@@ -96,7 +96,7 @@ def test_the_model_is_one_for_this_data(file: Path, recipe: Recipe) -> None:
     with torch.device('meta'):
         model = ltzoo.create_model(recipe.model.name, num_classes=7, **(recipe.model.model_extra or {}))
     assert model.num_classes == 7
-    if recipe.objective.name == 'bcl':
+    if recipe.objective.name in ('bcl', 'ldam'):
         assert isinstance(model.get_classifier(), CosineLinear)
 
 

@@ -84,7 +84,7 @@ GKPGSA = (
     'options',
     [
         (),
-        ('ema_decay=0.9', 'accumulation=2', 'optimizer.name=adamw'),
+        ('ema_decay=0.9', 'accumulation=2', 'optimizer.name=adamw', 'reweighting.start_epoch=1'),
         (*GKPGSA, 'accumulation=2'),
         (*GKPGSA, 'method.snapshots=disk', 'method.sharpness.global_gradient=ema', 'method.sharpness.mode=combined'),
     ],
@@ -643,6 +643,21 @@ def test_a_schedule_that_comes_too_late_is_told(make_recipe: MakeRecipe, caplog:
     assert caplog.messages == ['schedule.milestones: a run of 4 epochs ends before the rate falls at 4, 9']
     describe_batch(make_recipe('epochs=3', 'method=null', steps))
     assert 'schedule.warmup_epochs=4: a run of 3 epochs ends before the full rate' in caplog.text
+
+
+def test_class_weights_are_at_work_from_their_epoch_on(
+    make_recipe: MakeRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses = {}
+    for start in (None, 0, 2):
+        options = () if start is None else (f'reweighting.start_epoch={start}',)
+        fit(make_recipe(*options), tmp_path / str(start), progress=False)
+        losses[start] = [json.loads(line)['loss'] for line in (tmp_path / str(start) / 'log.jsonl').open()]
+    assert losses[2][:2] == losses[None][:2]
+    assert losses[2][2] != losses[None][2] and losses[0][0] != losses[None][0]
+    assert not caplog.records
+    describe_batch(make_recipe('epochs=4', 'reweighting.start_epoch=4'))
+    assert caplog.messages == ['reweighting.start_epoch=4: a run of 4 epochs ends before any class is weighed']
 
 
 def test_an_average_that_the_run_is_too_short_for_is_told(

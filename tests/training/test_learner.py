@@ -41,6 +41,24 @@ def test_weight_decay_reaches_what_the_recipe_says(everything: bool) -> None:
     assert sum(len(group['params']) for group in optimizer.param_groups) == 4
 
 
+def test_losses_are_multiplied_by_the_weights_of_their_classes_from_an_epoch_on() -> None:
+    class Given(nn.Module):
+        def forward(self, model: nn.Module, views: tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
+            return views[0]
+
+    losses, labels = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 2])
+    weighted = Learner(nn.Identity(), Given(), torch.tensor([0.5, 1.0, 3.0]), 2)
+    place = weighted.weights_now.data_ptr()
+    for epoch, expected in ((0, [1, 2, 4]), (1, [1, 2, 4]), (2, [3, 1, 12]), (3, [3, 1, 12]), (1, [1, 2, 4])):
+        weighted.start_epoch(epoch)
+        assert weighted((losses,), labels).tolist() == expected
+    assert weighted.weights_now.data_ptr() == place, 'a recorded step would read the former'
+    assert not weighted.state_dict()
+    # A learner that has not been told yet is in its first epoch.
+    assert Learner(nn.Identity(), Given(), torch.tensor([0.5, 1.0, 3.0]))((losses,), labels).tolist() == [3, 1, 12]
+    assert Learner(nn.Identity(), Given())((losses,), labels) is losses
+
+
 def test_what_a_transformer_keeps_from_weight_decay_is_kept_from_it() -> None:
     model = timm.create_model('vit_tiny_patch16_224', img_size=32, depth=1)
     part = OptimizerPart(lr=0.1, weight_decay=0.01, decay_norm_and_bias=False)

@@ -68,7 +68,7 @@ ADAM = {'name': 'adamw', 'lr': 0.001, 'clip_grad_norm': 1.0}
 @pytest.mark.parametrize(
     'changes',
     [
-        pytest.param({**CE, 'accumulation': 2, 'ema_decay': 0.9}, id='ce'),
+        pytest.param({**CE, 'accumulation': 2, 'ema_decay': 0.9, 'reweighting': {'start_epoch': 3}}, id='ce'),
         pytest.param({**BCL, 'method': GKPGSA}, id='gkpgsa'),
         pytest.param({**BCL}, id='bcl', marks=pytest.mark.slow),
         pytest.param({**BCL, 'method': GRADIENT}, id='gradient', marks=pytest.mark.slow),

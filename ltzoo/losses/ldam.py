@@ -1,0 +1,58 @@
+"""Label-distribution-aware margins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltzoo.losses.cross_entropy import check_class_counts, widen
+from ltzoo.losses.objective import Objective, ObjectiveError, register_objective
+from ltzoo.models.heads import CosineLinear
+
+__all__ = ['LDAM']
+
+
+@register_objective('ldam')
+class LDAM(Objective):
+    """Cross-entropy of scaled cosines that takes a margin off the cosine of the sample's class, wider for rarer ones.
+
+    The margin is proportional to n_c^(-1/4). Deferred re-weighting, the DRW of LDAM-DRW, is a part of a recipe by
+    itself: `reweighting`.
+
+    Source: Cao et al., Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss, NeurIPS 2019, Sec.
+    3.2.
+
+    Args:
+        model: its classifier must be a cosine head, whose scale is that of the margins.
+        class_counts: training images per class, shape (C,); a class without one has the margin of a class of one.
+        max_margin: of the rarest class, as a difference of cosines.
+
+    Raises:
+        ObjectiveError: if the classifier is another one, or the margin below 0.
+    """
+
+    margins: Tensor
+
+    def __init__(self, model: nn.Module, class_counts: Tensor, max_margin: float = 0.5) -> None:
+        super().__init__()
+        if max_margin < 0:
+            raise ObjectiveError(f'objective ldam: max_margin must be 0 or more, not {max_margin}')
+        classifier: Any = model.get_classifier() if hasattr(model, 'get_classifier') else None  # type: ignore[operator]
+        if not isinstance(classifier, CosineLinear):
+            raise ObjectiveError(
+                'objective ldam puts its margins between cosines: it needs a cosine classifier (model.head=cosine in a '
+                f'recipe), {type(model).__name__} has {"none" if classifier is None else type(classifier).__name__}'
+            )
+        check_class_counts(class_counts)
+        counts = class_counts.clamp(min=1)
+        margins = max_margin * (counts.min() / counts) ** 0.25
+        # Of the logits, which the classifier has scaled.
+        self.register_buffer('margins', classifier.scale * margins, persistent=False)
+
+    def forward(self, model: nn.Module, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        logits = widen(model(views[0]))
+        own = labels[:, None]
+        logits = logits.scatter_add(1, own, -self.margins[own].to(logits.dtype))
+        return F.cross_entropy(logits, labels, reduction='none')
