@@ -35,6 +35,13 @@ def main() -> int:
     parser.add_argument('--json', type=file, help='write all scores to this file')
     parser.add_argument('--csv', type=file, help='write the table of classes to this file')
     parser.add_argument('--plot', type=file, help='draw accuracy against class count to this file')
+    parser.add_argument(
+        '--adjust-logits',
+        type=float,
+        metavar='TAU',
+        help="take TAU times the log of the classes' shares of the training images off the logits of a model of "
+        'plain cross-entropy: 1 is the usual',
+    )
     parser.add_argument('--shifted', action='store_true', help='also score long-tailed test distributions')
     parser.add_argument(
         '--many-above', type=int, help="Many-shot: more training images than this (default: the model's own, else 100)"
@@ -92,6 +99,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
                 few_below=args.few_below,
                 shifted=args.shifted,
                 skip_unreadable=args.skip_unreadable,
+                tau=args.adjust_logits,
             )
     except UnreadableImageError as error:
         raise LtzooError(f'{error}; --skip-unreadable leaves such images out') from error

@@ -1,5 +1,6 @@
 """Evaluation: predictions, the scores of long-tailed recognition, and reports of them."""
 
+from ltzoo.evaluation.adjust import adjust_logits
 from ltzoo.evaluation.evaluate import evaluate_model
 from ltzoo.evaluation.metrics import (
     ClassScore,
@@ -20,6 +21,7 @@ __all__ = [
     'Predictions',
     'ScoreError',
     'Scores',
+    'adjust_logits',
     'evaluate_model',
     'expected_calibration_error',
     'format_scores',

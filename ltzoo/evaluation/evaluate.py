@@ -20,6 +20,7 @@ from ltzoo.data import (
     load_data,
 )
 from ltzoo.errors import one_of
+from ltzoo.evaluation.adjust import adjust_logits
 from ltzoo.evaluation.metrics import score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
 from ltzoo.evaluation.trained_on import EvaluationError, TrainedOn, resolve_model
@@ -39,6 +40,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+# Objectives that adjust the logits themselves.
+_BALANCED = {'logit_adjusted', 'bcl'}
+
 
 class ClassesError(EvaluationError):
     """A model for another number of classes than the data set has."""
@@ -57,6 +61,7 @@ def evaluate_model(
     few_below: int | None = None,
     shifted: bool = False,
     skip_unreadable: bool = False,
+    tau: float | None = None,
 ) -> dict[str, Any]:
     """Score a model on the test set of a data set, on the hold-out that it was trained without, or on new images.
 
@@ -72,13 +77,15 @@ def evaluate_model(
             trained with on this data, else 100 and 20.
         shifted: also score long-tailed test distributions.
         skip_unreadable: leave out images that cannot be decoded, with a warning that names each.
+        tau: score with logits that `adjust_logits` has adjusted so strongly; None for the model as it is.
 
     Returns:
         `model`, `data`, `split`, the thresholds and the scores, in percent, with every class.
 
     Raises:
-        EvaluationError: if the classes or the numbers of channels differ, the device cannot be used, a hold-out is
-            asked for that the model was not trained without, or images it was trained on may be in the test part.
+        EvaluationError: as `adjust_logits`; if the classes or the numbers of channels differ, the device cannot be
+            used, a hold-out is asked for that the model was not trained without, or images it was trained on may be in
+            the test part.
         PredictionError: if the model's outputs are not finite.
         UnreadableImageError: if an image cannot be decoded.
         LtzooError: as `create_model` and `load_data`.
@@ -111,11 +118,19 @@ def evaluate_model(
     # A run that left out images, or began before others were added, was trained on fewer than there are.
     counts = own.get('class_counts') if split in (own.get('split'), 'all') else None
     counts = counts if isinstance(counts, list) and len(counts) == dataset.num_classes else None
+    if tau is not None:
+        objective = ((training.lt.get('recipe') or {}).get('objective') or {}).get('name')
+        if objective in _BALANCED:
+            logger.warning(
+                '%s was trained for equally frequent classes (%s): its logits need no adjusting', name, objective
+            )
+        adjust_logits(model, torch.as_tensor(dataset.class_counts if counts is None else counts), tau)
     return {
         'model': name,
         'data': data,
         'split': split,
         **thresholds,
+        **({} if tau is None else {'tau': tau}),
         **score_model(model, dataset, batch_size, where, workers, class_counts=counts, shifted=shifted, **thresholds),
     }
 

@@ -28,7 +28,8 @@ def format_scores(results: Mapping[str, Any]) -> str:
         ('ECE', results['ece'], ''),
         *((name, value, 'test distribution') for name, value in results.get('shifted', {}).items()),
     ]
-    lines = [f'{results["model"]} on {results["data"]}']
+    adjusted = f', logits adjusted with tau = {results["tau"]:g}' if 'tau' in results else ''
+    lines = [f'{results["model"]} on {results["data"]}{adjusted}']
     for name, value, note in rows:
         shown = 'none' if value is None else f'{value:.2f}'
         lines.append(f'  {name:<12}{shown:>7}  {note}'.rstrip())

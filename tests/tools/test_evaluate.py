@@ -106,6 +106,38 @@ def test_the_scores_are_those_of_the_logits(
     ]
 
 
+def test_adjusted_logits_are_those_of_equally_frequent_classes(
+    script: Script,
+    digits_run: Path,
+    evaluated: tuple[str, Path],
+    probabilities: tuple[np.ndarray, np.ndarray],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    probability, labels = probabilities
+    options = ['--data', 'digits_lt', '--adjust-logits', '0.7', '--json', tmp_path / 'scores.json']
+    assert script('tools/evaluate.py', digits_run, *options) == 0
+    adjusted = scores_of(tmp_path)
+    assert capsys.readouterr().out.startswith(f'{digits_run} on digits_lt, logits adjusted with tau = 0.7\n')
+    predicted = (probability / np.array(COUNTS) ** 0.7).argmax(1)
+    assert adjusted['tau'] == 0.7
+    assert adjusted['top1'] == pytest.approx(100 * (predicted == labels).mean())
+    assert adjusted['top1'] != scores_of(evaluated[1])['top1']
+    # The model in the folder is as it was.
+    assert evaluate_model(str(digits_run), 'digits_lt')['top1'] == scores_of(evaluated[1])['top1']
+
+
+def test_a_network_that_needs_no_adjusting_is_told(
+    script: Script, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    recipe, run = ROOT / 'recipes' / 'digits_lt' / 'bs.yaml', tmp_path / 'run'
+    assert script('recipes/train.py', recipe, 'model.name=resnet8_cifar', 'epochs=1', f'output={run}') == 0
+    assert script('tools/evaluate.py', run, '--data', 'digits_lt', '--adjust-logits', '1') == 0
+    assert (
+        f'{run} was trained for equally frequent classes (logit_adjusted): its logits need no adjusting' in caplog.text
+    )
+
+
 def test_table_csv_and_plot_say_what_the_json_says(evaluated: tuple[str, Path]) -> None:
     printed, out = evaluated
     results = scores_of(out)
