@@ -69,6 +69,7 @@ def train_loader(
     world_size: int = 1,
     workers: int = 0,
     recorded: bool = False,
+    balanced_from: int | None = None,
 ) -> TrainLoader:
     """Return the loader that suits the images: on the device for arrays, worker processes for files.
 
@@ -78,6 +79,8 @@ def train_loader(
         mean, std: per channel, of images scaled to 0..1.
         batch_size: samples of one step over all processes; a multiple of `world_size`.
         recorded: replay the making of views on a GPU as a CUDA graph; a batch is then overwritten by the next one.
+        balanced_from: from this epoch on, counted from 0, every class is drawn equally often, with replacement, in as
+            many batches as before; None for never.
 
     Raises:
         DataError: if there are fewer samples than one batch, or the batch cannot be shared out.
@@ -87,7 +90,7 @@ def train_loader(
         raise DataError(f'batch_size {batch_size} cannot be shared out to {world_size} processes')
     if len(split) < batch_size:
         raise DataError(f'batch_size {batch_size} is larger than the training part: give {len(split)} or less')
-    order = _Order(len(split), batch_size, seed, rank, world_size)
+    order = _Order(split.labels, batch_size, seed, rank, world_size, balanced_from)
     if isinstance(split.images, ArrayImages):
         return ArrayLoader(split.images, split.labels, TensorViews(views, mean, std), order, device, recorded)
     for number, view in enumerate(views, 1):
@@ -108,15 +111,16 @@ def _mix(*numbers: int) -> int:
 class _Order:
     """Which samples make which batch, and which rows of it are this process's."""
 
-    samples: int
+    labels: np.ndarray
     batch_size: int
     seed: int
     rank: int
     world_size: int
+    balanced_from: int | None = None
 
     @property
     def steps(self) -> int:
-        return self.samples // self.batch_size
+        return len(self.labels) // self.batch_size
 
     @property
     def rows(self) -> slice:
@@ -126,8 +130,17 @@ class _Order:
     def batches(self, epoch: int) -> Tensor:
         """Return the indices of an epoch's whole batches: int64, shape (steps, batch_size)."""
         generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
-        permutation = torch.randperm(self.samples, generator=generator)
-        return permutation[: self.steps * self.batch_size].view(self.steps, self.batch_size)
+        wanted = self.steps * self.batch_size
+        if self.balanced(epoch):
+            shares = torch.from_numpy(1 / np.bincount(self.labels)[self.labels])
+            drawn = torch.multinomial(shares, wanted, replacement=True, generator=generator)
+        else:
+            drawn = torch.randperm(len(self.labels), generator=generator)[:wanted]
+        return drawn.view(self.steps, self.batch_size)
+
+    def balanced(self, epoch: int) -> bool:
+        """Return whether every class is drawn equally often."""
+        return self.balanced_from is not None and epoch >= self.balanced_from
 
 
 class ArrayLoader:
@@ -249,8 +262,11 @@ def _batch_or_error(samples: list[Any]) -> Any:
     return default_collate(samples)
 
 
-class _EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Yields (epoch, index) pairs: the worker needs the epoch to seed the sample's views."""
+class _EpochSampler(Sampler[list[tuple[int, int, int]]]):
+    """Yields (epoch, index, place): the worker needs them to seed the sample's views.
+
+    The place in the epoch tells a sample that is drawn again from what it was before; where none is, it is 0.
+    """
 
     def __init__(self, order: _Order) -> None:
         self.order = order
@@ -259,9 +275,12 @@ class _EpochSampler(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return self.order.steps
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for indices in self.order.batches(self.epoch)[:, self.order.rows].tolist():
-            yield [(self.epoch, index) for index in indices]
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        batches = self.order.batches(self.epoch)
+        places = torch.arange(1, batches.numel() + 1).view_as(batches) * self.order.balanced(self.epoch)
+        rows = self.order.rows
+        for indices, at in zip(batches[:, rows].tolist(), places[:, rows].tolist(), strict=True):
+            yield [(self.epoch, index, place) for index, place in zip(indices, at, strict=True)]
 
 
 class _ViewedSamples(TorchDataset[tuple[tuple[Tensor, ...], int]]):
@@ -273,9 +292,9 @@ class _ViewedSamples(TorchDataset[tuple[tuple[Tensor, ...], int]]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[tuple[Tensor, ...], int]:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[tuple[Tensor, ...], int]:
+        epoch, index, place = key
         image = self.split.images[index]
         with torch.random.fork_rng(devices=()):
-            torch.manual_seed(_mix(self.seed, epoch, index))
+            torch.manual_seed(_mix(self.seed, epoch, index, place))
             return self.views.pixels(image), int(self.split.labels[index])

@@ -31,8 +31,10 @@ def entry_of(name: str) -> ZooEntry | None:
 
 def method_of(recipe: Mapping[str, Any]) -> str:
     """Return what a recipe trains with: `gkpgsa` as the paper has it, else the objective and the parts added to it."""
-    added = [part for part in ('preservation', 'sharpness') if (recipe.get('method') or {}).get(part)]
-    parts = [recipe['objective']['name'], *(['reweighting'] if recipe.get('reweighting') else []), *added]
+    method = recipe.get('method') or {}
+    added = {key: recipe.get(key) for key in ('reweighting', 'retraining')}
+    added |= {key: method.get(key) for key in ('preservation', 'sharpness')}
+    parts = [recipe['objective']['name'], *(key for key, part in added.items() if part)]
     return 'gkpgsa' if parts == ['bcl', 'preservation', 'sharpness'] else ' + '.join(parts)
 
 

@@ -87,7 +87,7 @@ DATA = {
         {f'cifar{classes}_lt_r{ratio}': classes for classes in (100, 10) for ratio in (100, 50, 10)},
         ('resnet32',),
         'recipes/{tag}/{method}.yaml',
-        ('ce', 'focal', 'ldam_drw', 'bs', 'bcl', 'bcl_sam', 'gkpgsa_paper', 'gkpgsa'),
+        ('ce', 'focal', 'ldam_drw', 'crt', 'bs', 'bcl', 'bcl_sam', 'gkpgsa_paper', 'gkpgsa'),
         input_size=(3, 32, 32),
         pool_size=(8, 8),
         crop_pct=1.0,
@@ -115,6 +115,12 @@ METHODS = {
         'ldam + reweighting',
         'Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss',
         'arXiv:1906.07413',
+    ),
+    'crt': Method(
+        'linear',
+        'ce + retraining',
+        'Decoupling Representation and Classifier for Long-Tailed Recognition',
+        'arXiv:1910.09217',
     ),
     'bs': Method(
         'linear', 'logit_adjusted', 'Balanced Meta-Softmax for Long-Tailed Visual Recognition', 'arXiv:2007.10740'

@@ -26,7 +26,7 @@ from ltzoo.files import write_atomically
 from ltzoo.hub import export_model
 from ltzoo.hub.export import model_as_published
 from ltzoo.training.checkpoint import CheckpointError, save_checkpoint
-from ltzoo.training.learner import Learner, learning_rate_factor
+from ltzoo.training.learner import Learner, learning_rate
 from ltzoo.training.loop import DivergedError, train_one_epoch
 from ltzoo.training.plots import plot_curves
 from ltzoo.training.prepare import (
@@ -143,11 +143,13 @@ def _train_epochs(folder: RunFolder, training: Training, progress: bool) -> None
 
     seconds = None
     for epoch in range(training.epoch, recipe.epochs):
-        rate = recipe.optimizer.lr * learning_rate_factor(recipe.schedule, epoch, recipe.epochs)
+        rate = learning_rate(recipe, epoch)
         for group in optimizer.param_groups:
             group['lr'] = rate
         learner.train()
         learner.start_epoch(epoch)
+        if recipe.retraining is not None and epoch >= recipe.retraining.start_epoch:
+            training.retrain_classifier(anew=epoch == recipe.retraining.start_epoch)
         if method is not None:
             method.start_epoch(epoch)
         log = train_one_epoch(

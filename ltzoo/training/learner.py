@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ltzoo.errors import did_you_mean
 from ltzoo.losses import Objective
-from ltzoo.training.recipe import OptimizerPart, RecipeError, SchedulePart
+from ltzoo.training.recipe import OptimizerPart, Recipe, RecipeError, SchedulePart
 
-__all__ = ['Learner', 'check_optimizer', 'create_optimizer', 'learning_rate_factor']
+__all__ = ['Learner', 'check_optimizer', 'create_optimizer', 'learning_rate', 'learning_rate_factor']
 
 
 class Learner(nn.Module):
@@ -84,6 +84,15 @@ def check_optimizer(name: str) -> None:
         raise RecipeError(f'optimizer.name: timm has no {name!r}{did_you_mean(name, map(str, list_optimizers()))}')
     if get_optimizer_info(name).second_order:
         raise RecipeError(f'optimizer.name: {name} needs second derivatives, which training does not compute')
+
+
+def learning_rate(recipe: Recipe, epoch: int) -> float:
+    """Return the learning rate of an epoch, counted from 0."""
+    stage, first = recipe.retraining, recipe.scheduled_epochs
+    if stage is None or epoch < first:
+        return recipe.optimizer.lr * learning_rate_factor(recipe.schedule, epoch, first)
+    rate = recipe.optimizer.lr if stage.lr is None else stage.lr
+    return rate * learning_rate_factor(SchedulePart(name='cosine'), epoch - first, recipe.epochs - first)
 
 
 def learning_rate_factor(part: SchedulePart, epoch: int, epochs: int) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
@@ -76,10 +76,15 @@ def prepare_training(
         raise RecipeError('sync_batchnorm=true cannot be combined with method.sharpness: each process sees its own')
     if recipe.method is not None and recipe.compile:
         raise RecipeError('compile=true cannot be combined with a method, whose passes are not compiled: leave it out')
+    if recipe.retraining is not None and (recipe.method is not None or recipe.ema_decay is not None):
+        other = 'a method' if recipe.method is not None else f'ema_decay={recipe.ema_decay}'
+        raise RecipeError(f'retraining begins with a new classifier and cannot be combined with {other}: leave it out')
     set_seed(recipe.seed)
     _check_start(recipe, dataset)
     learner = create_learner(recipe, dataset, pretrained=pretrained)
     dataset = _fed_as_pretrained(recipe, dataset, learner.model)
+    if recipe.retraining is not None:
+        _check_classifier(recipe, learner.model)
     if recipe.channels_last:
         learner.to(memory_format=torch.channels_last)
     if recipe.sync_batchnorm:
@@ -108,6 +113,16 @@ def prepare_training(
     return Training(recipe, accelerator, dataset, learner, loader, optimizer, method, step)
 
 
+def _check_classifier(recipe: Recipe, model: Any) -> None:
+    """Refuse to train a classifier anew that cannot be told from the encoder, or not be drawn again."""
+    classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    if not hasattr(classifier, 'reset_parameters'):
+        raise RecipeError(
+            f'retraining trains a classifier of one layer anew; that of model {recipe.model.name} is '
+            f'{"none" if classifier is None else type(classifier).__name__}'
+        )
+
+
 def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerator:
     """Return Accelerate's handle on device, processes and precision.
 
@@ -130,6 +145,8 @@ def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerato
         mixed_precision=precision,
         log_with=list(recipe.trackers) or None,
         project_dir=output,
+        # The encoder has gradients at first, and none later on.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=recipe.retraining is not None)],
     )
     on_cpu = accelerator.device.type == 'cpu'
     if recipe.method is not None and accelerator.device.type == 'mps':
@@ -252,6 +269,7 @@ def create_loader(recipe: Recipe, dataset: Dataset, learner: Learner, accelerato
         world_size=accelerator.num_processes,
         workers=recipe.workers,
         recorded=can_record(recipe, accelerator),
+        balanced_from=None if recipe.retraining is None else recipe.retraining.start_epoch,
     )
 
 
@@ -283,12 +301,16 @@ def _create_method(
 def warn_of_what_never_comes(recipe: Recipe) -> None:
     """Log what the recipe has and the run is too short for."""
     run = f'a run of {recipe.epochs} epochs'
-    schedule, method = recipe.schedule, recipe.method
-    if schedule.warmup_epochs > recipe.epochs:
-        logger.warning('schedule.warmup_epochs=%d: %s ends before the full rate', schedule.warmup_epochs, run)
-    missed = [milestone for milestone in schedule.milestones if milestone >= recipe.epochs]
+    schedule, method, first = recipe.schedule, recipe.method, recipe.scheduled_epochs
+    stage = run if first == recipe.epochs else f'a first stage of {first} epochs'
+    if schedule.warmup_epochs > first > 0:
+        logger.warning('schedule.warmup_epochs=%d: %s ends before the full rate', schedule.warmup_epochs, stage)
+    missed = [milestone for milestone in schedule.milestones if milestone >= first > 0]
     if schedule.name == 'multistep' and missed:
-        logger.warning('schedule.milestones: %s ends before the rate falls at %s', run, ', '.join(map(str, missed)))
+        logger.warning('schedule.milestones: %s ends before the rate falls at %s', stage, ', '.join(map(str, missed)))
+    if recipe.retraining is not None and recipe.retraining.start_epoch >= recipe.epochs:
+        start = recipe.retraining.start_epoch
+        logger.warning('retraining.start_epoch=%d: %s ends before the classifier is trained anew', start, run)
     if recipe.reweighting is not None and recipe.reweighting.start_epoch >= recipe.epochs:
         start = recipe.reweighting.start_epoch
         logger.warning('reweighting.start_epoch=%d: %s ends before any class is weighed', start, run)

@@ -24,6 +24,9 @@ __all__ = ['Recipe', 'RecipeError', 'check_recipe', 'flattened', 'load_recipe', 
 # Keys that may hold a folder, which is not to be read as YAML: one may be called `images: 2024 #2`.
 _PLACES = ('data.name', 'data.data_dir', 'model.name', 'output')
 
+# What pydantic calls a key that a part or a dataclass does not have.
+_UNKNOWN = ('extra_forbidden', 'unexpected_keyword_argument')
+
 
 class RecipeError(LtzooError, ValueError):
     """A recipe that cannot be used; the message names the key and what would be right."""
@@ -66,6 +69,20 @@ class ReweightingPart(_Part):
 
     start_epoch: int = Field(0, ge=0)
     beta: float = Field(0.9999, ge=0, lt=1)
+
+
+class RetrainingPart(_Part):
+    """A second stage that trains the classifier anew, and nothing else, on classes that are drawn equally often.
+
+    It takes the epochs from `start_epoch` on, counted from 0, before which the schedule ends. Its learning rate begins
+    at `lr`, by default `optimizer.lr`, and falls to zero by a cosine. The encoder keeps its weights and batch-norm's
+    running statistics.
+
+    Source: cRT of Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR 2020.
+    """
+
+    start_epoch: int = Field(ge=0)
+    lr: float | None = Field(None, gt=0)
 
 
 class OptimizerPart(_Part):
@@ -134,6 +151,7 @@ class Recipe(_Part):
     optimizer: OptimizerPart
     schedule: SchedulePart = SchedulePart()
     reweighting: ReweightingPart | None = Field(None, description='rare classes weigh more')
+    retraining: RetrainingPart | None = Field(None, description='of the classifier, in a second stage')
     method: GkpGsaSettings | None = Field(None, description='grouped knowledge preservation and sharpness')
     evaluation: EvaluationPart = EvaluationPart()
 
@@ -169,6 +187,11 @@ class Recipe(_Part):
         if not lists and not isinstance(value, str):
             raise ValueError('input should be the name of a preset, or a list of operations for each view')
         return value
+
+    @property
+    def scheduled_epochs(self) -> int:
+        """The epochs of the schedule: all, or those before the classifier is trained anew."""
+        return self.epochs if self.retraining is None else min(self.retraining.start_epoch, self.epochs)
 
     def decides_result(self) -> dict[str, Any]:
         """Return the part that a resumed run must share with the run it continues."""
@@ -346,11 +369,12 @@ def _location(place: Sequence[int | str]) -> list[str]:
 
 
 def _explain(error: ValidationError) -> str:
-    """Turn pydantic's first finding into one sentence with the nearest valid key."""
-    first = error.errors()[0]
+    """Turn one of pydantic's findings into a sentence with the nearest valid key."""
+    # A key that is misspelled is missing, too.
+    first = min(error.errors(), key=lambda e: e['type'] not in _UNKNOWN)
     location = _location(first['loc'])
     key = '.'.join(location)
-    if first['type'] in ('extra_forbidden', 'unexpected_keyword_argument'):
+    if first['type'] in _UNKNOWN:
         *parents, leaf = location
         part = _part(parents)
         elsewhere = [key for key in _keys(Recipe) if key.split('.')[-1] == leaf]

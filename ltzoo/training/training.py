@@ -60,6 +60,25 @@ class Training:
         """What is measured and exported: the model, or the average of it."""
         return self.learner.model if self.ema is None else self.ema.module
 
+    def retrain_classifier(self, *, anew: bool) -> None:
+        """Let only the classifier train for an epoch, on features as evaluation sees them.
+
+        Args:
+            anew: from weights that are drawn again, the same on every process, and without the optimiser's memory.
+        """
+        classifier: Any = self.learner.model.get_classifier()  # type: ignore[operator]
+        self.learner.requires_grad_(False).eval()
+        classifier.requires_grad_(True).train()
+        if not anew:
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(self.recipe.seed)
+            classifier.reset_parameters()
+        for parameter in classifier.parameters():
+            self.optimizer.state.pop(parameter, None)
+        if self.step.recording is not None:
+            self.step.recording.forget()
+
     def measure(self, images: Split) -> Scores:
         """Score the model on a part of the data, the images shared out to all processes.
 

@@ -104,6 +104,33 @@ def test_two_processes_share_what_one_would_see(make: Make) -> None:
         assert same(batch, joined)
 
 
+@pytest.mark.parametrize('kind', ['arrays', 'files'])
+def test_classes_are_drawn_equally_often_from_an_epoch_on(kind: str, files: Split) -> None:
+    labels = np.repeat([0, 2, 3], [40, 8, 2])
+    split = Split((files if kind == 'files' else arrays()).images, labels)
+    options: dict[str, Any] = {'batch_size': 16, 'device': torch.device('cpu'), 'balanced_from': 2}
+
+    def epoch(number: int, seed: int = 3, **more: Any) -> list[Batch]:
+        return list(train_loader(split, VIEWS, (0.5,) * 3, (0.25,) * 3, **options, seed=seed, **more).epoch(number))
+
+    plain = list(
+        train_loader(split, VIEWS, (0.5,) * 3, (0.25,) * 3, **{**options, 'balanced_from': None}, seed=3).epoch(1)
+    )
+    assert all(same(a, b) for a, b in zip(epoch(1), plain, strict=True))
+    for number in (2, 7):
+        drawn = torch.cat([batch.labels for seed in range(10) for batch in epoch(number, seed)])
+        assert len(drawn) == 480
+        # Of 160 each, with a deviation of 10.
+        assert drawn.bincount().tolist() == [pytest.approx(160, abs=50), 0, *[pytest.approx(160, abs=50)] * 2]
+    # An image that comes again is cut out anew: of two images there are more than two.
+    rare = torch.cat([batch.views[0][batch.labels == 3] for batch in epoch(2)])
+    assert len(rare.flatten(1).unique(dim=0)) > 4
+    shares = [epoch(2, rank=rank, world_size=2) for rank in range(2)]
+    for batch, left, right in zip(epoch(2), *shares, strict=True):
+        views = tuple(torch.cat(pair) for pair in zip(left.views, right.views, strict=True))
+        assert same(batch, Batch(views, torch.cat([left.labels, right.labels])))
+
+
 def test_workers_change_nothing(files: Split) -> None:
     options: dict[str, Any] = {'batch_size': 16, 'seed': 3, 'device': torch.device('cpu')}
     alone, helped = (

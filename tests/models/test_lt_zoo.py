@@ -33,7 +33,7 @@ def test_every_entry_builds_what_it_is_called(name: str) -> None:
         assert features.shape[2:] == model.pretrained_cfg['pool_size']
         assert model.forward_head(features).shape == (2, classes)
     head = model.get_classifier()
-    assert type(head) is (nn.Linear if method in ('ce', 'focal', 'bs') else CosineLinear)
+    assert type(head) is (nn.Linear if method in ('ce', 'focal', 'crt', 'bs') else CosineLinear)
     assert getattr(head, 'scale', 30) == 30
     encoder = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in head.parameters())
     assert encoder == ENCODERS[architecture]

@@ -114,7 +114,7 @@ def test_optimisation_is_the_papers(name: str) -> None:
     recipe = load_recipe(ROOT / 'recipes' / f'{name}.yaml')
     optimizer, schedule = recipe.optimizer, recipe.schedule
     said = {
-        'epochs': recipe.epochs,
+        'epochs': recipe.scheduled_epochs,
         'batch_size': recipe.batch_size,
         'lr': optimizer.lr,
         'weight_decay': optimizer.weight_decay,

@@ -22,6 +22,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN
+from timm.models.vision_transformer import VisionTransformer
 
 import ltzoo
 from ltzoo.data import UnreadableImageError
@@ -85,6 +86,8 @@ GKPGSA = (
     [
         (),
         ('ema_decay=0.9', 'accumulation=2', 'optimizer.name=adamw', 'reweighting.start_epoch=1'),
+        ('retraining.start_epoch=2', 'objective.name=ce'),
+        ('retraining.start_epoch=1', 'accumulation=2', 'optimizer.name=adamw'),
         (*GKPGSA, 'accumulation=2'),
         (*GKPGSA, 'method.snapshots=disk', 'method.sharpness.global_gradient=ema', 'method.sharpness.mode=combined'),
     ],
@@ -154,7 +157,7 @@ def test_two_processes_score_the_model_that_is_exported(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize('method', [(), GKPGSA])
+@pytest.mark.parametrize('method', [(), GKPGSA, ('retraining.start_epoch=2', 'objective.name=ce')])
 def test_two_processes_give_the_model_of_one(
     small_recipe: Path, make_recipe: MakeRecipe, tmp_path: Path, method: tuple[str, ...]
 ) -> None:
@@ -188,7 +191,7 @@ def test_pieces_of_a_batch_give_the_step_of_the_whole(make_recipe: MakeRecipe, t
 def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit_module, 'learning_rate_factor', lambda part, epoch, epochs: 1e30 if epoch else 1.0)
+    monkeypatch.setattr(fit_module, 'learning_rate', lambda recipe, epoch: 1e30 if epoch else 0.1)
     with pytest.raises(DivergedError, match=r'not finite since step \d+ of epoch 2 .* try a lower optimizer\.lr'):
         fit(make_recipe('epochs=3', 'checkpoint_every=1'), tmp_path / 'bad', progress=False)
     state = load_checkpoint(tmp_path / 'bad' / 'checkpoint.pt')
@@ -356,6 +359,7 @@ def test_a_checkpoint_of_another_model_is_refused(make_recipe: MakeRecipe, tmp_p
         ('optimizer.name=adahessian', 'adahessian needs second derivatives'),
         ('model.img_size=16', r'no step can be taken with model .* on images of 8 x 8 pixels, 2 at once: Input height'),
         ('model.in_chans=1', 'no step can be taken with model .* channels'),
+        ('retraining={start_epoch: 1, lr: 0}', r'retraining\.lr: 0 input should be greater than 0'),
     ],
 )
 def test_recipes_that_cannot_run_here(make_recipe: MakeRecipe, tmp_path: Path, override: str, message: str) -> None:
@@ -643,6 +647,77 @@ def test_a_schedule_that_comes_too_late_is_told(make_recipe: MakeRecipe, caplog:
     assert caplog.messages == ['schedule.milestones: a run of 4 epochs ends before the rate falls at 4, 9']
     describe_batch(make_recipe('epochs=3', 'method=null', steps))
     assert 'schedule.warmup_epochs=4: a run of 3 epochs ends before the full rate' in caplog.text
+
+
+def test_the_second_stage_trains_the_classifier_anew_and_nothing_else(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    options = ('objective.name=ce', 'epochs=5', 'retraining.start_epoch=3')
+    recipe = load_recipe(ROOT / 'recipes' / 'digits_lt' / 'ce.yaml', ['model.name=resnet8_cifar', *options])
+    fit_until(3, recipe, tmp_path / 'run')
+    first = load_checkpoint(tmp_path / 'run' / 'checkpoint.pt')['learner']
+    first = {key.removeprefix('model.'): value for key, value in first.items()}
+    fit(recipe.model_copy(update={'resume': 'auto'}), tmp_path / 'run', progress=False)
+    last = weights(tmp_path / 'run')
+    assert first.keys() == last.keys() and any('running_mean' in key for key in last)
+    changed = {key for key in last if not torch.equal(first[key], last[key])}
+    assert changed == {'fc.weight', 'fc.bias'}
+
+
+def test_the_new_classifier_owes_nothing_to_the_old_one(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    remembered = []
+    before = Training.retrain_classifier
+
+    def look(training: Training, *, anew: bool) -> None:
+        before(training, anew=anew)
+        remembered.append((anew, [p in training.optimizer.state for p in training.model.get_classifier().parameters()]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, 'retrain_classifier', look)
+        # So small a rate leaves what was drawn.
+        fit(make_recipe('retraining={start_epoch: 2, lr: 1.0e-12}', 'seed=7'), tmp_path / 'run', progress=False)
+    assert remembered == [(True, [False, False]), (False, [True, True])]
+    torch.manual_seed(7)
+    drawn = torch.nn.Linear(24, 10)
+    found = weights(tmp_path / 'run')
+    torch.testing.assert_close(found['head.weight'], drawn.weight.detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found['head.bias'], drawn.bias.detach(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['method.first_grouping=1'], 'retraining begins with a new classifier and cannot be combined with a method'),
+        (['ema_decay=0.5'], 'retraining begins with a new classifier and cannot be combined with ema_decay=0.5'),
+    ],
+)
+def test_what_a_second_stage_does_not_go_with(make_recipe: MakeRecipe, options: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        describe_batch(make_recipe('retraining.start_epoch=2', *options))
+
+
+@pytest.mark.parametrize(('classifier', 'told'), [(None, 'none'), (torch.nn.Sequential(), 'Sequential')])
+def test_a_classifier_that_cannot_be_drawn_anew_is_refused(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, classifier: Any, told: str
+) -> None:
+    monkeypatch.setattr(VisionTransformer, 'get_classifier', lambda model: classifier)
+    with pytest.raises(
+        RecipeError, match=f'trains a classifier of one layer anew; that of model timm/vit.* is {told}$'
+    ):
+        describe_batch(make_recipe('retraining.start_epoch=2'))
+
+
+def test_a_second_stage_that_comes_too_late_is_told(make_recipe: MakeRecipe, caplog: pytest.LogCaptureFixture) -> None:
+    steps = 'schedule={name: multistep, warmup_epochs: 1, milestones: [2, 3]}'
+    describe_batch(make_recipe('epochs=5', 'retraining.start_epoch=4', steps))
+    assert not caplog.records
+    describe_batch(make_recipe('epochs=5', 'retraining.start_epoch=3', steps))
+    assert caplog.messages == ['schedule.milestones: a first stage of 3 epochs ends before the rate falls at 3']
+    caplog.clear()
+    # Weights that are trained already have no first stage.
+    describe_batch(make_recipe('epochs=5', 'retraining.start_epoch=0', steps))
+    assert not caplog.records
+    describe_batch(make_recipe('epochs=4', 'retraining.start_epoch=4', steps))
+    told = 'retraining.start_epoch=4: a run of 4 epochs ends before the classifier is trained anew'
+    assert caplog.messages == [told]
 
 
 def test_class_weights_are_at_work_from_their_epoch_on(

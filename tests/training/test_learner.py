@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
 from torch import nn
 
-from ltzoo.training.learner import Learner, create_optimizer, learning_rate_factor
-from ltzoo.training.recipe import OptimizerPart, SchedulePart
+from ltzoo.training.learner import Learner, create_optimizer, learning_rate, learning_rate_factor
+from ltzoo.training.recipe import OptimizerPart, Recipe, SchedulePart
 
 
 def test_multistep_is_ldams_schedule() -> None:
@@ -28,6 +30,20 @@ def test_cosine_is_torchs() -> None:
         assert learning_rate_factor(part, epoch, 90) == pytest.approx(optimizer.param_groups[0]['lr'], abs=1e-12)
         optimizer.step()
         oracle.step()
+
+
+def test_a_second_stage_has_a_rate_of_its_own(make_recipe: Callable[..., Recipe]) -> None:
+    def rates(*options: str) -> list[float]:
+        recipe = make_recipe('optimizer.lr=0.4', 'epochs=6', *options)
+        return [learning_rate(recipe, epoch) for epoch in range(6)]
+
+    steps = 'schedule={name: multistep, milestones: [2], gamma: 0.5}'
+    assert rates(steps, 'retraining.start_epoch=4') == pytest.approx([0.4, 0.4, 0.2, 0.2, 0.4, 0.2])
+    assert rates(steps, 'retraining={start_epoch: 3, lr: 0.1}') == pytest.approx([0.4, 0.4, 0.2, 0.1, 0.075, 0.025])
+    # The schedule ends where the second stage begins.
+    cosine = rates('schedule={name: cosine, warmup_epochs: 0}', 'retraining.start_epoch=4')
+    assert cosine[:4] == pytest.approx([0.4 * learning_rate_factor(SchedulePart(), epoch, 4) for epoch in range(4)])
+    assert rates(steps, 'retraining.start_epoch=9') == rates(steps)
 
 
 @pytest.mark.parametrize('everything', [True, False])
