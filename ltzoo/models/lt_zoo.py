@@ -50,7 +50,7 @@ class Data:
     classes: dict[str, int]
     architectures: tuple[str, ...]
     recipe: str
-    methods: tuple[str, ...] = ('ce', 'bs', 'bcl', 'gkpgsa')
+    methods: tuple[str, ...] = ('ce', 'focal', 'crt', 'bs', 'bcl', 'gkpgsa')
     input_size: tuple[int, int, int] = (3, 224, 224)
     pool_size: tuple[int, int] = (7, 7)
     crop_pct: float = 0.875

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = [file for data in ('imagenet_lt', 'inat18') for file in sorted((ROOT / 'recipes' / data).glob('*.yaml'))]
 NAMES = [f'{file.parent.name}/{file.stem}' for file in FILES]
 # Of every kind, and of both data sets.
-FEW = ['imagenet_lt/ce_resnext50', 'imagenet_lt/gkpgsa_resnet50', 'inat18/gkpgsa_resnet50']
+FEW = ['imagenet_lt/ce_resnext50', 'imagenet_lt/gkpgsa_resnet50', 'inat18/crt_resnet50', 'inat18/gkpgsa_resnet50']
 
 
 def train(*arguments: object) -> int:
@@ -54,6 +54,8 @@ def overrides(file: Path, data: Path, run: Path, *, epochs: int, batch_size: int
     ]  # fmt: skip
     if file.stem.startswith('gkpgsa'):
         words += ['method.first_grouping=2', 'method.regroup_every=1', 'method.preservation.samples_per_group=2']
+    if file.stem.startswith('crt'):
+        words += [f'retraining.start_epoch={epochs - 1}']
     return [*words, '--no-progress']
 
 
@@ -102,7 +104,7 @@ def test_its_own_network_at_224_pixels(
 ) -> None:
     monkeypatch.setattr(loader._Order, 'steps', property(lambda order: 1))
     data, run = standins[file.parent.name], tmp_path / 'run'
-    epochs = 3 if file.stem.startswith('gkpgsa') else 1
+    epochs = {'gkpgsa': 3, 'crt': 2}.get(file.stem.partition('_')[0], 1)
     assert train(file, *overrides(file, data, run, epochs=epochs, batch_size=6)) == 0
     check(run, file, data, epochs)
     assert json.loads((run / 'model' / 'config.json').read_text())['pretrained_cfg']['input_size'] == [3, 224, 224]
