@@ -20,7 +20,8 @@ def adjust_logits(model: _T, class_counts: Tensor, tau: float = 1.0) -> _T:
     """Take tau log prior off a trained model's logits, so that they serve equally frequent classes.
 
     It is put into the classifier's bias, in place: the model costs what it did, and is saved and exported as before. It
-    is for models of plain cross-entropy; balanced softmax and BCL train for equally frequent classes already.
+    is for models of plain cross-entropy: balanced softmax, BCL, class weights and cRT train for equally frequent
+    classes already.
 
     Source: Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021, Sec. 4.
 

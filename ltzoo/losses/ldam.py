@@ -42,8 +42,9 @@ class LDAM(Objective):
         classifier: Any = model.get_classifier() if hasattr(model, 'get_classifier') else None  # type: ignore[operator]
         if not isinstance(classifier, CosineLinear):
             raise ObjectiveError(
-                'objective ldam puts its margins between cosines: it needs a cosine classifier (model.head=cosine in a '
-                f'recipe), {type(model).__name__} has {"none" if classifier is None else type(classifier).__name__}'
+                'objective ldam puts its margins between cosines: it needs a single cosine classifier '
+                f'(model.head=cosine in a recipe), and {type(model).__name__} has '
+                f'{"none" if classifier is None else type(classifier).__name__}'
             )
         check_class_counts(class_counts)
         counts = class_counts.clamp(min=1)

@@ -7,6 +7,7 @@ their weights in it too, so that they load without a network.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,9 +33,11 @@ def entry_of(name: str) -> ZooEntry | None:
 def method_of(recipe: Mapping[str, Any]) -> str:
     """Return what a recipe trains with: `gkpgsa` as the paper has it, else the objective and the parts added to it."""
     method = recipe.get('method') or {}
-    added = {key: recipe.get(key) for key in ('reweighting', 'retraining')}
-    added |= {key: method.get(key) for key in ('preservation', 'sharpness')}
-    parts = [recipe['objective']['name'], *(key for key, part in added.items() if part)]
+    late = (key for key in ('reweighting', 'retraining') if recipe.get(key))
+    # What such a run ends before is no part of it.
+    added = [key for key in late if recipe[key].get('start_epoch', 0) < recipe.get('epochs', math.inf)]
+    added += [key for key in ('preservation', 'sharpness') if method.get(key)]
+    parts = [recipe['objective']['name'], *added]
     return 'gkpgsa' if parts == ['bcl', 'preservation', 'sharpness'] else ' + '.join(parts)
 
 

@@ -139,7 +139,7 @@ class ExpertLinear(nn.Module):
         self.scale = scale
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features // num_experts, **dd))
-        self.bias = None if head == 'cosine' else nn.Parameter(torch.zeros(num_experts, out_features, **dd))
+        self.bias = None if head == 'cosine' else nn.Parameter(torch.empty(num_experts, out_features, **dd))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -149,6 +149,8 @@ class ExpertLinear(nn.Module):
             self.weight.uniform_(-bound, bound)
             if self.bias is None:
                 self.weight.copy_(F.normalize(self.weight, dim=-1))
+            else:
+                self.bias.zero_()
 
     def expert_logits(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits of each expert, shape (..., num_experts, out_features)."""

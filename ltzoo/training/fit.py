@@ -143,13 +143,13 @@ def _train_epochs(folder: RunFolder, training: Training, progress: bool) -> None
 
     seconds = None
     for epoch in range(training.epoch, recipe.epochs):
-        rate = learning_rate(recipe, epoch)
-        for group in optimizer.param_groups:
-            group['lr'] = rate
         learner.train()
         learner.start_epoch(epoch)
         if recipe.retraining is not None and epoch >= recipe.retraining.start_epoch:
             training.retrain_classifier(anew=epoch == recipe.retraining.start_epoch)
+        rate = learning_rate(recipe, epoch)
+        for group in optimizer.param_groups:
+            group['lr'] = rate
         if method is not None:
             method.start_epoch(epoch)
         log = train_one_epoch(

@@ -27,7 +27,7 @@ from ltzoo.models import ModelArgumentError, create_model
 from ltzoo.models.factory import check_model_name
 from ltzoo.training.learner import Learner, check_optimizer, create_optimizer
 from ltzoo.training.loop import Step
-from ltzoo.training.recipe import Recipe, RecipeError
+from ltzoo.training.recipe import Recipe, RecipeError, RetrainingPart
 from ltzoo.training.sizes import image_config, view_sizes
 from ltzoo.training.training import Training
 from ltzoo.training.trial import try_step
@@ -76,15 +76,12 @@ def prepare_training(
         raise RecipeError('sync_batchnorm=true cannot be combined with method.sharpness: each process sees its own')
     if recipe.method is not None and recipe.compile:
         raise RecipeError('compile=true cannot be combined with a method, whose passes are not compiled: leave it out')
-    if recipe.retraining is not None and (recipe.method is not None or recipe.ema_decay is not None):
-        other = 'a method' if recipe.method is not None else f'ema_decay={recipe.ema_decay}'
-        raise RecipeError(f'retraining begins with a new classifier and cannot be combined with {other}: leave it out')
     set_seed(recipe.seed)
     _check_start(recipe, dataset)
     learner = create_learner(recipe, dataset, pretrained=pretrained)
     dataset = _fed_as_pretrained(recipe, dataset, learner.model)
     if recipe.retraining is not None:
-        _check_classifier(recipe, learner.model)
+        _check_retraining(recipe, recipe.retraining, learner)
     if recipe.channels_last:
         learner.to(memory_format=torch.channels_last)
     if recipe.sync_batchnorm:
@@ -113,8 +110,29 @@ def prepare_training(
     return Training(recipe, accelerator, dataset, learner, loader, optimizer, method, step)
 
 
-def _check_classifier(recipe: Recipe, model: Any) -> None:
-    """Refuse to train a classifier anew that cannot be told from the encoder, or not be drawn again."""
+def _check_retraining(recipe: Recipe, stage: RetrainingPart, learner: Learner) -> None:
+    """Refuse a second stage that goes against another part of the recipe, or that the model does not allow.
+
+    Raises:
+        RecipeError: if so.
+    """
+    if recipe.method is not None or recipe.ema_decay is not None:
+        other = 'a method' if recipe.method is not None else f'ema_decay={recipe.ema_decay}'
+        raise RecipeError(f'retraining begins with a new classifier and cannot be combined with {other}: leave it out')
+    if learner.objective.logit_adjustment is not None or recipe.reweighting is not None:
+        other = 'reweighting' if recipe.reweighting is not None else f'objective {recipe.objective.name}'
+        raise RecipeError(
+            f'retraining draws all classes equally often, and {other} makes up for their numbers once more: leave it '
+            'out, or take objective.name=ce'
+        )
+    if stage.start_epoch == 0 and not (
+        recipe.model.pretrained or (recipe.model.model_extra or {}).get('checkpoint_path')
+    ):
+        raise RecipeError(
+            'retraining.start_epoch=0 would train a classifier of features that nothing has trained: take '
+            'model.pretrained=true, or a later epoch'
+        )
+    model: Any = learner.model
     classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
     if not hasattr(classifier, 'reset_parameters'):
         raise RecipeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,10 @@ class Training:
     epoch: int = 0
     seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        # Some optimisers keep what they remember in their groups.
+        self.first_optimizer = copy.deepcopy(self.optimizer.state_dict())
+
     @property
     def model(self) -> nn.Module:
         """What is measured and exported: the model, or the average of it."""
@@ -64,7 +69,7 @@ class Training:
         """Let only the classifier train for an epoch, on features as evaluation sees them.
 
         Args:
-            anew: from weights that are drawn again, the same on every process, and without the optimiser's memory.
+            anew: from weights that are drawn again, the same on every process, with the optimiser as it was at first.
         """
         classifier: Any = self.learner.model.get_classifier()  # type: ignore[operator]
         self.learner.requires_grad_(False).eval()
@@ -74,8 +79,7 @@ class Training:
         with torch.random.fork_rng():
             torch.manual_seed(self.recipe.seed)
             classifier.reset_parameters()
-        for parameter in classifier.parameters():
-            self.optimizer.state.pop(parameter, None)
+        self.optimizer.load_state_dict(self.first_optimizer)
         if self.step.recording is not None:
             self.step.recording.forget()
 

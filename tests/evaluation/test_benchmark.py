@@ -157,13 +157,15 @@ def test_a_saved_model_has_a_method_of_the_zoo_only_where_it_is_sure(
         # Deferred to which epoch, if at all, is a setting.
         ('resnet32_cifar', 'ldam', {'start_epoch': 160}, 'ldam + reweighting'),
         ('resnet32_cifar_ldam_drw.cifar100_lt_r100', 'ldam', None, 'ldam'),
+        # It ended before.
+        ('resnet32_cifar_ldam_drw.cifar100_lt_r100', 'ldam', {'start_epoch': 200}, 'ldam'),
         ('resnet32_cifar_ce.cifar100_lt_r100', 'ce', {'start_epoch': 0}, 'ce + reweighting'),
     ],
 )
 def test_class_weights_belong_to_the_method_of_a_saved_model(
     tmp_path: Path, name: str, objective: str, reweighting: dict[str, int] | None, told: str
 ) -> None:
-    recipe = {'objective': {'name': objective}, 'reweighting': reweighting, 'method': None, 'model': {'name': name}}
+    recipe = {'objective': {'name': objective}, 'reweighting': reweighting, 'model': {'name': name}, 'epochs': 200}
     (tmp_path / 'config.json').write_text(json.dumps({'lt': {'recipe': recipe}}))
     assert benchmark._method_of(f'local-dir:{tmp_path}') == told
 

@@ -113,11 +113,14 @@ def test_options_out_of_range_are_refused(name: str, option: dict[str, float], m
     [
         ({'num_classes': 4}, 'has Linear'),
         ({'num_classes': 0, 'head': 'cosine'}, 'has Identity'),
+        ({'name': 'resnet32_cifar_experts', 'num_experts': 2, 'num_classes': 4}, 'has ExpertLinear'),
     ],
 )
 def test_margins_between_what_is_no_cosine_are_refused(model: dict[str, object], told: str) -> None:
-    with pytest.raises(ObjectiveError, match=rf'needs a cosine classifier \(model.head=cosine in a recipe\).*{told}'):
-        create_objective('ldam', ltzoo.create_model('resnet8_cifar', **model), COUNTS)
+    with pytest.raises(
+        ObjectiveError, match=rf'needs a single cosine classifier \(model.head=cosine in a recipe\).*{told}$'
+    ):
+        create_objective('ldam', ltzoo.create_model(**{'name': 'resnet8_cifar', **model}), COUNTS)
 
 
 def test_class_weights_are_one_over_the_effective_number_of_samples() -> None:

@@ -127,6 +127,24 @@ def test_adjusted_logits_are_those_of_equally_frequent_classes(
     assert evaluate_model(str(digits_run), 'digits_lt')['top1'] == scores_of(evaluated[1])['top1']
 
 
+def test_the_prior_is_that_of_the_networks_own_training(
+    script: Script, digits_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, alike = write_digits(tmp_path / 'digits', [str(c) for c in range(10)]), tmp_path / 'alike'
+    shutil.copytree(digits_run / 'model', alike)
+    config = json.loads((alike / 'config.json').read_text())
+    tops = []
+    for counts in (COUNTS, [1] * 10, None):
+        config['lt']['class_counts'] = counts
+        (alike / 'config.json').write_text(json.dumps(config))
+        tops.append(evaluate_model(f'local-dir:{alike}', f'folder:{folder}', tau=1.0)['per_class'])
+    plain = evaluate_model(f'local-dir:{alike}', f'folder:{folder}')['per_class']
+    assert tops[1] == plain != tops[0] != tops[2]
+    assert caplog.messages == [
+        f'local-dir:{alike} does not say what it was trained on: its logits are adjusted to the data named here'
+    ]
+
+
 def test_a_network_that_needs_no_adjusting_is_told(
     script: Script, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

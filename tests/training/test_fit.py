@@ -35,7 +35,7 @@ from ltzoo.training import fit as fit_module
 from ltzoo.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ltzoo.training.fit import fit
 from ltzoo.training.loop import DivergedError
-from ltzoo.training.prepare import create_accelerator, describe_batch, prepare_data
+from ltzoo.training.prepare import create_accelerator, describe_batch, prepare_data, warn_of_what_never_comes
 from ltzoo.training.recipe import Recipe, RecipeError, load_recipe
 from ltzoo.training.run import RunFolder, describe_environment
 from ltzoo.training.training import Training
@@ -87,7 +87,7 @@ GKPGSA = (
         (),
         ('ema_decay=0.9', 'accumulation=2', 'optimizer.name=adamw', 'reweighting.start_epoch=1'),
         ('retraining.start_epoch=2', 'objective.name=ce'),
-        ('retraining.start_epoch=1', 'accumulation=2', 'optimizer.name=adamw'),
+        ('retraining.start_epoch=1', 'objective.name=ce', 'accumulation=2', 'optimizer.name=lamb'),
         (*GKPGSA, 'accumulation=2'),
         (*GKPGSA, 'method.snapshots=disk', 'method.sharpness.global_gradient=ema', 'method.sharpness.mode=combined'),
     ],
@@ -157,7 +157,15 @@ def test_two_processes_score_the_model_that_is_exported(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize('method', [(), GKPGSA, ('retraining.start_epoch=2', 'objective.name=ce')])
+@pytest.mark.parametrize(
+    'method',
+    [
+        (),
+        GKPGSA,
+        ('retraining.start_epoch=2', 'objective.name=ce'),
+        ('reweighting.start_epoch=2', 'objective.name=ldam', 'model.head=cosine'),
+    ],
+)
 def test_two_processes_give_the_model_of_one(
     small_recipe: Path, make_recipe: MakeRecipe, tmp_path: Path, method: tuple[str, ...]
 ) -> None:
@@ -649,9 +657,22 @@ def test_a_schedule_that_comes_too_late_is_told(make_recipe: MakeRecipe, caplog:
     assert 'schedule.warmup_epochs=4: a run of 3 epochs ends before the full rate' in caplog.text
 
 
+def test_class_weights_are_in_the_methods_steps_too(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    # Without a perturbation and a penalty its step is the ordinary one.
+    method = 'method={group_by: frequency, groups: 3, preservation: null, sharpness: {scale: 0.0}}'
+    options = ('reweighting.start_epoch=1', 'model.proj_drop_rate=0')
+    fit(make_recipe(*options), tmp_path / 'plain', progress=False)
+    fit(make_recipe(*options, method), tmp_path / 'grouped', progress=False)
+    fit(make_recipe('model.proj_drop_rate=0'), tmp_path / 'unweighted', progress=False)
+    plain, grouped, unweighted = (weights(tmp_path / run) for run in ('plain', 'grouped', 'unweighted'))
+    for key in plain:
+        torch.testing.assert_close(plain[key], grouped[key], rtol=1e-4, atol=1e-5)
+    assert max((plain[key] - unweighted[key]).abs().max() for key in plain) > 1e-2
+
+
 def test_the_second_stage_trains_the_classifier_anew_and_nothing_else(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    options = ('objective.name=ce', 'epochs=5', 'retraining.start_epoch=3')
-    recipe = load_recipe(ROOT / 'recipes' / 'digits_lt' / 'ce.yaml', ['model.name=resnet8_cifar', *options])
+    options = ['model.name=resnet8_cifar', 'epochs=5', 'retraining.start_epoch=3']
+    recipe = load_recipe(ROOT / 'recipes' / 'digits_lt' / 'ce.yaml', options)
     fit_until(3, recipe, tmp_path / 'run')
     first = load_checkpoint(tmp_path / 'run' / 'checkpoint.pt')['learner']
     first = {key.removeprefix('model.'): value for key, value in first.items()}
@@ -673,7 +694,8 @@ def test_the_new_classifier_owes_nothing_to_the_old_one(make_recipe: MakeRecipe,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, 'retrain_classifier', look)
         # So small a rate leaves what was drawn.
-        fit(make_recipe('retraining={start_epoch: 2, lr: 1.0e-12}', 'seed=7'), tmp_path / 'run', progress=False)
+        second = 'retraining={start_epoch: 2, lr: 1.0e-12}'
+        fit(make_recipe(second, 'objective.name=ce', 'seed=7'), tmp_path / 'run', progress=False)
     assert remembered == [(True, [False, False]), (False, [True, True])]
     torch.manual_seed(7)
     drawn = torch.nn.Linear(24, 10)
@@ -687,6 +709,9 @@ def test_the_new_classifier_owes_nothing_to_the_old_one(make_recipe: MakeRecipe,
     [
         (['method.first_grouping=1'], 'retraining begins with a new classifier and cannot be combined with a method'),
         (['ema_decay=0.5'], 'retraining begins with a new classifier and cannot be combined with ema_decay=0.5'),
+        ([], 'objective logit_adjusted makes up for their numbers once more: leave it out, or take objective.name=ce'),
+        (['objective.name=ce', 'reweighting.beta=0.9'], 'and reweighting makes up for their numbers once more'),
+        (['objective.name=ce', 'retraining.start_epoch=0'], 'features that nothing has trained: take model.pretrained'),
     ],
 )
 def test_what_a_second_stage_does_not_go_with(make_recipe: MakeRecipe, options: list[str], message: str) -> None:
@@ -702,22 +727,40 @@ def test_a_classifier_that_cannot_be_drawn_anew_is_refused(
     with pytest.raises(
         RecipeError, match=f'trains a classifier of one layer anew; that of model timm/vit.* is {told}$'
     ):
-        describe_batch(make_recipe('retraining.start_epoch=2'))
+        describe_batch(make_recipe('retraining.start_epoch=2', 'objective.name=ce'))
 
 
 def test_a_second_stage_that_comes_too_late_is_told(make_recipe: MakeRecipe, caplog: pytest.LogCaptureFixture) -> None:
-    steps = 'schedule={name: multistep, warmup_epochs: 1, milestones: [2, 3]}'
-    describe_batch(make_recipe('epochs=5', 'retraining.start_epoch=4', steps))
-    assert not caplog.records
-    describe_batch(make_recipe('epochs=5', 'retraining.start_epoch=3', steps))
-    assert caplog.messages == ['schedule.milestones: a first stage of 3 epochs ends before the rate falls at 3']
-    caplog.clear()
+    def describe(*options: str) -> list[str]:
+        caplog.clear()
+        steps = 'schedule={name: multistep, warmup_epochs: 1, milestones: [2, 3]}'
+        warn_of_what_never_comes(make_recipe(steps, *options))
+        return caplog.messages
+
+    assert describe('epochs=5', 'retraining.start_epoch=4') == []
+    assert describe('epochs=5', 'retraining.start_epoch=3') == [
+        'schedule.milestones: a first stage of 3 epochs ends before the rate falls at 3'
+    ]
     # Weights that are trained already have no first stage.
-    describe_batch(make_recipe('epochs=5', 'retraining.start_epoch=0', steps))
-    assert not caplog.records
-    describe_batch(make_recipe('epochs=4', 'retraining.start_epoch=4', steps))
-    told = 'retraining.start_epoch=4: a run of 4 epochs ends before the classifier is trained anew'
-    assert caplog.messages == [told]
+    assert describe('epochs=5', 'retraining.start_epoch=0') == []
+    assert describe('epochs=4', 'retraining.start_epoch=4') == [
+        'retraining.start_epoch=4: a run of 4 epochs ends before the classifier is trained anew'
+    ]
+
+
+def test_two_processes_keep_one_encoder_in_the_second_stage(tmp_path: Path) -> None:
+    # Batch-norm's running statistics are those that the first stage ended with.
+    recipe = TRAIN.parent / 'digits_lt' / 'ce.yaml'
+    options = ['model.name=resnet8_cifar', 'epochs=3', 'retraining.start_epoch=1', 'checkpoint_every=1']
+    train_on_two_processes(recipe, *options, 'epochs=1', f'output={tmp_path / "first"}')
+    train_on_two_processes(recipe, *options, f'output={tmp_path / "both"}')
+    first, both = weights(tmp_path / 'first'), weights(tmp_path / 'both')
+    assert {key for key in both if not torch.equal(first[key], both[key])} == {'fc.weight', 'fc.bias'}
+    told, again = (
+        json.loads((tmp_path / 'both' / 'results.json').read_text()),
+        evaluate_model(str(tmp_path / 'both'), 'digits_lt'),
+    )
+    assert told['top1'] == pytest.approx(again['top1'], abs=1e-3)
 
 
 def test_class_weights_are_at_work_from_their_epoch_on(
