@@ -54,6 +54,11 @@ def test_cosine_class_vectors_start_at_unit_length_and_linear_ones_have_a_bias()
     assert cosine.bias is None
     assert linear.bias.shape == (3, 5)
     assert ExpertLinear(12, 5, 3, 'linear', scale=0.0).bias is not None
+    with torch.no_grad():
+        linear.bias.fill_(3)
+    before = linear.weight.clone()
+    linear.reset_parameters()
+    assert not linear.bias.any() and (linear.weight != before).any()
 
 
 @pytest.mark.parametrize(

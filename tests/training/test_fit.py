@@ -27,6 +27,7 @@ from timm.models.vision_transformer import VisionTransformer
 import ltzoo
 from ltzoo.data import UnreadableImageError
 from ltzoo.data.augment import ViewError
+from ltzoo.data.loader import Batch
 from ltzoo.errors import LtzooError
 from ltzoo.evaluation import EvaluationError, evaluate_model
 from ltzoo.files import BusyError
@@ -34,7 +35,7 @@ from ltzoo.models.factory import ModelArgumentError
 from ltzoo.training import fit as fit_module
 from ltzoo.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ltzoo.training.fit import fit
-from ltzoo.training.loop import DivergedError
+from ltzoo.training.loop import DivergedError, Step
 from ltzoo.training.prepare import create_accelerator, describe_batch, prepare_data, warn_of_what_never_comes
 from ltzoo.training.recipe import Recipe, RecipeError, load_recipe
 from ltzoo.training.run import RunFolder, describe_environment
@@ -670,7 +671,29 @@ def test_class_weights_are_in_the_methods_steps_too(make_recipe: MakeRecipe, tmp
     assert max((plain[key] - unweighted[key]).abs().max() for key in plain) > 1e-2
 
 
-def test_the_second_stage_trains_the_classifier_anew_and_nothing_else(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_the_second_stage_draws_classes_equally_often(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    whole = Step.__call__
+
+    def look(step: Step, batch: Batch) -> torch.Tensor:
+        seen.append(batch.labels)
+        return whole(step, batch)
+
+    monkeypatch.setattr(Step, '__call__', look)
+    options = ('objective.name=ce', 'epochs=6', 'retraining.start_epoch=3', 'batch_size=120')
+    fit(make_recipe(*options), tmp_path / 'run', progress=False)
+    first, second = (
+        torch.cat(part).bincount(minlength=10) for part in (seen[: len(seen) // 2], seen[len(seen) // 2 :])
+    )
+    assert first.sum() == second.sum() == 3 * 3 * 120
+    # Of 371 images 134 are of class 0 and 2 of class 9.
+    assert first[0] > 350 and first[9] <= 6
+    assert second.min() > 70 and second.max() < 150
+
+
+def test_the_second_stage_trains_the_classifier_anew_and_nothing_else(tmp_path: Path) -> None:
     options = ['model.name=resnet8_cifar', 'epochs=5', 'retraining.start_epoch=3']
     recipe = load_recipe(ROOT / 'recipes' / 'digits_lt' / 'ce.yaml', options)
     fit_until(3, recipe, tmp_path / 'run')
