@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
+from ltzoo.models.entries import method_of
 from ltzoo.models.lt_zoo import ARCHITECTURES, METHODS, ZooEntry
 
 __all__ = ['METRICS', 'PLACE', 'eval_results', 'front_matter', 'licence_of', 'model_card', 'planned_card', 'usage']
@@ -75,7 +76,7 @@ An image classifier for long-tailed data, trained with ltzoo.
 
 - Architecture: {pretrained_cfg['architecture']}
 - Classes: {len(counts)}, with {max(counts)} to {min(counts)} training images ({sum(counts):,} in all)
-{source}- Objective: {recipe['objective']['name']}, {recipe['epochs']} epochs of batches of {recipe['batch_size']}
+{source}- Method: {method_of(recipe)}, {recipe['epochs']} epochs of batches of {recipe['batch_size']}
 - Seed: {lt['seed']}
 
 ## Use

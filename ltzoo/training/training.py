@@ -58,7 +58,8 @@ class Training:
 
     def __post_init__(self) -> None:
         # Some optimisers keep what they remember in their groups.
-        self.first_optimizer = copy.deepcopy(self.optimizer.state_dict())
+        again = self.recipe.retraining is not None
+        self.first_optimizer = copy.deepcopy(self.optimizer.state_dict()) if again else None
 
     @property
     def model(self) -> nn.Module:

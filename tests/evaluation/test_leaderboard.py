@@ -12,6 +12,7 @@ import pytest
 
 from ltzoo.evaluation.benchmark import COLUMNS
 from ltzoo.evaluation.leaderboard import leaderboard
+from ltzoo.models.lt_zoo import METHODS
 
 sync_api = pytest.importorskip('playwright.sync_api')
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
@@ -34,6 +35,14 @@ PAPERS = [
     {'model': f'resnet32_cifar_{method}.{data}', 'data': data, 'method': method, 'top1': top1, 'source': 'Table 1'}
     for method, data, top1 in (('ce', 'cifar100_lt_r100', 38.3), ('bcl', 'cifar10_lt_r50', 87.2))
 ]
+
+
+def test_every_method_of_the_zoo_has_a_colour_of_its_own() -> None:
+    colours = re.findall(
+        "'(#[0-9a-f]{6})'", leaderboard(ROWS, PAPERS).partition('const COLOURS = [')[2].partition(']')[0]
+    )
+    # And one for those that have no name there.
+    assert len(set(colours)) == len(colours) > len(METHODS)
 
 
 @pytest.fixture(scope='module')
