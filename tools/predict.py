@@ -1,10 +1,11 @@
 """Say of images what a model sees in them.
 
-python tools/predict.py MODEL IMAGE_OR_FOLDER ... [--top 3] [--csv FILE]
+python tools/predict.py MODEL IMAGE_OR_FOLDER ... [--top 3] [--csv FILE] [--adjust-logits 1]
 
 MODEL is a zoo name, timm/NAME, hf-hub:ORG/NAME[@REVISION], local-dir:PATH, or the folder of a run. Folders are searched
 for images, with their sub-folders. The table has a line for each image: its path, and its likeliest classes with their
-probabilities. Those of a network trained with balanced softmax or BCL are for classes that are equally frequent.
+probabilities. Those of a network trained with balanced softmax, BCL, LDAM-DRW or cRT are for classes that are equally
+frequent, and with --adjust-logits 1 those of plain cross-entropy.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ def main() -> int:
     parser.add_argument('images', nargs='+', type=Path, metavar='IMAGE_OR_FOLDER')
     parser.add_argument('--top', type=int, default=1, help='how many classes of each image (default: 1)')
     parser.add_argument('--csv', type=Path, metavar='FILE', help='write the table to this file, not to the screen')
+    parser.add_argument(
+        '--adjust-logits',
+        type=float,
+        metavar='TAU',
+        help="take TAU times the log of the classes' shares of the model's training images off its logits: 1 is usual",
+    )
     parser.add_argument('--batch-size', type=int, default=256)
     parser.add_argument('--workers', type=int, default=2, help='processes that read image files')
     parser.add_argument('--skip-unreadable', action='store_true', help='leave out images that cannot be decoded')
@@ -38,7 +45,9 @@ def main() -> int:
     import ltzoo
     from ltzoo.data import UnreadableImageError
     from ltzoo.evaluation import predict_files, resolve_model
+    from ltzoo.evaluation.adjust import adjust_to_training
     from ltzoo.evaluation.evaluate import usable_device
+    from ltzoo.evaluation.trained_on import TrainedOn
     from ltzoo.files import check_target, write_atomically, writing
 
     if args.csv:
@@ -48,6 +57,8 @@ def main() -> int:
     model: Any = ltzoo.create_model(resolve_model(args.model), pretrained=True).to(device)
     if not model.num_classes:
         raise LtzooError(f'{args.model} has no classifier')
+    if args.adjust_logits is not None:
+        adjust_to_training(model, TrainedOn(args.model), args.adjust_logits)
     if args.skip_unreadable:
         files = readable(files)
     try:

@@ -20,12 +20,12 @@ from ltzoo.data import (
     load_data,
 )
 from ltzoo.errors import one_of
-from ltzoo.evaluation.adjust import adjust_logits
+from ltzoo.evaluation.adjust import adjust_to_training
 from ltzoo.evaluation.metrics import score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
 from ltzoo.evaluation.trained_on import EvaluationError, TrainedOn, resolve_model
 from ltzoo.models import create_model
-from ltzoo.models.entries import entry_of, method_of
+from ltzoo.models.entries import entry_of
 from ltzoo.models.factory import check_model_name
 from ltzoo.models.input_config import input_config
 
@@ -39,9 +39,6 @@ __all__ = [
 
 
 logger = logging.getLogger(__name__)
-
-# Objectives, and further parts of a recipe, that train for equally frequent classes.
-_BALANCED = {'logit_adjusted', 'bcl', 'gkpgsa', 'reweighting', 'retraining'}
 
 
 class ClassesError(EvaluationError):
@@ -119,7 +116,7 @@ def evaluate_model(
     counts = own.get('class_counts') if split in (own.get('split'), 'all') else None
     counts = counts if isinstance(counts, list) and len(counts) == dataset.num_classes else None
     if tau is not None:
-        _adjust(model, training.lt, dataset.class_counts, tau, name)
+        adjust_to_training(model, training, tau, otherwise=dataset.class_counts)
     return {
         'model': name,
         'data': data,
@@ -128,23 +125,6 @@ def evaluate_model(
         **({} if tau is None else {'tau': tau}),
         **score_model(model, dataset, batch_size, where, workers, class_counts=counts, shifted=shifted, **thresholds),
     }
-
-
-def _adjust(model: nn.Module, lt: dict[str, Any], of_data: np.ndarray, tau: float, name: str) -> None:
-    """Adjust a model's logits to its own training images, or, where nothing says them, to those of the data."""
-    try:
-        trained_with = method_of(lt['recipe'])
-    except (KeyError, TypeError, AttributeError):
-        trained_with = ''
-    if _BALANCED.intersection(trained_with.split(' + ')):
-        logger.warning(
-            '%s was trained for equally frequent classes (%s): its logits need no adjusting', name, trained_with
-        )
-    own = lt.get('class_counts')
-    if not isinstance(own, list):
-        logger.warning('%s does not say what it was trained on: its logits are adjusted to the data named here', name)
-        own = of_data.tolist()
-    adjust_logits(model, torch.tensor(own), tau)
 
 
 def _trained_on(name: str) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from timm.models import save_for_hf
 
 import ltzoo
 from ltzoo.data import load_data
@@ -49,6 +51,28 @@ def test_a_folder_gets_names_and_probabilities(
     assert script('tools/predict.py', digits_run, pictures / 'a.png', *one) == 0
     assert (tmp_path / 'out.csv').read_text().splitlines()[0] == 'path,class,probability'
     assert not capsys.readouterr().out
+
+
+def test_adjusted_logits_are_those_of_equally_frequent_classes(
+    script: Script, digits_run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script('tools/predict.py', digits_run, pictures, '--top', 10, '--adjust-logits', 0.5) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    model = ltzoo.create_model(f'local-dir:{digits_run / "model"}', pretrained=True)
+    classes, known = predict_files(model, [pictures / name for name in ('a.png', 'b.PNG', 'deep/c.png')], top=10)
+    counts = torch.tensor([134, 86, 56, 36, 23, 15, 9, 6, 4, 2])
+    for row, found, sure in zip(rows, classes, known, strict=True):
+        expected = torch.from_numpy(sure) / counts[torch.from_numpy(found)] ** 0.5
+        expected = dict(zip(found.tolist(), (expected / expected.sum()).tolist(), strict=True))
+        ranks = ['', *(f'_{rank}' for rank in range(2, 11))]
+        shown = {int(row[f'class{rank}']): float(row[f'probability{rank}']) for rank in ranks}
+        assert shown == pytest.approx(expected, abs=2e-4)
+    # Nothing says what this one was trained on.
+    save_for_hf(model, str(tmp_path / 'alone'), safe_serialization=True)
+    alone = f'local-dir:{tmp_path / "alone"}'
+    assert script('tools/predict.py', alone, pictures, '--adjust-logits', 1) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f'predict.py: {alone} does not say what it was trained on: in Python, ltzoo.evaluation')
 
 
 def test_the_zoos_models_know_their_classes() -> None:
