@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ltzoo.evaluation.trained_on import EvaluationError, TrainedOn
 from ltzoo.losses import log_prior
 from ltzoo.models.entries import method_of
+from ltzoo.models.heads import classifier_of
 
 __all__ = ['adjust_logits', 'adjust_to_training']
 
@@ -47,13 +48,13 @@ def adjust_logits(model: _T, class_counts: Tensor, tau: float = 1.0) -> _T:
     """
     if not math.isfinite(tau):
         raise EvaluationError(f'tau must be a finite number, not {tau}')
-    classifier: Any = model.get_classifier() if hasattr(model, 'get_classifier') else None  # type: ignore[operator]
+    classifier, kind = classifier_of(model)
     bias = getattr(classifier, 'bias', None)
     if not isinstance(bias, Tensor) or bias.shape[-1:] != (len(class_counts),):
         what = 'no bias' if bias is None else f'a bias of shape {tuple(bias.shape)}'
         raise EvaluationError(
             f'logits are adjusted in the bias of the classifier, one for each of {len(class_counts)} classes; that of '
-            f'{type(model).__name__}, {"none" if classifier is None else type(classifier).__name__}, has {what}'
+            f'{type(model).__name__}, {kind}, has {what}'
         )
     with torch.no_grad():
         bias -= tau * log_prior(class_counts).to(bias)

@@ -16,7 +16,7 @@ from torch.distributed.nn.functional import all_gather
 
 from ltzoo.losses.cross_entropy import log_prior, widen
 from ltzoo.losses.objective import Objective, ObjectiveError, register_objective
-from ltzoo.models.heads import ProjectionMLP
+from ltzoo.models.heads import ProjectionMLP, classifier_of
 
 __all__ = ['BCL', 'balanced_contrastive_loss']
 
@@ -134,11 +134,11 @@ def class_vectors(model: Any) -> Tensor:
     Raises:
         ObjectiveError: if the classifier is not a single layer with such a weight.
     """
-    classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    classifier, kind = classifier_of(model)
     weight = getattr(classifier, 'weight', None)
     if not isinstance(weight, Tensor) or weight.ndim != 2 or len(weight) != model.num_classes:
         raise ObjectiveError(
             f'objective bcl takes its prototypes from the class vectors of a linear or cosine classifier; '
-            f'{type(model).__name__} has {"none" if classifier is None else type(classifier).__name__}'
+            f'{type(model).__name__} has {kind}'
         )
     return weight

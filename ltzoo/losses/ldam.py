@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltzoo.losses.cross_entropy import check_class_counts, widen
 from ltzoo.losses.objective import Objective, ObjectiveError, register_objective
-from ltzoo.models.heads import CosineLinear
+from ltzoo.models.heads import CosineLinear, classifier_of
 
 __all__ = ['LDAM']
 
@@ -39,12 +37,11 @@ class LDAM(Objective):
         super().__init__()
         if max_margin < 0:
             raise ObjectiveError(f'objective ldam: max_margin must be 0 or more, not {max_margin}')
-        classifier: Any = model.get_classifier() if hasattr(model, 'get_classifier') else None  # type: ignore[operator]
+        classifier, kind = classifier_of(model)
         if not isinstance(classifier, CosineLinear):
             raise ObjectiveError(
                 'objective ldam puts its margins between cosines: it needs a single cosine classifier '
-                f'(model.head=cosine in a recipe), and {type(model).__name__} has '
-                f'{"none" if classifier is None else type(classifier).__name__}'
+                f'(model.head=cosine in a recipe), and {type(model).__name__} has {kind}'
             )
         check_class_counts(class_counts)
         counts = class_counts.clamp(min=1)

@@ -19,7 +19,16 @@ from timm.models import load_pretrained
 
 from ltzoo.errors import LtzooError
 
-__all__ = ['CosineLinear', 'ExpertLinear', 'Head', 'HeadError', 'ProjectionMLP', 'build_with_head', 'with_cosine_head']
+__all__ = [
+    'CosineLinear',
+    'ExpertLinear',
+    'Head',
+    'HeadError',
+    'ProjectionMLP',
+    'build_with_head',
+    'classifier_of',
+    'with_cosine_head',
+]
 
 Head = Literal['linear', 'cosine']
 
@@ -34,6 +43,12 @@ def _check(head: str, scale: float) -> None:
         raise HeadError(f'no head is called {head!r}: it is {" or ".join(get_args(Head))}')
     if head == 'cosine' and not scale > 0:
         raise HeadError(f'head_scale must be above 0, not {scale}')
+
+
+def classifier_of(model: Any) -> tuple[Any, str]:
+    """Return a model's classifier and, for a message, what kind it is; None and 'none' of a model that names none."""
+    classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    return classifier, 'none' if classifier is None else type(classifier).__name__
 
 
 class CosineLinear(nn.Module):

@@ -145,8 +145,8 @@ def _train_epochs(folder: RunFolder, training: Training, progress: bool) -> None
     for epoch in range(training.epoch, recipe.epochs):
         learner.train()
         learner.start_epoch(epoch)
-        if recipe.retraining is not None and epoch >= recipe.retraining.start_epoch:
-            training.retrain_classifier(anew=epoch == recipe.retraining.start_epoch)
+        if epoch >= recipe.scheduled_epochs:
+            training.retrain_classifier(anew=epoch == recipe.scheduled_epochs)
         rate = learning_rate(recipe, epoch)
         for group in optimizer.param_groups:
             group['lr'] = rate

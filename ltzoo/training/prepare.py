@@ -25,6 +25,7 @@ from ltzoo.hub.export import check_exportable
 from ltzoo.losses import check_objective, class_balanced_weights, create_objective
 from ltzoo.models import ModelArgumentError, create_model
 from ltzoo.models.factory import check_model_name
+from ltzoo.models.heads import classifier_of
 from ltzoo.training.learner import Learner, check_optimizer, create_optimizer
 from ltzoo.training.loop import Step
 from ltzoo.training.recipe import Recipe, RecipeError, RetrainingPart
@@ -132,12 +133,10 @@ def _check_retraining(recipe: Recipe, stage: RetrainingPart, learner: Learner) -
             'retraining.start_epoch=0 would train a classifier of features that nothing has trained: take '
             'model.pretrained=true, or a later epoch'
         )
-    model: Any = learner.model
-    classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    classifier, kind = classifier_of(learner.model)
     if not hasattr(classifier, 'reset_parameters'):
         raise RecipeError(
-            f'retraining trains a classifier of one layer anew; that of model {recipe.model.name} is '
-            f'{"none" if classifier is None else type(classifier).__name__}'
+            f'retraining trains a classifier of one layer anew; that of model {recipe.model.name} is {kind}'
         )
 
 
@@ -287,7 +286,7 @@ def create_loader(recipe: Recipe, dataset: Dataset, learner: Learner, accelerato
         world_size=accelerator.num_processes,
         workers=recipe.workers,
         recorded=can_record(recipe, accelerator),
-        balanced_from=None if recipe.retraining is None else recipe.retraining.start_epoch,
+        balanced_from=recipe.scheduled_epochs,
     )
 
 
