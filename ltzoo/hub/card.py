@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 
 from ltzoo.models.entries import method_of
 from ltzoo.models.lt_zoo import ARCHITECTURES, METHODS, ZooEntry
+from ltzoo.models.papers import citation
 
 __all__ = ['METRICS', 'PLACE', 'eval_results', 'front_matter', 'licence_of', 'model_card', 'planned_card', 'usage']
 
@@ -104,7 +105,7 @@ Many-shot classes have more than {lt['many_above']} training images, few-shot cl
 The scores hold for images like those of {data}.
 A class with few training images is recognised less reliably, and confidences are off by the calibration error above
 on average.
-{_citation(paper, pretrained_cfg.get('paper_ids'))}"""
+{citation(paper, pretrained_cfg.get('paper_ids'))}"""
 
 
 def planned_card(entry: ZooEntry, paper: Mapping[str, Any] | None) -> str:
@@ -159,7 +160,7 @@ The network without trained weights:
 ## Limits
 
 Not measured by us yet.
-{_citation(method.paper, method.paper_id)}"""
+{citation(method.paper, method.paper_id)}"""
 
 
 def eval_results(results: Mapping[str, Any], shots: bool = True) -> str | None:
@@ -281,21 +282,3 @@ def _command(results: Mapping[str, Any]) -> str:
     commit += ''.join(f', until epoch {part["until_epoch"]} {part["commit"]}' for part in earlier or ())
     command = f'accelerate launch recipes/train.py {results["recipe"]} seed={results["weights_seed"]}'
     return f'\n`{command}`{commit}:\n'
-
-
-def _citation(paper: str | None, paper_id: str | None) -> str:
-    if not paper or not paper_id:
-        return ''
-    number = paper_id.removeprefix('arXiv:')
-    return f"""
-## Citation
-
-```bibtex
-@misc{{{paper_id.replace(':', '')},
-  title = {{{paper}}},
-  year = {{20{number[:2]}}},
-  eprint = {{{number}}},
-  archivePrefix = {{arXiv}}
-}}
-```
-"""

@@ -13,6 +13,7 @@ from ltzoo.hub.export import write_folder
 from ltzoo.models.checkpoints import Converted
 from ltzoo.models.download import file_hash
 from ltzoo.models.lt_zoo import DATA, Data
+from ltzoo.models.papers import citation
 
 __all__ = ['export_converted', 'images_of']
 
@@ -138,4 +139,4 @@ None here. `python tools/evaluate.py local-dir:FOLDER --data {source['data'] or 
 ## Licence
 
 That of the weights' makers; ask them before passing this folder on.
-"""
+{citation(family.paper, family.paper_id)}"""
