@@ -35,12 +35,19 @@ def main() -> int:
     parser.add_argument('--json', type=file, help='write all scores to this file')
     parser.add_argument('--csv', type=file, help='write the table of classes to this file')
     parser.add_argument('--plot', type=file, help='draw accuracy against class count to this file')
-    parser.add_argument(
+    correction = parser.add_mutually_exclusive_group()
+    correction.add_argument(
         '--adjust-logits',
         type=float,
         metavar='TAU',
         help="take TAU times the log of the classes' shares of the training images off the logits of a model of "
         'plain cross-entropy: 1 is the usual',
+    )
+    correction.add_argument(
+        '--tau-normalize',
+        type=float,
+        metavar='TAU',
+        help="divide each class's weights in the classifier of such a model by the TAU-th power of their norm",
     )
     parser.add_argument('--shifted', action='store_true', help='also score long-tailed test distributions')
     parser.add_argument(
@@ -100,6 +107,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
                 shifted=args.shifted,
                 skip_unreadable=args.skip_unreadable,
                 tau=args.adjust_logits,
+                tau_norm=args.tau_normalize,
             )
     except UnreadableImageError as error:
         raise LtzooError(f'{error}; --skip-unreadable leaves such images out') from error

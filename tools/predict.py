@@ -1,11 +1,11 @@
 """Say of images what a model sees in them.
 
-python tools/predict.py MODEL IMAGE_OR_FOLDER ... [--top 3] [--csv FILE] [--adjust-logits 1]
+python tools/predict.py MODEL IMAGE_OR_FOLDER ... [--top 3] [--csv FILE] [--adjust-logits 1 | --tau-normalize 1]
 
 MODEL is a zoo name, timm/NAME, hf-hub:ORG/NAME[@REVISION], local-dir:PATH, or the folder of a run. Folders are searched
 for images, with their sub-folders. The table has a line for each image: its path, and its likeliest classes with their
 probabilities. Those of a network trained with balanced softmax, BCL, LDAM-DRW or cRT are for classes that are equally
-frequent, and with --adjust-logits 1 those of plain cross-entropy.
+frequent, and with --adjust-logits 1 or --tau-normalize 1 those of plain cross-entropy.
 """
 
 from __future__ import annotations
@@ -27,11 +27,18 @@ def main() -> int:
     parser.add_argument('images', nargs='+', type=Path, metavar='IMAGE_OR_FOLDER')
     parser.add_argument('--top', type=int, default=1, help='how many classes of each image (default: 1)')
     parser.add_argument('--csv', type=Path, metavar='FILE', help='write the table to this file, not to the screen')
-    parser.add_argument(
+    correction = parser.add_mutually_exclusive_group()
+    correction.add_argument(
         '--adjust-logits',
         type=float,
         metavar='TAU',
         help="take TAU times the log of the classes' shares of the model's training images off its logits: 1 is usual",
+    )
+    correction.add_argument(
+        '--tau-normalize',
+        type=float,
+        metavar='TAU',
+        help="divide each class's weights in its classifier by the TAU-th power of their norm: 1 makes all alike",
     )
     parser.add_argument('--batch-size', type=int, default=256)
     parser.add_argument('--workers', type=int, default=2, help='processes that read image files')
@@ -45,7 +52,7 @@ def main() -> int:
     import ltzoo
     from ltzoo.data import UnreadableImageError
     from ltzoo.evaluation import predict_files, resolve_model
-    from ltzoo.evaluation.adjust import adjust_to_training
+    from ltzoo.evaluation.adjust import adjust_to_training, tau_normalize_trained
     from ltzoo.evaluation.evaluate import usable_device
     from ltzoo.evaluation.trained_on import TrainedOn
     from ltzoo.files import check_target, write_atomically, writing
@@ -59,6 +66,8 @@ def main() -> int:
         raise LtzooError(f'{args.model} has no classifier')
     if args.adjust_logits is not None:
         adjust_to_training(model, TrainedOn(args.model), args.adjust_logits)
+    if args.tau_normalize is not None:
+        tau_normalize_trained(model, TrainedOn(args.model), args.tau_normalize)
     if args.skip_unreadable:
         files = readable(files)
     try:

@@ -1,6 +1,6 @@
 """Evaluation: predictions, the scores of long-tailed recognition, and reports of them."""
 
-from ltzoo.evaluation.adjust import adjust_logits
+from ltzoo.evaluation.adjust import adjust_logits, tau_normalize
 from ltzoo.evaluation.evaluate import evaluate_model
 from ltzoo.evaluation.metrics import (
     ClassScore,
@@ -32,4 +32,5 @@ __all__ = [
     'resolve_model',
     'score',
     'shifted_accuracy',
+    'tau_normalize',
 ]

@@ -1,4 +1,4 @@
-"""Logit adjustment after training."""
+"""What makes a trained classifier serve equally frequent classes, without training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ltzoo.losses import log_prior
 from ltzoo.models.entries import method_of
 from ltzoo.models.heads import classifier_of
 
-__all__ = ['adjust_logits', 'adjust_to_training']
+__all__ = ['adjust_logits', 'adjust_to_training', 'tau_normalize', 'tau_normalize_trained']
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,7 @@ def adjust_logits(model: _T, class_counts: Tensor, tau: float = 1.0) -> _T:
         EvaluationError: if the classifier has no such bias, or tau is not finite.
         ObjectiveError: if the class counts are none.
     """
-    if not math.isfinite(tau):
-        raise EvaluationError(f'tau must be a finite number, not {tau}')
+    _check_tau(tau)
     classifier, kind = classifier_of(model)
     bias = getattr(classifier, 'bias', None)
     if not isinstance(bias, Tensor) or bias.shape[-1:] != (len(class_counts),):
@@ -59,6 +58,56 @@ def adjust_logits(model: _T, class_counts: Tensor, tau: float = 1.0) -> _T:
     with torch.no_grad():
         bias -= tau * log_prior(class_counts).to(bias)
     return model
+
+
+def tau_normalize(model: _T, tau: float = 1.0) -> _T:
+    """Divide the weights of each class by the tau-th power of their norm, and set the classifier's bias to zero.
+
+    Training on a long tail gives frequent classes longer weights. It is for models of plain cross-entropy, as
+    `adjust_logits` is, needs no class counts, and is done in place.
+
+    Source: Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR 2020, Sec. 4.1.
+
+    Args:
+        model: its classifier must be a linear layer.
+        tau: 1 makes all norms the same, 0 takes away the bias alone. The paper chooses it on a hold-out.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        EvaluationError: if the classifier is something else or has a class whose weights are all zero, or tau is not
+            finite.
+    """
+    _check_tau(tau)
+    classifier, kind = classifier_of(model)
+    if not isinstance(classifier, nn.Linear):
+        raise EvaluationError(
+            f'a linear layer is what tau-normalisation is for; the classifier of {type(model).__name__} is {kind}'
+        )
+    with torch.no_grad():
+        norms = classifier.weight.norm(dim=1, keepdim=True)
+        if not norms.all():
+            empty = int((norms == 0).nonzero()[0, 0])
+            raise EvaluationError(f'the weights of class {empty} are all zero: they have no norm to divide by')
+        classifier.weight /= norms**tau
+        if classifier.bias is not None:
+            classifier.bias.zero_()
+    return model
+
+
+def tau_normalize_trained(model: nn.Module, training: TrainedOn, tau: float) -> None:
+    """Tau-normalise a model, in place, with a warning if it says that it needs none.
+
+    Args:
+        training: of this model.
+        tau: as for `tau_normalize`.
+
+    Raises:
+        EvaluationError: as `tau_normalize`.
+    """
+    _warn_if_balanced(training)
+    tau_normalize(model, tau)
 
 
 def adjust_to_training(model: nn.Module, training: TrainedOn, tau: float, otherwise: np.ndarray | None = None) -> None:
@@ -74,15 +123,8 @@ def adjust_to_training(model: nn.Module, training: TrainedOn, tau: float, otherw
     Raises:
         EvaluationError: if it says none and there are no others, and as `adjust_logits`.
     """
-    try:
-        trained_with = method_of(training.lt['recipe'])
-    except (KeyError, TypeError, AttributeError):
-        trained_with = ''
+    _warn_if_balanced(training)
     name = training.name
-    if _BALANCED.intersection(trained_with.split(' + ')):
-        logger.warning(
-            '%s was trained for equally frequent classes (%s): its logits need no adjusting', name, trained_with
-        )
     counts = training.lt.get('class_counts')
     if not isinstance(counts, list):
         said = f'{name} does not say what it was trained on'
@@ -91,3 +133,21 @@ def adjust_to_training(model: nn.Module, training: TrainedOn, tau: float, otherw
         logger.warning('%s: its logits are adjusted to the data named here', said)
         counts = otherwise.tolist()
     adjust_logits(model, torch.tensor(counts), tau)
+
+
+def _check_tau(tau: float) -> None:
+    if not math.isfinite(tau):
+        raise EvaluationError(f'tau must be a finite number, not {tau}')
+
+
+def _warn_if_balanced(training: TrainedOn) -> None:
+    try:
+        trained_with = method_of(training.lt['recipe'])
+    except (KeyError, TypeError, AttributeError):
+        return
+    if _BALANCED.intersection(trained_with.split(' + ')):
+        logger.warning(
+            '%s was trained for equally frequent classes (%s): its logits need no adjusting',
+            training.name,
+            trained_with,
+        )

@@ -20,7 +20,7 @@ from ltzoo.data import (
     load_data,
 )
 from ltzoo.errors import one_of
-from ltzoo.evaluation.adjust import adjust_to_training
+from ltzoo.evaluation.adjust import adjust_to_training, tau_normalize_trained
 from ltzoo.evaluation.metrics import score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
 from ltzoo.evaluation.trained_on import EvaluationError, TrainedOn, resolve_model
@@ -59,6 +59,7 @@ def evaluate_model(
     shifted: bool = False,
     skip_unreadable: bool = False,
     tau: float | None = None,
+    tau_norm: float | None = None,
 ) -> dict[str, Any]:
     """Score a model on the test set of a data set, on the hold-out that it was trained without, or on new images.
 
@@ -75,20 +76,23 @@ def evaluate_model(
         shifted: also score long-tailed test distributions.
         skip_unreadable: leave out images that cannot be decoded, with a warning that names each.
         tau: score with logits that `adjust_logits` has adjusted so strongly; None for the model as it is.
+        tau_norm: score with a classifier that `tau_normalize` has normalised so strongly; None for the model as it is.
 
     Returns:
         `model`, `data`, `split`, the thresholds and the scores, in percent, with every class.
 
     Raises:
-        EvaluationError: as `adjust_logits`; if the classes or the numbers of channels differ, the device cannot be
-            used, a hold-out is asked for that the model was not trained without, or images it was trained on may be in
-            the test part.
+        EvaluationError: as `adjust_logits` and `tau_normalize`, or if both are asked for; if the classes or the numbers
+            of channels differ, the device cannot be used, a hold-out is asked for that the model was not trained
+            without, or images it was trained on may be in the test part.
         PredictionError: if the model's outputs are not finite.
         UnreadableImageError: if an image cannot be decoded.
         LtzooError: as `create_model` and `load_data`.
     """
     name = os.fspath(name)
     one_of('split', split, ('test', 'holdout', 'all'), EvaluationError)
+    if tau is not None and tau_norm is not None:
+        raise EvaluationError('tau and tau_norm are two corrections of one tail: leave one of them out')
     if data is None:
         # Before weights are fetched, and a misspelled name before that.
         check_model_name(resolve_model(name))
@@ -115,6 +119,8 @@ def evaluate_model(
     # A run that left out images, or began before others were added, was trained on fewer than there are.
     counts = own.get('class_counts') if split in (own.get('split'), 'all') else None
     counts = counts if isinstance(counts, list) and len(counts) == dataset.num_classes else None
+    if tau_norm is not None:
+        tau_normalize_trained(model, training, tau_norm)
     if tau is not None:
         adjust_to_training(model, training, tau, otherwise=dataset.class_counts)
     return {
@@ -123,6 +129,7 @@ def evaluate_model(
         'split': split,
         **thresholds,
         **({} if tau is None else {'tau': tau}),
+        **({} if tau_norm is None else {'tau_norm': tau_norm}),
         **score_model(model, dataset, batch_size, where, workers, class_counts=counts, shifted=shifted, **thresholds),
     }
 

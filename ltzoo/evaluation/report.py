@@ -28,7 +28,8 @@ def format_scores(results: Mapping[str, Any]) -> str:
         ('ECE', results['ece'], ''),
         *((name, value, 'test distribution') for name, value in results.get('shifted', {}).items()),
     ]
-    adjusted = f', logits adjusted with tau = {results["tau"]:g}' if 'tau' in results else ''
+    changes = {'tau': 'logits adjusted', 'tau_norm': 'classifier normalised'}
+    adjusted = ''.join(f', {done} with tau = {results[key]:g}' for key, done in changes.items() if key in results)
     lines = [f'{results["model"]} on {results["data"]}{adjusted}']
     for name, value, note in rows:
         shown = 'none' if value is None else f'{value:.2f}'

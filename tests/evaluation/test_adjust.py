@@ -1,4 +1,4 @@
-"""Logit adjustment after training, against the formula."""
+"""Logit adjustment and tau-normalisation after training, against their formulas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import ltzoo
-from ltzoo.evaluation import EvaluationError, adjust_logits
+from ltzoo.evaluation import EvaluationError, adjust_logits, tau_normalize
 from ltzoo.losses import ObjectiveError
 
 COUNTS = torch.tensor([70, 25, 4, 1])
@@ -57,6 +57,8 @@ def test_classifiers_without_a_bias_of_every_class_are_refused(make: Any, messag
 def test_a_strength_that_is_no_number_is_refused(tau: float) -> None:
     with pytest.raises(EvaluationError, match='tau must be a finite number'):
         adjust_logits(ltzoo.create_model('resnet8_cifar', num_classes=4), COUNTS, tau)
+    with pytest.raises(EvaluationError, match='tau must be a finite number'):
+        tau_normalize(ltzoo.create_model('resnet8_cifar', num_classes=4), tau)
 
 
 def test_shares_are_no_counts_and_leave_the_model_alone() -> None:
@@ -65,3 +67,51 @@ def test_shares_are_no_counts_and_leave_the_model_alone() -> None:
     with pytest.raises(ObjectiveError, match='class_counts must be a tensor of whole numbers'):
         adjust_logits(model, COUNTS / 100)
     assert torch.equal(model.get_classifier().bias, before)
+
+
+@pytest.mark.parametrize('tau', [0, 0.5, 1.0])
+@pytest.mark.parametrize('name', ['resnet8_cifar', 'timm/test_vit'])
+def test_logits_are_products_with_the_weights_over_tau_powers_of_their_norms(name: str, tau: float) -> None:
+    torch.manual_seed(0)
+    model = ltzoo.create_model(name, num_classes=4).eval()
+    images = torch.randn(3, *model.pretrained_cfg['input_size'])
+    with torch.no_grad():
+        model.get_classifier().weight *= torch.tensor([[3.0], [1.0], [0.5], [2.0]])
+        model.get_classifier().bias += torch.tensor([5.0, 0.0, -1.0, 1.0])
+        weights = model.get_classifier().weight.clone()
+        features = model.forward_head(model.forward_features(images), pre_logits=True)
+        assert tau_normalize(model, tau) is model
+        after = model(images)
+    expected = torch.stack([features @ w / w.square().sum().sqrt() ** tau for w in weights], dim=1)
+    torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-5)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_linear_classifier_without_a_bias_is_normalised_too() -> None:
+    model = ltzoo.create_model('timm/test_vit', num_classes=4)
+    model.head = nn.Linear(model.head.in_features, 4, bias=False)
+    tau_normalize(model)
+    torch.testing.assert_close(model.head.weight.norm(dim=1), torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'kind'),
+    [
+        ('resnet8_cifar', {'head': 'cosine', 'num_classes': 4}, 'CosineLinear'),
+        ('resnet8_cifar', {'num_classes': 0}, 'Identity'),
+        ('resnet32_cifar_experts', {'num_experts': 2, 'head': 'linear', 'num_classes': 4}, 'ExpertLinear'),
+    ],
+)
+def test_only_a_linear_layer_is_normalised(name: str, options: dict[str, Any], kind: str) -> None:
+    with pytest.raises(EvaluationError, match=f'a linear layer is what.*the classifier of .* is .*{kind}'):
+        tau_normalize(ltzoo.create_model(name, **options))
+
+
+def test_a_class_without_weights_is_named_and_the_model_left_alone() -> None:
+    model = ltzoo.create_model('resnet8_cifar', num_classes=4)
+    with torch.no_grad():
+        model.get_classifier().weight[2] = 0
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(EvaluationError, match='weights of class 2 are all zero'):
+        tau_normalize(model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -21,7 +21,7 @@ from timm.models import save_for_hf
 
 import ltzoo
 from ltzoo.data import Dataset, load_data
-from ltzoo.evaluation import EvaluationError, evaluate_model, resolve_model
+from ltzoo.evaluation import EvaluationError, evaluate_model, resolve_model, tau_normalize
 from ltzoo.evaluation.benchmark_one import measure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,6 +127,30 @@ def test_adjusted_logits_are_those_of_equally_frequent_classes(
     assert evaluate_model(str(digits_run), 'digits_lt')['top1'] == scores_of(evaluated[1])['top1']
 
 
+def test_a_normalised_classifier_scores_as_its_weights_say(
+    script: Script, digits_run: Path, evaluated: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ['--data', 'digits_lt', '--json', tmp_path / 'scores.json']
+    assert script('tools/evaluate.py', digits_run, *options, '--tau-normalize', '1') == 0
+    assert capsys.readouterr().out.startswith(f'{digits_run} on digits_lt, classifier normalised with tau = 1\n')
+    found = scores_of(tmp_path)
+    model = ltzoo.create_model(f'local-dir:{digits_run / "model"}', pretrained=True)
+    save_for_hf(tau_normalize(model), str(tmp_path / 'normalised'), safe_serialization=True)
+    expected = evaluate_model(f'local-dir:{tmp_path / "normalised"}', 'digits_lt')
+    assert found['tau_norm'] == 1
+    assert [found[key] for key in ('top1', 'ece', 'per_class')] == [
+        expected[key] for key in ('top1', 'ece', 'per_class')
+    ]
+    assert found['ece'] != scores_of(evaluated[1])['ece']
+
+
+def test_two_corrections_of_one_tail_are_refused(script: Script, digits_run: Path) -> None:
+    both = ('--adjust-logits', 1, '--tau-normalize', 1)
+    assert script('tools/evaluate.py', digits_run, '--data', 'digits_lt', *both) == 2
+    with pytest.raises(EvaluationError, match='tau and tau_norm are two corrections'):
+        evaluate_model(str(digits_run), 'digits_lt', tau=1, tau_norm=1)
+
+
 def test_the_prior_is_that_of_the_networks_own_training(
     script: Script, digits_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -150,10 +174,12 @@ def test_a_network_that_needs_no_adjusting_is_told(
 ) -> None:
     recipe, run = ROOT / 'recipes' / 'digits_lt' / 'bs.yaml', tmp_path / 'run'
     assert script('recipes/train.py', recipe, 'model.name=resnet8_cifar', 'epochs=1', f'output={run}') == 0
-    assert script('tools/evaluate.py', run, '--data', 'digits_lt', '--adjust-logits', '1') == 0
-    assert (
-        f'{run} was trained for equally frequent classes (logit_adjusted): its logits need no adjusting' in caplog.text
-    )
+    for option in ('--adjust-logits', '--tau-normalize'):
+        caplog.clear()
+        assert script('tools/evaluate.py', run, '--data', 'digits_lt', option, '1') == 0
+        assert caplog.messages == [
+            f'{run} was trained for equally frequent classes (logit_adjusted): its logits need no adjusting'
+        ]
 
 
 def test_table_csv_and_plot_say_what_the_json_says(evaluated: tuple[str, Path]) -> None:

@@ -15,7 +15,7 @@ from timm.models import save_for_hf
 
 import ltzoo
 from ltzoo.data import load_data
-from ltzoo.evaluation import predict_files
+from ltzoo.evaluation import predict_files, tau_normalize
 
 Script = Callable[..., int]
 
@@ -73,6 +73,18 @@ def test_adjusted_logits_are_those_of_equally_frequent_classes(
     assert script('tools/predict.py', alone, pictures, '--adjust-logits', 1) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f'predict.py: {alone} does not say what it was trained on: in Python, ltzoo.evaluation')
+
+
+def test_a_normalised_classifier_predicts_as_its_weights_say(
+    script: Script, digits_run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script('tools/predict.py', digits_run, pictures / 'a.png', '--tau-normalize', 0.5) == 0
+    row = next(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    model = ltzoo.create_model(f'local-dir:{digits_run / "model"}', pretrained=True)
+    _, plain = predict_files(model, [pictures / 'a.png'])
+    _, normalised = predict_files(tau_normalize(model, 0.5), [pictures / 'a.png'])
+    assert float(row['probability']) == pytest.approx(normalised[0, 0], abs=2e-4)
+    assert normalised[0, 0] != pytest.approx(plain[0, 0], abs=2e-4)
 
 
 def test_the_zoos_models_know_their_classes() -> None:

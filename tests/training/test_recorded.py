@@ -60,7 +60,7 @@ GKPGSA: dict[str, Any] = {
 }  # fmt: skip
 GRADIENT = {**GKPGSA, 'preservation': {'samples_per_group': 8, 'form': 'gradient', 'strength': 0.5}}
 COMBINED = {**GKPGSA, 'sharpness': {'mode': 'combined', 'global_gradient': 'ema', 'ascent_views': 'first'}}
-AVERAGES = {**GKPGSA, 'sharpness': {'ascent': 'ema'}}
+AVERAGES = {**GKPGSA, 'sharpness': {'ascent': 'ema', 'direction': 'projection', 'scale': 0.01}}
 FOCAL = {'group_by': 'frequency', 'preservation': None, 'sharpness': {'mode': 'focal', 'radius': 0.05}}
 ADAM = {'name': 'adamw', 'lr': 0.001, 'clip_grad_norm': 1.0}
 
