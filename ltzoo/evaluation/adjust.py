@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar('_T', bound=nn.Module)
 
 # Objectives, and further parts of a recipe, that train for equally frequent classes.
-_BALANCED = {'logit_adjusted', 'bcl', 'gkpgsa', 'reweighting', 'retraining'}
+_BALANCED = {'logit_adjusted', 'bcl', 'ride', 'gkpgsa', 'reweighting', 'retraining'}
 
 
 def adjust_logits(model: _T, class_counts: Tensor, tau: float = 1.0) -> _T:

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
 from ltzoo.models.entries import method_of
-from ltzoo.models.lt_zoo import ARCHITECTURES, METHODS, ZooEntry
+from ltzoo.models.lt_zoo import METHODS, ZooEntry
 from ltzoo.models.papers import citation
 
 __all__ = ['METRICS', 'PLACE', 'eval_results', 'front_matter', 'licence_of', 'model_card', 'planned_card', 'usage']
@@ -138,7 +138,7 @@ The paper's numbers, not ours.{note}
 An image classifier for long-tailed data. **There are no weights of it yet**, and no scores of ours: no
 training of this recipe has been finished.
 
-- Architecture: {ARCHITECTURES[entry.architecture].backbone}
+- Architecture: {entry.backbone}
 - Data: {entry.tag}, {cfg.num_classes} classes
 - Method: {method.trained_with}
 

@@ -13,10 +13,12 @@ from ltzoo.losses.objective import (
     register_objective,
 )
 from ltzoo.losses.reweighting import class_balanced_weights
+from ltzoo.losses.ride import RIDE
 
 __all__ = [
     'BCL',
     'LDAM',
+    'RIDE',
     'CrossEntropy',
     'Focal',
     'LogitAdjusted',

@@ -9,7 +9,7 @@ from ltzoo.losses.cross_entropy import check_class_counts, widen
 from ltzoo.losses.objective import Objective, ObjectiveError, register_objective
 from ltzoo.models.heads import CosineLinear, classifier_of
 
-__all__ = ['LDAM']
+__all__ = ['LDAM', 'class_margins', 'with_margins']
 
 
 @register_objective('ldam')
@@ -35,22 +35,39 @@ class LDAM(Objective):
 
     def __init__(self, model: nn.Module, class_counts: Tensor, max_margin: float = 0.5) -> None:
         super().__init__()
-        if max_margin < 0:
-            raise ObjectiveError(f'objective ldam: max_margin must be 0 or more, not {max_margin}')
         classifier, kind = classifier_of(model)
         if not isinstance(classifier, CosineLinear):
             raise ObjectiveError(
                 'objective ldam puts its margins between cosines: it needs a single cosine classifier '
                 f'(model.head=cosine in a recipe), and {type(model).__name__} has {kind}'
             )
-        check_class_counts(class_counts)
-        counts = class_counts.clamp(min=1)
-        margins = max_margin * (counts.min() / counts) ** 0.25
+        margins = class_margins('ldam', class_counts, max_margin)
         # Of the logits, which the classifier has scaled.
         self.register_buffer('margins', classifier.scale * margins, persistent=False)
 
     def forward(self, model: nn.Module, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
-        logits = widen(model(views[0]))
-        own = labels[:, None]
-        logits = logits.scatter_add(1, own, -self.margins[own].to(logits.dtype))
+        logits = with_margins(widen(model(views[0])), labels, self.margins)
         return F.cross_entropy(logits, labels, reduction='none')
+
+
+def class_margins(objective: str, class_counts: Tensor, max_margin: float) -> Tensor:
+    """Return the margin of every class, shape (C,), as a difference of cosines.
+
+    Args:
+        objective: whose they are, for the message.
+        class_counts, max_margin: as `LDAM` takes them.
+
+    Raises:
+        ObjectiveError: if the margin is below 0, or the counts are none.
+    """
+    if max_margin < 0:
+        raise ObjectiveError(f'objective {objective}: max_margin must be 0 or more, not {max_margin}')
+    check_class_counts(class_counts)
+    counts = class_counts.clamp(min=1)
+    return max_margin * (counts.min() / counts) ** 0.25
+
+
+def with_margins(logits: Tensor, labels: Tensor, margins: Tensor) -> Tensor:
+    """Return logits, shape (..., C), that have lost the margin, (C,), of the labels' classes, shape (...)."""
+    own = labels[..., None]
+    return logits.scatter_add(-1, own, -margins[own].to(logits.dtype))

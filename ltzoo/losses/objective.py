@@ -42,6 +42,14 @@ class Objective(nn.Module):
         super().__init__()
         self.register_buffer('logit_adjustment', logit_adjustment, persistent=False)
 
+    @property
+    def balanced(self) -> bool:
+        """Whether it makes up for the classes' numbers by itself."""
+        return self.logit_adjustment is not None
+
+    def start_epoch(self, epoch: int) -> None:
+        """Be told which epoch begins, counted from 0; what changes by it is a buffer that is changed in place."""
+
     def forward(self, model: nn.Module, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
         """Return the loss of every sample, shape (B,), of views (B, 3, H, W) and labels (B,)."""
         raise NotImplementedError

@@ -224,7 +224,7 @@ def _create(name: str, pretrained: bool, maps: tuple[int, ...], **kwargs: Any) -
 @register_model
 def resnet32_cifar_experts(pretrained: bool = False, **kwargs: Any) -> ExpertResNet:
     """Three experts on the first stage of a ResNet-32 for CIFAR."""
-    return _create('resnet32_cifar_experts', pretrained, (0, 1, 2, 3), **{'num_classes': 10, **kwargs})
+    return _create('resnet32_cifar_experts', pretrained, (0, 1, 2, 3), **kwargs)
 
 
 @register_model

@@ -32,9 +32,10 @@ def organisation() -> str:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network: the entry point that builds it, its paper, and arguments of the former that it is trained with."""
+    """A network: the entry points that build it and its form with experts, its paper, and arguments of the first."""
 
     backbone: str
+    experts: str
     paper: str
     paper_id: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -50,7 +51,7 @@ class Data:
     classes: dict[str, int]
     architectures: tuple[str, ...]
     recipe: str
-    methods: tuple[str, ...] = ('ce', 'focal', 'crt', 'bs', 'bcl', 'gkpgsa')
+    methods: tuple[str, ...] = ('ce', 'focal', 'crt', 'ride', 'bs', 'bcl', 'gkpgsa')
     input_size: tuple[int, int, int] = (3, 224, 224)
     pool_size: tuple[int, int] = (7, 7)
     crop_pct: float = 0.875
@@ -60,7 +61,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Method:
-    """A way of training: the head it leaves behind, what `method_of` calls its recipes, and its paper.
+    """A way of training: the head it leaves behind, what `method_of` calls its recipes, its paper, if it has experts.
 
     Plain cross-entropy has no paper of its own; the architecture's stands in its place.
     """
@@ -69,16 +70,32 @@ class Method:
     trained_with: str
     paper: str | None = None
     paper_id: str | None = None
+    experts: bool = False
 
 
 # BCL's networks begin with residual branches that are at work; timm's begin with none.
 _AT_WORK = {'zero_init_last': False}
 
 ARCHITECTURES = {
-    'resnet32': Architecture('resnet32_cifar', 'Deep Residual Learning for Image Recognition', 'arXiv:1512.03385'),
-    'resnet50': Architecture('resnet50', 'Deep Residual Learning for Image Recognition', 'arXiv:1512.03385', _AT_WORK),
+    'resnet32': Architecture(
+        'resnet32_cifar',
+        'resnet32_cifar_experts',
+        'Deep Residual Learning for Image Recognition',
+        'arXiv:1512.03385',
+    ),
+    'resnet50': Architecture(
+        'resnet50',
+        'resnet50_experts',
+        'Deep Residual Learning for Image Recognition',
+        'arXiv:1512.03385',
+        _AT_WORK,
+    ),
     'resnext50': Architecture(
-        'resnext50_32x4d', 'Aggregated Residual Transformations for Deep Neural Networks', 'arXiv:1611.05431', _AT_WORK
+        'resnext50_32x4d',
+        'resnext50_experts',
+        'Aggregated Residual Transformations for Deep Neural Networks',
+        'arXiv:1611.05431',
+        _AT_WORK,
     ),
 }
 
@@ -87,7 +104,7 @@ DATA = {
         {f'cifar{classes}_lt_r{ratio}': classes for classes in (100, 10) for ratio in (100, 50, 10)},
         ('resnet32',),
         'recipes/{tag}/{method}.yaml',
-        ('ce', 'focal', 'ldam_drw', 'crt', 'bs', 'bcl', 'bcl_sam', 'gkpgsa_paper', 'gkpgsa'),
+        ('ce', 'focal', 'ldam_drw', 'crt', 'ride', 'bs', 'bcl', 'bcl_sam', 'gkpgsa_paper', 'gkpgsa'),
         input_size=(3, 32, 32),
         pool_size=(8, 8),
         crop_pct=1.0,
@@ -121,6 +138,13 @@ METHODS = {
         'ce + retraining',
         'Decoupling Representation and Classifier for Long-Tailed Recognition',
         'arXiv:1910.09217',
+    ),
+    'ride': Method(
+        'cosine',
+        'ride',
+        'Long-tailed Recognition by Routing Diverse Distribution-Aware Experts',
+        'arXiv:2010.01809',
+        experts=True,
     ),
     'bs': Method(
         'linear', 'logit_adjusted', 'Balanced Meta-Softmax for Long-Tailed Visual Recognition', 'arXiv:2007.10740'
@@ -157,6 +181,12 @@ class ZooEntry:
     def full_name(self) -> str:
         """Its name with the tag."""
         return f'{self.name}.{self.tag}'
+
+    @property
+    def backbone(self) -> str:
+        """The entry point that builds its network."""
+        architecture = ARCHITECTURES[self.architecture]
+        return architecture.experts if METHODS[self.method].experts else architecture.backbone
 
     @property
     def hub_id(self) -> str:
@@ -221,8 +251,9 @@ ZOO = {
 default_cfgs = generate_default_cfgs({name: entry.pretrained_cfg for name, entry in ZOO.items()})
 
 
-def _register(name: str, architecture: Architecture, default_head: Head) -> None:
-    backbone = architecture.backbone
+def _register(entry: ZooEntry) -> None:
+    name, backbone = entry.name, entry.backbone
+    architecture, method = ARCHITECTURES[entry.architecture], METHODS[entry.method]
 
     def create(
         pretrained: bool = False,
@@ -232,13 +263,18 @@ def _register(name: str, architecture: Architecture, default_head: Head) -> None
         **kwargs: Any,
     ) -> Any:
         cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay).to_dict()
-        if default_head == 'linear' and head is None:
+        if method.experts:
+            # They have heads of either kind themselves.
+            return model_entrypoint(backbone)(
+                pretrained=pretrained, pretrained_cfg=cfg, head=head or method.head, **kwargs
+            )
+        if method.head == 'linear' and head is None:
             # Nothing of ours is in such a model, so it is saved as what it is, and timm alone can load it.
             cfg['architecture'] = backbone
         return build_with_head(
             model_entrypoint(backbone),
             pretrained,
-            head=head or default_head,
+            head=head or method.head,
             pretrained_cfg=cfg,
             **{**architecture.arguments, **kwargs},
         )
@@ -249,4 +285,4 @@ def _register(name: str, architecture: Architecture, default_head: Head) -> None
 
 
 for _entry in {entry.name: entry for entry in ZOO.values()}.values():
-    _register(_entry.name, ARCHITECTURES[_entry.architecture], METHODS[_entry.method].head)
+    _register(_entry)

@@ -120,7 +120,7 @@ def _check_retraining(recipe: Recipe, stage: RetrainingPart, learner: Learner) -
     if recipe.method is not None or recipe.ema_decay is not None:
         other = 'a method' if recipe.method is not None else f'ema_decay={recipe.ema_decay}'
         raise RecipeError(f'retraining begins with a new classifier and cannot be combined with {other}: leave it out')
-    if learner.objective.logit_adjustment is not None or recipe.reweighting is not None:
+    if learner.objective.balanced or recipe.reweighting is not None:
         other = 'reweighting' if recipe.reweighting is not None else f'objective {recipe.objective.name}'
         raise RecipeError(
             f'retraining draws all classes equally often, and {other} makes up for their numbers once more: leave it '

@@ -92,7 +92,7 @@ def test_options_that_a_new_objective_needs_or_does_not_name(monkeypatch: pytest
 
 
 def test_unknown_names_get_the_nearest() -> None:
-    assert list_objectives() == ['bcl', 'ce', 'focal', 'ldam', 'logit_adjusted']
+    assert list_objectives() == ['bcl', 'ce', 'focal', 'ldam', 'logit_adjusted', 'ride']
     with pytest.raises(ObjectiveError, match='did you mean logit_adjusted'):
         create_objective('logit_adjustment', Logits(), COUNTS)
     with pytest.raises(ObjectiveError, match="logit_adjusted: tau must be a finite number, not 'abc'"):

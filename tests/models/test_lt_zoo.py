@@ -11,6 +11,7 @@ from torch import nn
 
 import ltzoo
 from ltzoo.models import CosineLinear
+from ltzoo.models.heads import ExpertLinear
 from ltzoo.models.lt_zoo import ZOO
 from ltzoo.training.recipe import load_recipe
 
@@ -33,6 +34,10 @@ def test_every_entry_builds_what_it_is_called(name: str) -> None:
         assert features.shape[2:] == model.pretrained_cfg['pool_size']
         assert model.forward_head(features).shape == (2, classes)
     head = model.get_classifier()
+    if method == 'ride':
+        assert type(head) is ExpertLinear
+        assert (head.num_experts, head.bias, head.scale) == (3, None, 30)
+        return
     assert type(head) is (nn.Linear if method in ('ce', 'focal', 'crt', 'bs') else CosineLinear)
     assert getattr(head, 'scale', 30) == 30
     encoder = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in head.parameters())

@@ -26,7 +26,13 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = [file for data in ('imagenet_lt', 'inat18') for file in sorted((ROOT / 'recipes' / data).glob('*.yaml'))]
 NAMES = [f'{file.parent.name}/{file.stem}' for file in FILES]
 # Of every kind, and of both data sets.
-FEW = ['imagenet_lt/ce_resnext50', 'imagenet_lt/gkpgsa_resnet50', 'inat18/crt_resnet50', 'inat18/gkpgsa_resnet50']
+FEW = [
+    'imagenet_lt/ce_resnext50',
+    'imagenet_lt/gkpgsa_resnet50',
+    'inat18/crt_resnet50',
+    'inat18/gkpgsa_resnet50',
+    'inat18/ride_resnet50',
+]
 
 
 def train(*arguments: object) -> int:
@@ -62,6 +68,8 @@ def overrides(file: Path, data: Path, run: Path, *, epochs: int, batch_size: int
 def small(file: Path) -> list[str]:
     """Put a small network and small views in the place of the recipe's."""
     one = '[{random_resized_crop: {size: 16}}, horizontal_flip]'
+    if file.stem.startswith('ride'):
+        return ['model={name: resnet32_cifar_experts, layers: [1, 1, 1]}', f'views=[{one}]']
     if not file.stem.startswith(('bcl', 'gkpgsa')):
         return ['model.name=resnet8_cifar', f'views=[{one}]']
     heads = ['objective.hidden_dim=16', 'objective.out_dim=8']

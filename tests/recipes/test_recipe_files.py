@@ -62,7 +62,8 @@ def scale_of(folder: str) -> str:
 
 
 def objective_of(recipe: Recipe) -> Any:
-    model = ltzoo.create_model('resnet20_cifar', num_classes=2, head='cosine')
+    network = 'resnet32_cifar_experts' if recipe.objective.name == 'ride' else 'resnet20_cifar'
+    model = ltzoo.create_model(network, num_classes=2, head='cosine')
     extra = recipe.objective.model_extra or {}
     return create_objective(recipe.objective.name, model, torch.tensor([3, 1]), **extra)
 

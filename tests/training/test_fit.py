@@ -121,6 +121,22 @@ def test_bcl_with_batchnorm_resumes_too(make_recipe: MakeRecipe, tmp_path: Path)
     assert_equal_runs(tmp_path / 'whole', tmp_path / 'cut')
 
 
+def test_experts_resume_in_and_out_of_their_late_part(tmp_path: Path) -> None:
+    recipe = ROOT / 'recipes' / 'digits_lt' / 'ce.yaml'
+    experts = ('model.name=resnet32_cifar_experts', 'model.layers=[1, 1, 1]', 'model.num_experts=2')
+    options = (*experts, 'objective={name: ride, reweighting_epoch: 2}', 'epochs=4', 'batch_size=180')
+    fit(load_recipe(recipe, options), tmp_path / 'whole', progress=False)
+    for done in (1, 3):
+        fit_until(done, load_recipe(recipe, [*options, 'resume=auto']), tmp_path / 'cut')
+    fit(load_recipe(recipe, [*options, 'resume=auto']), tmp_path / 'cut', progress=False)
+    assert_equal_runs(tmp_path / 'whole', tmp_path / 'cut')
+    fit(load_recipe(recipe, [*options, 'objective.reweighting_epoch=4']), tmp_path / 'never', progress=False)
+    with pytest.raises(RecipeError, match='objective ride makes up for their numbers once more'):
+        fit(load_recipe(recipe, [*options, 'retraining.start_epoch=2']), tmp_path / 'again', progress=False)
+    late, never = weights(tmp_path / 'whole'), weights(tmp_path / 'never')
+    assert any(not torch.equal(late[key], never[key]) for key in late)
+
+
 def test_a_killed_run_continues(small_recipe: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
     command = [sys.executable, str(TRAIN), str(small_recipe), 'epochs=40', f'output={tmp_path / "killed"}']
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -55,6 +55,10 @@ OTHER: list[Any] = [
 ]  # fmt: skip
 CE: dict[str, Any] = {'objective': {'name': 'ce'}, 'views': [FIRST]}
 BCL: dict[str, Any] = {'objective': {'name': 'bcl', 'hidden_dim': 8, 'out_dim': 4}, 'views': [FIRST, OTHER, OTHER]}
+RIDE: dict[str, Any] = {
+    'objective': {'name': 'ride', 'reweighting_epoch': 3},
+    'model': {'name': 'resnet32_cifar_experts', 'layers': [1, 1, 1]},
+}  # fmt: skip
 GKPGSA: dict[str, Any] = {
     'groups': 2, 'first_grouping': 2, 'regroup_every': 2, 'preservation': {'samples_per_group': 8, 'strength': 5},
 }  # fmt: skip
@@ -70,6 +74,7 @@ ADAM = {'name': 'adamw', 'lr': 0.001, 'clip_grad_norm': 1.0}
     [
         pytest.param({**CE, 'accumulation': 2, 'ema_decay': 0.9, 'reweighting': {'start_epoch': 3}}, id='ce'),
         pytest.param({**CE, 'retraining': {'start_epoch': 3}}, id='retraining'),
+        pytest.param({**CE, **RIDE}, id='ride', marks=pytest.mark.slow),
         pytest.param({**BCL, 'method': GKPGSA}, id='gkpgsa'),
         pytest.param({**BCL}, id='bcl', marks=pytest.mark.slow),
         pytest.param({**BCL, 'method': GRADIENT}, id='gradient', marks=pytest.mark.slow),
