@@ -104,7 +104,7 @@ DATA = {
         {f'cifar{classes}_lt_r{ratio}': classes for classes in (100, 10) for ratio in (100, 50, 10)},
         ('resnet32',),
         'recipes/{tag}/{method}.yaml',
-        ('ce', 'focal', 'ldam_drw', 'crt', 'ride', 'bs', 'bcl', 'bcl_sam', 'gkpgsa_paper', 'gkpgsa'),
+        ('ce', 'focal', 'ldam_drw', 'ldam_drw_sam', 'crt', 'ride', 'bs', 'bcl', 'bcl_sam', 'gkpgsa_paper', 'gkpgsa'),
         input_size=(3, 32, 32),
         pool_size=(8, 8),
         crop_pct=1.0,
@@ -132,6 +132,12 @@ METHODS = {
         'ldam + reweighting',
         'Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss',
         'arXiv:1906.07413',
+    ),
+    'ldam_drw_sam': Method(
+        'cosine',
+        'ldam + reweighting + sharpness',
+        'Escaping Saddle Points for Effective Generalization on Class-Imbalanced Data',
+        'arXiv:2212.13827',
     ),
     'crt': Method(
         'linear',

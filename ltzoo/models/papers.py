@@ -20,6 +20,7 @@ AUTHORS = {
     '2107.12028': 'Jiequan Cui and Zhisheng Zhong and Shu Liu and Bei Yu and Jiaya Jia',
     '2207.09052': 'Jianggang Zhu and Zheng Wang and Jingjing Chen and Yi-Ping Phoebe Chen and Yu-Gang Jiang',
     '2209.12400': 'Jiequan Cui and Zhisheng Zhong and Zhuotao Tian and Shu Liu and Bei Yu and Jiaya Jia',
+    '2212.13827': 'Harsh Rangwani and Sumukh K Aithal and Mayank Mishra and R. Venkatesh Babu',
     '2603.21217': 'Shenghan Chen and Yiming Liu and Yanzhen Wang and Yujia Wang and Xiankai Lu',
 }
 
