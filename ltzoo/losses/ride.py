@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltzoo.losses.cross_entropy import check_class_counts, widen
+from ltzoo.losses.cross_entropy import widen
 from ltzoo.losses.ldam import class_margins, with_margins
 from ltzoo.losses.objective import Objective, ObjectiveError, register_objective
 from ltzoo.losses.reweighting import class_balanced_weights
@@ -62,11 +62,10 @@ class RIDE(Objective):
         super().__init__()
         classifier, kind = classifier_of(model)
         if not isinstance(classifier, ExpertLinear) or classifier.bias is not None:
+            linear = ', with linear ones' if isinstance(classifier, ExpertLinear) else ''
             raise ObjectiveError(
                 'objective ride trains several experts with cosine heads, such as those of model '
-                f'resnet32_cifar_experts; the classifier of {type(model).__name__} is {kind}'
-                + ', with linear ones'
-                * isinstance(classifier, ExpertLinear)
+                f'resnet32_cifar_experts; the classifier of {type(model).__name__} is {kind}{linear}'
             )
         if diversity < 0:
             raise ObjectiveError(f'objective ride: diversity must be 0 or more, not {diversity}')
@@ -80,10 +79,9 @@ class RIDE(Objective):
             )
         self.diversity = diversity
         self.reweighting_epoch = reweighting_epoch
-        check_class_counts(class_counts)
-        self.register_buffer(
-            'margins', classifier.scale * class_margins('ride', class_counts, max_margin), persistent=False
-        )
+        margins = class_margins('ride', class_counts, max_margin)
+        # Of the logits, which the classifier has scaled.
+        self.register_buffer('margins', classifier.scale * margins, persistent=False)
         shares = class_counts / class_counts.sum()
         temperatures = len(class_counts) * shares * temperature_spread + 1 - temperature_spread
         # Of every class, its weight and its temperature, when they differ.

@@ -87,6 +87,7 @@ def test_a_checkpoint_becomes_a_folder_that_loads(
     source = json.loads((out / 'config.json').read_text())
     assert source['pretrained_cfg']['license'] == 'other'
     assert source['pretrained_cfg']['paper_ids'] == 'arXiv:2207.09052'
+    assert '@misc{arXiv2207.09052,' in (out / 'README.md').read_text()
     assert 'lt' not in source
     assert source['converted_from']['sha256'] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert source['converted_from']['data'] == 'cifar10_lt_r100'
