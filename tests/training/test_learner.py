@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import nn
 
+from ltzoo.losses import Objective
 from ltzoo.training.learner import Learner, create_optimizer, learning_rate, learning_rate_factor
 from ltzoo.training.recipe import OptimizerPart, Recipe, SchedulePart
 
@@ -50,7 +51,7 @@ def test_a_second_stage_has_a_rate_of_its_own(make_recipe: Callable[..., Recipe]
 def test_weight_decay_reaches_what_the_recipe_says(everything: bool) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     part = OptimizerPart(lr=0.1, weight_decay=0.01, decay_norm_and_bias=everything)
-    optimizer = create_optimizer(Learner(model, nn.Identity()), part)
+    optimizer = create_optimizer(Learner(model, Objective()), part)
     decayed = {id(p) for group in optimizer.param_groups if group['weight_decay'] > 0 for p in group['params']}
     expected = list(model.parameters()) if everything else [model[0].weight]
     assert decayed == {id(p) for p in expected}
@@ -58,7 +59,7 @@ def test_weight_decay_reaches_what_the_recipe_says(everything: bool) -> None:
 
 
 def test_losses_are_multiplied_by_the_weights_of_their_classes_from_an_epoch_on() -> None:
-    class Given(nn.Module):
+    class Given(Objective):
         def forward(self, model: nn.Module, views: tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
             return views[0]
 
@@ -78,7 +79,7 @@ def test_losses_are_multiplied_by_the_weights_of_their_classes_from_an_epoch_on(
 def test_what_a_transformer_keeps_from_weight_decay_is_kept_from_it() -> None:
     model = timm.create_model('vit_tiny_patch16_224', img_size=32, depth=1)
     part = OptimizerPart(lr=0.1, weight_decay=0.01, decay_norm_and_bias=False)
-    optimizer = create_optimizer(Learner(model, nn.Identity()), part)
+    optimizer = create_optimizer(Learner(model, Objective()), part)
     decayed = {id(p) for group in optimizer.param_groups if group['weight_decay'] > 0 for p in group['params']}
     kept = {name for name, p in model.named_parameters() if id(p) not in decayed}
     assert {'pos_embed', 'cls_token'} <= kept
