@@ -11,7 +11,9 @@ from torch import nn
 
 import ltzoo
 from ltzoo.evaluation import EvaluationError, adjust_logits, tau_normalize
+from ltzoo.evaluation.adjust import _BALANCED
 from ltzoo.losses import ObjectiveError
+from ltzoo.models.lt_zoo import METHODS
 
 COUNTS = torch.tensor([70, 25, 4, 1])
 
@@ -115,3 +117,8 @@ def test_a_class_without_weights_is_named_and_the_model_left_alone() -> None:
     with pytest.raises(EvaluationError, match='weights of class 2 are all zero'):
         tau_normalize(model)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_every_method_of_the_zoo_but_two_needs_no_correction() -> None:
+    needy = [name for name, method in METHODS.items() if not _BALANCED.intersection(method.trained_with.split(' + '))]
+    assert needy == ['ce', 'focal']

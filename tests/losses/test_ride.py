@@ -80,7 +80,7 @@ def test_it_is_its_formula_early_and_late(experts: int, spread: float, diversity
             assert loss == pytest.approx(known, rel=1e-6)
 
 
-def test_the_mean_that_experts_keep_away_from_gets_no_gradient() -> None:
+def test_every_expert_is_pushed_away_from_the_mean() -> None:
     torch.manual_seed(0)
     logits = torch.randn(1, 2, 4, dtype=torch.float64)
     gradients = []
