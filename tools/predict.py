@@ -4,8 +4,8 @@ python tools/predict.py MODEL IMAGE_OR_FOLDER ... [--top 3] [--csv FILE] [--adju
 
 MODEL is a zoo name, timm/NAME, hf-hub:ORG/NAME[@REVISION], local-dir:PATH, or the folder of a run. Folders are searched
 for images, with their sub-folders. The table has a line for each image: its path, and its likeliest classes with their
-probabilities. Those of a network trained with balanced softmax, BCL, LDAM-DRW or cRT are for classes that are equally
-frequent, and with --adjust-logits 1 or --tau-normalize 1 those of plain cross-entropy.
+probabilities. Those of a network trained with balanced softmax, BCL, LDAM-DRW, RIDE or cRT are for classes that are
+equally frequent, and with --adjust-logits 1 or --tau-normalize 1 those of plain cross-entropy.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> int:
     import ltzoo
     from ltzoo.data import UnreadableImageError
     from ltzoo.evaluation import predict_files, resolve_model
-    from ltzoo.evaluation.adjust import adjust_to_training, tau_normalize_trained
+    from ltzoo.evaluation.adjust import correct
     from ltzoo.evaluation.evaluate import usable_device
     from ltzoo.evaluation.trained_on import TrainedOn
     from ltzoo.files import check_target, write_atomically, writing
@@ -64,10 +64,7 @@ def main() -> int:
     model: Any = ltzoo.create_model(resolve_model(args.model), pretrained=True).to(device)
     if not model.num_classes:
         raise LtzooError(f'{args.model} has no classifier')
-    if args.adjust_logits is not None:
-        adjust_to_training(model, TrainedOn(args.model), args.adjust_logits)
-    if args.tau_normalize is not None:
-        tau_normalize_trained(model, TrainedOn(args.model), args.tau_normalize)
+    correct(model, TrainedOn(args.model), tau=args.adjust_logits, tau_norm=args.tau_normalize)
     if args.skip_unreadable:
         files = readable(files)
     try:

@@ -15,7 +15,7 @@ from ltzoo.losses import log_prior
 from ltzoo.models.entries import method_of
 from ltzoo.models.heads import classifier_of
 
-__all__ = ['adjust_logits', 'adjust_to_training', 'tau_normalize', 'tau_normalize_trained']
+__all__ = ['adjust_logits', 'correct', 'tau_normalize']
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def adjust_logits(model: _T, class_counts: Tensor, tau: float = 1.0) -> _T:
     """Take tau log prior off a trained model's logits, so that they serve equally frequent classes.
 
     It is put into the classifier's bias, in place: the model costs what it did, and is saved and exported as before. It
-    is for models of plain cross-entropy: balanced softmax, BCL, class weights and cRT train for equally frequent
+    is for models of plain cross-entropy: balanced softmax, BCL, RIDE, class weights and cRT train for equally frequent
     classes already.
 
     Source: Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021, Sec. 4.
@@ -96,34 +96,35 @@ def tau_normalize(model: _T, tau: float = 1.0) -> _T:
     return model
 
 
-def tau_normalize_trained(model: nn.Module, training: TrainedOn, tau: float) -> None:
-    """Tau-normalise a model, in place, with a warning if it says that it needs none.
-
-    Args:
-        training: of this model.
-        tau: as for `tau_normalize`.
-
-    Raises:
-        EvaluationError: as `tau_normalize`.
-    """
-    _warn_if_balanced(training)
-    tau_normalize(model, tau)
-
-
-def adjust_to_training(model: nn.Module, training: TrainedOn, tau: float, otherwise: np.ndarray | None = None) -> None:
-    """Adjust a model's logits to the images that it says it was trained on, in place.
+def correct(
+    model: nn.Module,
+    training: TrainedOn,
+    *,
+    tau: float | None = None,
+    tau_norm: float | None = None,
+    otherwise: np.ndarray | None = None,
+) -> None:
+    """Adjust a model's logits to the images that it says it was trained on, or tau-normalise it, in place.
 
     A model that was trained for equally frequent classes is warned of.
 
     Args:
         training: of this model.
-        tau: as for `adjust_logits`.
+        tau: as for `adjust_logits`; None leaves the logits alone.
+        tau_norm: as for `tau_normalize`; None leaves the classifier alone.
         otherwise: class counts, int64, shape (C,), for a model that says none, with a warning.
 
     Raises:
-        EvaluationError: if it says none and there are no others, and as `adjust_logits`.
+        EvaluationError: if the counts are needed, it says none and there are no others, and as `adjust_logits` and
+            `tau_normalize`.
     """
+    if tau is None and tau_norm is None:
+        return
     _warn_if_balanced(training)
+    if tau_norm is not None:
+        tau_normalize(model, tau_norm)
+    if tau is None:
+        return
     name = training.name
     counts = training.lt.get('class_counts')
     if not isinstance(counts, list):

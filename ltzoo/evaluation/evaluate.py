@@ -20,7 +20,7 @@ from ltzoo.data import (
     load_data,
 )
 from ltzoo.errors import one_of
-from ltzoo.evaluation.adjust import adjust_to_training, tau_normalize_trained
+from ltzoo.evaluation.adjust import correct
 from ltzoo.evaluation.metrics import score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
 from ltzoo.evaluation.trained_on import EvaluationError, TrainedOn, resolve_model
@@ -119,10 +119,7 @@ def evaluate_model(
     # A run that left out images, or began before others were added, was trained on fewer than there are.
     counts = own.get('class_counts') if split in (own.get('split'), 'all') else None
     counts = counts if isinstance(counts, list) and len(counts) == dataset.num_classes else None
-    if tau_norm is not None:
-        tau_normalize_trained(model, training, tau_norm)
-    if tau is not None:
-        adjust_to_training(model, training, tau, otherwise=dataset.class_counts)
+    correct(model, training, tau=tau, tau_norm=tau_norm, otherwise=dataset.class_counts)
     return {
         'model': name,
         'data': data,

@@ -103,5 +103,5 @@ class RIDE(Objective):
         first = F.cross_entropy(with_margins(logits, each, self.margins).mT, each, reduction='none')
         mean = (logits.mean(1, keepdim=True).detach() / temperatures).log_softmax(-1)
         own = (logits / temperatures).log_softmax(-1)
-        distance = (mean.exp() * (mean - own)).sum(-1)
+        distance = F.kl_div(own, mean, reduction='none', log_target=True).sum(-1)
         return (weights[each] * first - self.diversity * temperatures.mean() ** 2 * distance).sum(1)
