@@ -22,15 +22,15 @@ logger = logging.getLogger(__name__)
 _T = TypeVar('_T', bound=nn.Module)
 
 # Objectives, and further parts of a recipe, that train for equally frequent classes.
-_BALANCED = {'logit_adjusted', 'bcl', 'ride', 'gkpgsa', 'reweighting', 'retraining'}
+_BALANCED = {'logit_adjusted', 'bcl', 'ride', 'gkpgsa', 'reweighting', 'retraining', 'scaling'}
 
 
 def adjust_logits(model: _T, class_counts: Tensor, tau: float = 1.0) -> _T:
     """Take tau log prior off a trained model's logits, so that they serve equally frequent classes.
 
     It is put into the classifier's bias, in place: the model costs what it did, and is saved and exported as before. It
-    is for models of plain cross-entropy: balanced softmax, BCL, RIDE, class weights and cRT train for equally frequent
-    classes already.
+    is for models of plain cross-entropy: balanced softmax, BCL, RIDE, class weights, cRT and LWS train for equally
+    frequent classes already.
 
     Source: Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021, Sec. 4.
 

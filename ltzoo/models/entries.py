@@ -36,6 +36,8 @@ def method_of(recipe: Mapping[str, Any]) -> str:
     late = (key for key in ('reweighting', 'retraining') if recipe.get(key))
     # What such a run ends before is no part of it.
     added = [key for key in late if recipe[key].get('start_epoch', 0) < recipe.get('epochs', math.inf)]
+    if 'retraining' in added and recipe['retraining'].get('part') == 'scales':
+        added[added.index('retraining')] = 'scaling'
     added += [key for key in ('preservation', 'sharpness') if method.get(key)]
     parts = [recipe['objective']['name'], *added]
     return 'gkpgsa' if parts == ['bcl', 'preservation', 'sharpness'] else ' + '.join(parts)

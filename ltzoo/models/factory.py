@@ -112,7 +112,7 @@ def list_pretrained(
     Args:
         filter, exclude_filters: as in `list_models`.
         data: only those trained on this data set, such as `cifar100_lt_r100`.
-        method: only those trained this way: `ce`, `focal`, `ldam_drw`, `ldam_drw_sam`, `crt`, `ride`,
+        method: only those trained this way: `ce`, `focal`, `ldam_drw`, `ldam_drw_sam`, `crt`, `lws`, `ride`,
             `bs`, `bcl`, `bcl_sam`, `gkpgsa_paper` or `gkpgsa`.
 
     Raises:

@@ -51,7 +51,7 @@ class Data:
     classes: dict[str, int]
     architectures: tuple[str, ...]
     recipe: str
-    methods: tuple[str, ...] = ('ce', 'focal', 'crt', 'ride', 'bs', 'bcl', 'gkpgsa')
+    methods: tuple[str, ...] = ('ce', 'focal', 'crt', 'lws', 'ride', 'bs', 'bcl', 'gkpgsa')
     input_size: tuple[int, int, int] = (3, 224, 224)
     pool_size: tuple[int, int] = (7, 7)
     crop_pct: float = 0.875
@@ -104,7 +104,10 @@ DATA = {
         {f'cifar{classes}_lt_r{ratio}': classes for classes in (100, 10) for ratio in (100, 50, 10)},
         ('resnet32',),
         'recipes/{tag}/{method}.yaml',
-        ('ce', 'focal', 'ldam_drw', 'ldam_drw_sam', 'crt', 'ride', 'bs', 'bcl', 'bcl_sam', 'gkpgsa_paper', 'gkpgsa'),
+        (
+            *('ce', 'focal', 'ldam_drw', 'ldam_drw_sam', 'crt', 'lws', 'ride'),
+            *('bs', 'bcl', 'bcl_sam', 'gkpgsa_paper', 'gkpgsa'),
+        ),
         input_size=(3, 32, 32),
         pool_size=(8, 8),
         crop_pct=1.0,
@@ -121,6 +124,7 @@ DATA = {
     ),
 }
 
+_DECOUPLING = ('Decoupling Representation and Classifier for Long-Tailed Recognition', 'arXiv:1910.09217')
 _GKPGSA = Method('cosine', 'gkpgsa', 'Reframing Long-Tailed Learning via Loss Landscape Geometry', 'arXiv:2603.21217')
 
 # `gkpgsa` has our setting, `gkpgsa_paper` the paper's.
@@ -139,12 +143,8 @@ METHODS = {
         'Escaping Saddle Points for Effective Generalization on Class-Imbalanced Data',
         'arXiv:2212.13827',
     ),
-    'crt': Method(
-        'linear',
-        'ce + retraining',
-        'Decoupling Representation and Classifier for Long-Tailed Recognition',
-        'arXiv:1910.09217',
-    ),
+    'crt': Method('linear', 'ce + retraining', *_DECOUPLING),
+    'lws': Method('linear', 'ce + scaling', *_DECOUPLING),
     'ride': Method(
         'cosine',
         'ride',

@@ -55,6 +55,7 @@ PAPER_RESULTS: dict[str, dict[str, float | str]] = {
     'resnet50_inat18_gkpgsa.inat18': _row(2, 74.4),
     'resnext50_imagenetlt_ce.imagenet_lt': _row(3, 44.4),
     'resnext50_imagenetlt_focal.imagenet_lt': _row(3, 43.7, 64.3, 37.1, 8.2),
+    'resnext50_imagenetlt_lws.imagenet_lt': _row(3, 49.9, 60.2, 47.2, 30.3),
     'resnext50_imagenetlt_bs.imagenet_lt': _row(3, 51.4, 62.2, 48.8, 29.8),
     'resnext50_imagenetlt_bcl.imagenet_lt': _row(3, 56.7),
     'resnext50_imagenetlt_gkpgsa.imagenet_lt': _row(3, 58.9, 69.7, 56.0, 38.6),

@@ -185,6 +185,7 @@ def _train_epochs(folder: RunFolder, training: Training, progress: bool) -> None
 def _score_and_finish(folder: RunFolder, training: Training) -> dict[str, Any]:
     """Measure the trained model, write what a finished run consists of, and return its results."""
     recipe, accelerator, dataset = training.recipe, training.accelerator, training.dataset
+    training.learner.fold_scales()
     results = _results(folder, training, training.measure(dataset.test))
     if recipe.trackers:
         final = {f'{recipe.evaluation.split}/{key}': results[key] for key in SCORES if key != 'samples'}

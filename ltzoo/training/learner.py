@@ -7,9 +7,11 @@ import math
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ltzoo.errors import did_you_mean
 from ltzoo.losses import Objective
+from ltzoo.models.heads import classifier_of
 from ltzoo.training.recipe import OptimizerPart, Recipe, RecipeError, SchedulePart
 
 __all__ = ['Learner', 'check_optimizer', 'create_optimizer', 'learning_rate', 'learning_rate_factor']
@@ -23,18 +25,30 @@ class Learner(nn.Module):
     Args:
         class_weights: what a sample's loss is multiplied by, by its class, shape (C,); None for nothing.
         weighted_from: the epoch, counted from 0, in which that begins.
+        scaled_classes: number of classes for whose logits there are factors to train, see `scale_logits`; 0 for none.
+
+    Attributes:
+        class_scales: these factors, shape (C,), or None.
     """
 
+    class_scales: nn.Parameter | None
     class_weights: Tensor | None
     weights_now: Tensor | None
 
     def __init__(
-        self, model: nn.Module, objective: Objective, class_weights: Tensor | None = None, weighted_from: int = 0
+        self,
+        model: nn.Module,
+        objective: Objective,
+        class_weights: Tensor | None = None,
+        weighted_from: int = 0,
+        scaled_classes: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
         self.weighted_from = weighted_from
+        self.class_scales = nn.Parameter(torch.ones(scaled_classes)) if scaled_classes else None
+        self._scaling: RemovableHandle | None = None
         self.register_buffer('class_weights', class_weights, persistent=False)
         self.register_buffer('weights_now', None if class_weights is None else class_weights.clone(), persistent=False)
         self.start_epoch(0)
@@ -45,6 +59,26 @@ class Learner(nn.Module):
         if self.weights_now is not None and self.class_weights is not None:
             # In place, for a recorded step reads it there.
             self.weights_now.copy_(self.class_weights if epoch >= self.weighted_from else torch.ones(()))
+
+    def scale_logits(self) -> None:
+        """Multiply the model's logits by `class_scales` from now on, whoever calls it."""
+        if self._scaling is None:
+            classifier, _ = classifier_of(self.model)
+            self._scaling = classifier.register_forward_hook(lambda module, args, logits: logits * self.class_scales)
+
+    @torch.no_grad()
+    def fold_scales(self) -> None:
+        """Multiply `class_scales`, if there are some, into the classifier, which then gives these logits itself."""
+        if self.class_scales is None:
+            return
+        if self._scaling is not None:
+            self._scaling.remove()
+            self._scaling = None
+        classifier, _ = classifier_of(self.model)
+        classifier.weight *= self.class_scales[:, None]
+        if classifier.bias is not None:
+            classifier.bias *= self.class_scales
+        self.class_scales.fill_(1)
 
     def forward(self, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
         losses = self.objective(self.model, views, labels)

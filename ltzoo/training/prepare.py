@@ -119,7 +119,7 @@ def _check_retraining(recipe: Recipe, stage: RetrainingPart, learner: Learner) -
     """
     if recipe.method is not None or recipe.ema_decay is not None:
         other = 'a method' if recipe.method is not None else f'ema_decay={recipe.ema_decay}'
-        raise RecipeError(f'retraining begins with a new classifier and cannot be combined with {other}: leave it out')
+        raise RecipeError(f'retraining trains the classifier alone and cannot be combined with {other}: leave it out')
     if learner.objective.balanced or recipe.reweighting is not None:
         other = 'reweighting' if recipe.reweighting is not None else f'objective {recipe.objective.name}'
         raise RecipeError(
@@ -134,6 +134,11 @@ def _check_retraining(recipe: Recipe, stage: RetrainingPart, learner: Learner) -
             'model.pretrained=true, or a later epoch'
         )
     classifier, kind = classifier_of(learner.model)
+    if stage.part == 'scales' and not isinstance(classifier, nn.Linear):
+        raise RecipeError(
+            f'retraining.part=scales multiplies factors into a linear classifier; that of model {recipe.model.name} is '
+            f'{kind}: take model.head=linear, or part=classifier'
+        )
     if not hasattr(classifier, 'reset_parameters'):
         raise RecipeError(
             f'retraining trains a classifier of one layer anew; that of model {recipe.model.name} is {kind}'
@@ -258,10 +263,14 @@ def create_learner(recipe: Recipe, dataset: Dataset, *, pretrained: bool | None 
         raise
     counts = torch.from_numpy(dataset.class_counts)
     objective = create_objective(recipe.objective.name, model, counts, **(recipe.objective.model_extra or {}))
-    if recipe.reweighting is None:
-        return Learner(model, objective)
-    weights = class_balanced_weights(counts, recipe.reweighting.beta)
-    return Learner(model, objective, weights, recipe.reweighting.start_epoch)
+    late, stage = recipe.reweighting, recipe.retraining
+    return Learner(
+        model,
+        objective,
+        None if late is None else class_balanced_weights(counts, late.beta),
+        0 if late is None else late.start_epoch,
+        dataset.num_classes if stage is not None and stage.part == 'scales' else 0,
+    )
 
 
 def create_loader(recipe: Recipe, dataset: Dataset, learner: Learner, accelerator: Accelerator) -> TrainLoader:
@@ -327,7 +336,7 @@ def warn_of_what_never_comes(recipe: Recipe) -> None:
         logger.warning('schedule.milestones: %s ends before the rate falls at %s', stage, ', '.join(map(str, missed)))
     if recipe.retraining is not None and recipe.retraining.start_epoch >= recipe.epochs:
         start = recipe.retraining.start_epoch
-        logger.warning('retraining.start_epoch=%d: %s ends before the classifier is trained anew', start, run)
+        logger.warning('retraining.start_epoch=%d: %s ends before the classifier is trained alone', start, run)
     if recipe.reweighting is not None and recipe.reweighting.start_epoch >= recipe.epochs:
         start = recipe.reweighting.start_epoch
         logger.warning('reweighting.start_epoch=%d: %s ends before any class is weighed', start, run)

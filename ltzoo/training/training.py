@@ -20,6 +20,7 @@ from ltzoo.errors import saying_no_memory
 from ltzoo.evaluation import Scores, predict, score
 from ltzoo.evaluation.predict import image_batches
 from ltzoo.gkpgsa import GkpGsa
+from ltzoo.models.heads import classifier_of
 from ltzoo.training.learner import Learner
 from ltzoo.training.loop import Step
 from ltzoo.training.recipe import Recipe
@@ -67,19 +68,26 @@ class Training:
         return self.learner.model if self.ema is None else self.ema.module
 
     def retrain_classifier(self, *, anew: bool) -> None:
-        """Let only the classifier train for an epoch, on features as evaluation sees them.
+        """Let only the classifier train for an epoch, or its scales, on features as evaluation sees them.
 
         Args:
-            anew: from weights that are drawn again, the same on every process, with the optimiser as it was at first.
+            anew: with the optimiser as it was at first, and a classifier that is trained itself from weights that are
+                drawn again, the same on every process.
         """
-        classifier: Any = self.learner.model.get_classifier()  # type: ignore[operator]
+        classifier, _ = classifier_of(self.learner.model)
+        scales = self.learner.class_scales
         self.learner.requires_grad_(False).eval()
-        classifier.requires_grad_(True).train()
+        if scales is not None:
+            self.learner.scale_logits()
+            scales.requires_grad_(True)
+        else:
+            classifier.requires_grad_(True).train()
         if not anew:
             return
-        with torch.random.fork_rng():
-            torch.manual_seed(self.recipe.seed)
-            classifier.reset_parameters()
+        if scales is None:
+            with torch.random.fork_rng():
+                torch.manual_seed(self.recipe.seed)
+                classifier.reset_parameters()
         self.optimizer.load_state_dict(self.first_optimizer)
         if self.step.recording is not None:
             self.step.recording.forget()

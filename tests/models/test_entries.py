@@ -147,7 +147,7 @@ def test_data_and_method_choose() -> None:
     others = [method for method in METHODS if method != entry.method]
     assert all(PUBLISHED[0] not in ltzoo.list_pretrained(method=method) for method in others)
     assert PUBLISHED[0] not in ltzoo.list_pretrained(data='inat18')
-    known = 'bcl, bcl_sam, bs, ce, crt, focal, gkpgsa, gkpgsa_paper, ldam_drw, ldam_drw_sam, ride'
+    known = 'bcl, bcl_sam, bs, ce, crt, focal, gkpgsa, gkpgsa_paper, ldam_drw, ldam_drw_sam, lws, ride'
     with pytest.raises(UnknownModelError, match=f"the zoo has no method 'sam': it can be {known}"):
         ltzoo.list_pretrained(method='sam')
     with pytest.raises(UnknownModelError, match="the zoo has no data 'cifar': it can be cifar100_lt_r10, "):

@@ -38,7 +38,7 @@ def test_every_entry_builds_what_it_is_called(name: str) -> None:
         assert type(head) is ExpertLinear
         assert (head.num_experts, head.bias, head.scale) == (3, None, 30)
         return
-    assert type(head) is (nn.Linear if method in ('ce', 'focal', 'crt', 'bs') else CosineLinear)
+    assert type(head) is (nn.Linear if method in ('ce', 'focal', 'crt', 'lws', 'bs') else CosineLinear)
     assert getattr(head, 'scale', 30) == 30
     encoder = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in head.parameters())
     assert encoder == ENCODERS[architecture]

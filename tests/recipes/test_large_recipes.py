@@ -60,7 +60,7 @@ def overrides(file: Path, data: Path, run: Path, *, epochs: int, batch_size: int
     ]  # fmt: skip
     if file.stem.startswith('gkpgsa'):
         words += ['method.first_grouping=2', 'method.regroup_every=1', 'method.preservation.samples_per_group=2']
-    if file.stem.startswith('crt'):
+    if file.stem.startswith(('crt', 'lws')):
         words += [f'retraining.start_epoch={epochs - 1}']
     return [*words, '--no-progress']
 
@@ -112,7 +112,7 @@ def test_its_own_network_at_224_pixels(
 ) -> None:
     monkeypatch.setattr(loader._Order, 'steps', property(lambda order: 1))
     data, run = standins[file.parent.name], tmp_path / 'run'
-    epochs = {'gkpgsa': 3, 'crt': 2}.get(file.stem.partition('_')[0], 1)
+    epochs = {'gkpgsa': 3, 'crt': 2, 'lws': 2}.get(file.stem.partition('_')[0], 1)
     assert train(file, *overrides(file, data, run, epochs=epochs, batch_size=6)) == 0
     check(run, file, data, epochs)
     assert json.loads((run / 'model' / 'config.json').read_text())['pretrained_cfg']['input_size'] == [3, 224, 224]

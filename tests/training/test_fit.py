@@ -89,6 +89,7 @@ GKPGSA = (
         ('ema_decay=0.9', 'accumulation=2', 'optimizer.name=adamw', 'reweighting.start_epoch=1'),
         ('retraining.start_epoch=2', 'objective.name=ce'),
         ('retraining.start_epoch=1', 'objective.name=ce', 'accumulation=2', 'optimizer.name=lamb'),
+        ('retraining={start_epoch: 1, part: scales}', 'objective.name=ce'),
         (*GKPGSA, 'accumulation=2'),
         (*GKPGSA, 'method.snapshots=disk', 'method.sharpness.global_gradient=ema', 'method.sharpness.mode=combined'),
     ],
@@ -722,6 +723,27 @@ def test_the_second_stage_trains_the_classifier_anew_and_nothing_else(tmp_path: 
     assert changed == {'fc.weight', 'fc.bias'}
 
 
+def test_scales_of_the_classes_train_and_nothing_else(tmp_path: Path) -> None:
+    options = ['model.name=resnet8_cifar', 'epochs=5', 'retraining={start_epoch: 3, part: scales, lr: 0.03}']
+    measured = ['evaluation.split=holdout', 'evaluation.holdout_per_class=1', 'evaluation.every_epochs=1']
+    recipe = load_recipe(ROOT / 'recipes' / 'digits_lt' / 'ce.yaml', [*options, *measured])
+    fit_until(3, recipe, tmp_path / 'run')
+    state = load_checkpoint(tmp_path / 'run' / 'checkpoint.pt')['learner']
+    assert state.pop('class_scales').tolist() == [1] * 10
+    results = fit(recipe.model_copy(update={'resume': 'auto'}), tmp_path / 'run', progress=False)
+    first, last = {key.removeprefix('model.'): value for key, value in state.items()}, weights(tmp_path / 'run')
+    assert first.keys() == last.keys()
+    assert {key for key in last if not torch.equal(first[key], last[key])} == {'fc.weight', 'fc.bias'}
+    scales = last['fc.weight'] / first['fc.weight']
+    torch.testing.assert_close(scales, scales[:, :1].expand(-1, scales.shape[1]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(last['fc.bias'], first['fc.bias'] * scales[:, 0])
+    assert ((scales[:, 0] - 1).abs() > 1e-4).all()
+    # What a run measures between its epochs has the scales, too.
+    log = [json.loads(line) for line in (tmp_path / 'run' / 'log.jsonl').open()]
+    assert all(log[-1]['holdout'][key] == results[key] for key in ('top1', 'many', 'medium', 'few'))
+    assert log[4]['loss'] < log[3]['loss']
+
+
 def test_the_new_classifier_owes_nothing_to_the_old_one(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     remembered = []
     before = Training.retrain_classifier
@@ -746,8 +768,8 @@ def test_the_new_classifier_owes_nothing_to_the_old_one(make_recipe: MakeRecipe,
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (['method.first_grouping=1'], 'retraining begins with a new classifier and cannot be combined with a method'),
-        (['ema_decay=0.5'], 'retraining begins with a new classifier and cannot be combined with ema_decay=0.5'),
+        (['method.first_grouping=1'], 'retraining trains the classifier alone and cannot be combined with a method'),
+        (['ema_decay=0.5'], 'retraining trains the classifier alone and cannot be combined with ema_decay=0.5'),
         ([], 'objective logit_adjusted makes up for their numbers once more: leave it out, or take objective.name=ce'),
         (['objective.name=ce', 'reweighting.beta=0.9'], 'and reweighting makes up for their numbers once more'),
         (['objective.name=ce', 'retraining.start_epoch=0'], 'features that nothing has trained: take model.pretrained'),
@@ -756,6 +778,12 @@ def test_the_new_classifier_owes_nothing_to_the_old_one(make_recipe: MakeRecipe,
 def test_what_a_second_stage_does_not_go_with(make_recipe: MakeRecipe, options: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         describe_batch(make_recipe('retraining.start_epoch=2', *options))
+
+
+def test_scales_of_a_cosine_head_are_refused(make_recipe: MakeRecipe) -> None:
+    options = ('objective.name=ce', 'model.head=cosine', 'retraining={start_epoch: 2, part: scales}')
+    with pytest.raises(RecipeError, match=r'a linear classifier; that of model timm/vit.* is CosineLinear: take model'):
+        describe_batch(make_recipe(*options))
 
 
 @pytest.mark.parametrize(('classifier', 'told'), [(None, 'none'), (torch.nn.Sequential(), 'Sequential')])
@@ -783,14 +811,16 @@ def test_a_second_stage_that_comes_too_late_is_told(make_recipe: MakeRecipe, cap
     # Weights that are trained already have no first stage.
     assert describe('epochs=5', 'retraining.start_epoch=0') == []
     assert describe('epochs=4', 'retraining.start_epoch=4') == [
-        'retraining.start_epoch=4: a run of 4 epochs ends before the classifier is trained anew'
+        'retraining.start_epoch=4: a run of 4 epochs ends before the classifier is trained alone'
     ]
 
 
-def test_two_processes_keep_one_encoder_in_the_second_stage(tmp_path: Path) -> None:
+@pytest.mark.parametrize('part', ['classifier', 'scales'])
+def test_two_processes_keep_one_encoder_in_the_second_stage(part: str, tmp_path: Path) -> None:
     # Batch-norm's running statistics are those that the first stage ended with.
     recipe = TRAIN.parent / 'digits_lt' / 'ce.yaml'
-    options = ['model.name=resnet8_cifar', 'epochs=3', 'retraining.start_epoch=1', 'checkpoint_every=1']
+    second = f'retraining={{start_epoch: 1, part: {part}}}'
+    options = ['model.name=resnet8_cifar', 'epochs=3', second, 'checkpoint_every=1']
     train_on_two_processes(recipe, *options, 'epochs=1', f'output={tmp_path / "first"}')
     train_on_two_processes(recipe, *options, f'output={tmp_path / "both"}')
     first, both = weights(tmp_path / 'first'), weights(tmp_path / 'both')

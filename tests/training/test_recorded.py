@@ -55,6 +55,7 @@ OTHER: list[Any] = [
 ]  # fmt: skip
 CE: dict[str, Any] = {'objective': {'name': 'ce'}, 'views': [FIRST]}
 BCL: dict[str, Any] = {'objective': {'name': 'bcl', 'hidden_dim': 8, 'out_dim': 4}, 'views': [FIRST, OTHER, OTHER]}
+SCALES = {'model': {'name': 'resnet8_cifar'}, 'retraining': {'start_epoch': 3, 'part': 'scales'}}
 RIDE: dict[str, Any] = {
     'objective': {'name': 'ride', 'reweighting_epoch': 3},
     'model': {'name': 'resnet32_cifar_experts', 'layers': [1, 1, 1]},
@@ -74,6 +75,7 @@ ADAM = {'name': 'adamw', 'lr': 0.001, 'clip_grad_norm': 1.0}
     [
         pytest.param({**CE, 'accumulation': 2, 'ema_decay': 0.9, 'reweighting': {'start_epoch': 3}}, id='ce'),
         pytest.param({**CE, 'retraining': {'start_epoch': 3}}, id='retraining'),
+        pytest.param({**CE, **SCALES}, id='scales', marks=pytest.mark.slow),
         pytest.param({**CE, **RIDE}, id='ride', marks=pytest.mark.slow),
         pytest.param({**BCL, 'method': GKPGSA}, id='gkpgsa'),
         pytest.param({**BCL}, id='bcl', marks=pytest.mark.slow),
