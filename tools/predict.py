@@ -4,8 +4,8 @@ python tools/predict.py MODEL IMAGE_OR_FOLDER ... [--top 3] [--csv FILE] [--adju
 
 MODEL is a zoo name, timm/NAME, hf-hub:ORG/NAME[@REVISION], local-dir:PATH, or the folder of a run. Folders are searched
 for images, with their sub-folders. The table has a line for each image: its path, and its likeliest classes with their
-probabilities. Those of a network trained with balanced softmax, BCL, LDAM-DRW, RIDE or cRT are for classes that are
-equally frequent, and with --adjust-logits 1 or --tau-normalize 1 those of plain cross-entropy.
+probabilities. Those of a network trained with balanced softmax, BCL, LDAM-DRW, RIDE, cRT or LWS are for classes that
+are equally frequent, and with --adjust-logits 1 or --tau-normalize 1 those of plain cross-entropy.
 """
 
 from __future__ import annotations
