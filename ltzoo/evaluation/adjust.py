@@ -106,7 +106,7 @@ def correct(
 ) -> None:
     """Adjust a model's logits to the images that it says it was trained on, or tau-normalise it, in place.
 
-    A model that was trained for equally frequent classes is warned of.
+    A model that a recipe of ltzoo trained for equally frequent classes is warned of.
 
     Args:
         training: of this model.
@@ -148,7 +148,7 @@ def _warn_if_balanced(training: TrainedOn) -> None:
         return
     if _BALANCED.intersection(trained_with.split(' + ')):
         logger.warning(
-            '%s was trained for equally frequent classes (%s): its logits need no adjusting',
+            '%s was trained for equally frequent classes (%s): it needs no correcting',
             training.name,
             trained_with,
         )

@@ -201,7 +201,7 @@ class GkpGsa:
                 self.encoder[name].grad = scaled if grad is None else grad + scaled
 
     def after_step(self, learning_rate: float) -> None:
-        """Call after every step of the optimiser, with its learning rate."""
+        """Call after every step that the optimiser takes, with its learning rate for the encoder."""
         if self.preservation is not None and self._penalty_form == 'proximal':
             self.preservation.proximal_step(self.encoder, learning_rate * self._penalty_weight)
 
@@ -226,7 +226,7 @@ class GkpGsa:
             if self.sharp:
                 log['perturbed_loss'] = float(self._perturbed_loss / self._steps)
                 log['regulariser'] = float(self._regulariser / self._steps)
-        if self.preservation is not None and self._finite > 0:
+        if self.preservation is not None and self.preservation.groups > 0 and self._finite > 0:
             pull = self.preservation.gradient(self.encoder, self._penalty_weight)
             norm = torch.stack([g.double().norm() for g in pull.values()]).norm()
             log['penalty'] = self.preservation.penalty(self.encoder, self._penalty_weight).item()

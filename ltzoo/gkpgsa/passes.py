@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ltzoo.gkpgsa.direction import SharpnessError
 from ltzoo.gkpgsa.flat import FlatParameters
 from ltzoo.gkpgsa.grouped_weights import GroupedWeights
 from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, SampleRows
@@ -18,7 +19,7 @@ from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, SampleRows
 __all__ = ['Losses', 'Passes', 'Views', 'buffers_kept']
 
 Views = tuple[Tensor, ...]
-# Takes views and labels of samples; returns their losses, shape (B,).
+# Takes views and labels of samples, in any order and number; returns their losses, shape (B,), of nothing else.
 Losses = Callable[[Views, Tensor], Tensor]
 
 
@@ -110,7 +111,7 @@ class Passes:
         with nullcontext() if theta is None else layout.holding(theta):
             for views, labels in self.pieces:
                 with self.context():
-                    values = self.losses(views[:1] if first_view else views, labels)
+                    values = _of_each(self.losses(views[:1] if first_view else views, labels), labels)
                 groups = self.class_groups[labels]
                 for i, (gradient, weights) in enumerate(zip(gradients, weightings, strict=True)):
                     weighted = values if weights is None else values * weights[groups]
@@ -133,7 +134,13 @@ class Passes:
                 self.rows[piece] = self._rows_of(labels)
             by_parameter: dict[Tensor, Sequence[Tensor]] = dict(zip(layout.parameters, weights, strict=True))
             with self.context(), GroupedWeights(by_parameter, *self.rows[piece], shared=shared) as mode:
-                values = self.losses(tuple(mode.mark(view) for view in (views[:1] if first_view else views)), labels)
+                marked = tuple(mode.mark(view) for view in (views[:1] if first_view else views))
+                values = _of_each(self.losses(marked, labels), labels)
+                if id(values) in mode.grouped:
+                    raise SharpnessError(
+                        'the losses are not computed from the views that they are given, sample by sample: groups '
+                        'cannot be told apart in tensors from outside, NumPy or scripted modules'
+                    )
                 loss = values.sum() / self.total
             leaves = [leaf for leaf_list in weights for leaf in leaf_list]
             grads = torch.autograd.grad(loss * self.loss_scale, leaves, allow_unused=True)
@@ -167,6 +174,15 @@ class Passes:
 
     def context(self) -> Any:
         return nullcontext() if self.autocast is None else self.autocast()
+
+
+def _of_each(values: Tensor, labels: Tensor) -> Tensor:
+    if values.shape != labels.shape:
+        raise SharpnessError(
+            f'the losses have shape {tuple(values.shape)}, where one of each sample is needed, ({len(labels)},), as '
+            "reduction='none' gives them"
+        )
+    return values
 
 
 @contextmanager

@@ -33,11 +33,11 @@ class RIDE(Objective):
         model: its classifier must be that of several experts with cosine heads, such as `resnet32_cifar_experts` has.
         class_counts: training images per class, shape (C,); a class without one counts as having one for its margin and
             its weight.
+        reweighting_epoch: counted from 0.
         max_margin: as for `ldam`.
         diversity: weight of the second term; 0 leaves it out.
         temperature_spread: how far the temperatures follow the classes' numbers, from 0, not at all, to 1; 0.05 on
             CIFAR-LT, 0.02 on ImageNet-LT, 0.015 on iNaturalist 2018.
-        reweighting_epoch: counted from 0.
         beta: of the weights, see `class_balanced_weights`.
 
     Raises:
@@ -53,10 +53,10 @@ class RIDE(Objective):
         self,
         model: nn.Module,
         class_counts: Tensor,
+        reweighting_epoch: int,
         max_margin: float = 0.5,
         diversity: float = 0.2,
         temperature_spread: float = 0.05,
-        reweighting_epoch: int = 160,
         beta: float = 0.9999,
     ) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class RIDE(Objective):
     def forward(self, model: Any, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
         features = model.forward_head(model.forward_features(views[0]), pre_logits=True)
         # (B, experts, C)
-        logits = widen(model.get_classifier().expert_logits(features))
+        logits = widen(model.get_classifier()(features, each=True))
         weights, temperatures = self.now
         each = labels[:, None].expand(logits.shape[:2])
         first = F.cross_entropy(with_margins(logits, each, self.margins).mT, each, reduction='none')

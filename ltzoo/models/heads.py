@@ -118,7 +118,8 @@ def _products(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 class ExpertLinear(nn.Module):
     """Classifiers of several experts, whose mean logits come out.
 
-    Maps features of shape (..., in_features), the experts' side by side, to logits of shape (..., out_features).
+    Maps features of shape (..., in_features), the experts' side by side, to logits of shape (..., out_features); called
+    with `each=True`, to those of each expert, shape (..., num_experts, out_features).
 
     Args:
         in_features: length of all experts' features together.
@@ -167,15 +168,15 @@ class ExpertLinear(nn.Module):
             else:
                 self.bias.zero_()
 
-    def expert_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits of each expert, shape (..., num_experts, out_features)."""
+    def forward(self, x: torch.Tensor, each: bool = False) -> torch.Tensor:
+        logits = self._expert_logits(x)
+        return logits if each else logits.mean(dim=-2)
+
+    def _expert_logits(self, x: torch.Tensor) -> torch.Tensor:
         features = x.unflatten(-1, [self.num_experts, self.in_features // self.num_experts])
         if self.bias is not None:
             return _products(features, self.weight) + self.bias
         return _scaled_cosine(features, self.weight, self.scale)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.expert_logits(x).mean(dim=-2)
 
     def extra_repr(self) -> str:
         head = f'cosine, scale={self.scale:g}' if self.bias is None else 'linear'

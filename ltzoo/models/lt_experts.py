@@ -65,7 +65,7 @@ class ExpertResNet(StagedResNet):
     """ResNet whose last stages and classifier exist once for each expert; the logits are the experts' mean.
 
     Features are the experts' features side by side: maps of shape (N, num_experts * width, H, W), the first expert's
-    channels first. `get_classifier().expert_logits(features)` gives the logits of each.
+    channels first. `get_classifier()(features, each=True)` gives the logits of each.
 
     Args:
         layers: blocks of each stage.

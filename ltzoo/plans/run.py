@@ -85,6 +85,9 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
             if not stopped.is_set():
                 write_table(plan)
                 ending = 'out of time' if code is None else f'exit code {code}' if code else 'finished'
+                if code == 2:
+                    # What was refused is said in the last line.
+                    ending += f', {log_lines[-1]}' if (log_lines := job.log.read_text().splitlines()) else ''
                 print(f'{job.name}, seed {job.seed}: {ending}', flush=True)
         return code
 

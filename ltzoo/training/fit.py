@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -169,7 +170,10 @@ def _train_epochs(folder: RunFolder, training: Training, progress: bool) -> None
         _equalise(accelerator, learner, ema)
         _require_finite(learner, epoch)
         if method is not None:
+            started = time.perf_counter()
             line['method'] = method.end_epoch(epoch, training.samples)
+            line['end_seconds'] = time.perf_counter() - started
+            seconds, training.seconds = seconds + line['end_seconds'], training.seconds + line['end_seconds']
         every = recipe.evaluation.every_epochs
         if every and (epoch + 1) % every == 0:
             scores = training.measure(training.dataset.test)

@@ -25,7 +25,7 @@ from ltzoo.hub.export import check_exportable
 from ltzoo.losses import check_objective, class_balanced_weights, create_objective
 from ltzoo.models import ModelArgumentError, create_model
 from ltzoo.models.factory import check_model_name
-from ltzoo.models.heads import classifier_of
+from ltzoo.models.heads import CosineLinear, classifier_of
 from ltzoo.training.learner import Learner, check_optimizer, create_optimizer
 from ltzoo.training.loop import Step
 from ltzoo.training.recipe import Recipe, RecipeError, RetrainingPart
@@ -81,6 +81,11 @@ def prepare_training(
     _check_start(recipe, dataset)
     learner = create_learner(recipe, dataset, pretrained=pretrained)
     dataset = _fed_as_pretrained(recipe, dataset, learner.model)
+    if recipe.reweighting is not None and 'reweighting_epoch' in (recipe.objective.model_extra or {}):
+        raise RecipeError(
+            f'objective {recipe.objective.name} weighs the classes itself, from objective.reweighting_epoch on, and '
+            'reweighting would once more: leave it out'
+        )
     if recipe.retraining is not None:
         _check_retraining(recipe, recipe.retraining, learner)
     if recipe.channels_last:
@@ -134,15 +139,24 @@ def _check_retraining(recipe: Recipe, stage: RetrainingPart, learner: Learner) -
             'model.pretrained=true, or a later epoch'
         )
     classifier, kind = classifier_of(learner.model)
-    if stage.part == 'scales' and not isinstance(classifier, nn.Linear):
+    if not hasattr(classifier, 'reset_parameters'):
+        raise RecipeError(f'retraining trains a classifier of one layer; that of model {recipe.model.name} is {kind}')
+    if stage.part == 'classifier':
+        return
+    if not isinstance(classifier, nn.Linear):
+        linear = 'model.head=linear, or ' if isinstance(classifier, CosineLinear) else ''
         raise RecipeError(
             f'retraining.part=scales multiplies factors into a linear classifier; that of model {recipe.model.name} is '
-            f'{kind}: take model.head=linear, or part=classifier'
+            f'{kind}: take {linear}retraining.part=classifier'
         )
-    if not hasattr(classifier, 'reset_parameters'):
-        raise RecipeError(
-            f'retraining trains a classifier of one layer anew; that of model {recipe.model.name} is {kind}'
-        )
+    model: Any = learner.model
+    if stage.start_epoch == 0 and recipe.model.pretrained:
+        classes = (model.pretrained_cfg or {}).get('num_classes')
+        if classes != model.num_classes:
+            raise RecipeError(
+                f'retraining.part=scales keeps the classifier, and {recipe.model.name} comes with one of {classes} '
+                f'classes for the {model.num_classes} here: take retraining.part=classifier'
+            )
 
 
 def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerator:
@@ -340,6 +354,9 @@ def warn_of_what_never_comes(recipe: Recipe) -> None:
     if recipe.reweighting is not None and recipe.reweighting.start_epoch >= recipe.epochs:
         start = recipe.reweighting.start_epoch
         logger.warning('reweighting.start_epoch=%d: %s ends before any class is weighed', start, run)
+    weighed = (recipe.objective.model_extra or {}).get('reweighting_epoch')
+    if isinstance(weighed, int) and weighed >= recipe.epochs:
+        logger.warning('objective.reweighting_epoch=%d: %s ends before any class is weighed', weighed, run)
     if method is None:
         return
     late = method.first_grouping >= recipe.epochs

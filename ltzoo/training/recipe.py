@@ -75,9 +75,9 @@ class RetrainingPart(_Part):
     """A second stage that trains the classifier, and nothing else, on classes that are drawn equally often.
 
     With `part: classifier` it is drawn anew; with `part: scales` it stays, and one factor for each class's logit is
-    trained, which at the end is multiplied into the classifier. The stage takes the epochs from `start_epoch` on, counted from 0, before which the schedule ends. Its learning rate begins
-    at `lr`, by default `optimizer.lr`, and falls to zero by a cosine. The encoder keeps its weights and batch-norm's
-    running statistics.
+    trained, which at the end is multiplied into the classifier. The stage takes the epochs from `start_epoch` on,
+    counted from 0, before which the schedule ends. Its learning rate begins at `lr`, by default `optimizer.lr`, and
+    falls to zero by a cosine. The encoder keeps its weights and batch-norm's running statistics.
 
     Source: cRT and LWS of Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR 2020.
     """

@@ -44,6 +44,8 @@ def try_step(
         optimizer = create_optimizer(trial, recipe.optimizer)
         views = tuple(torch.randn(count, 3, *size, device=device) for size in sizes)
         labels = torch.arange(count, device=device) % num_classes
+        if trial.class_scales is not None:
+            trial.scale_logits()
         try:
             with accelerator.autocast():
                 losses = trial(views, labels)
@@ -53,6 +55,11 @@ def try_step(
                     "reduction='none' gives them"
                 )
             losses.sum().backward()
+            if trial.class_scales is not None and trial.class_scales.grad is None:
+                raise ValueError(
+                    "the losses never call the module that the model's get_classifier() returns, whose logits "
+                    'retraining.part=scales multiplies'
+                )
             optimizer.step()
             if recipe.method is not None:
                 _try_method(trial, views, class_counts, recipe.method, accelerator)

@@ -140,6 +140,11 @@ def test_sam_asam_and_friendly_sam_are_settings() -> None:
     s.step()
     torch.testing.assert_close(s.gradient, s.gradient_at(s.theta + 0.3 * g / g.norm()))
 
+    # Beside groups, as `mode: combined` bounds each group's gradient by itself.
+    s = Setting(mode='focal', radius=0.3, focal_power=0, focal_weight=1)
+    s.step()
+    torch.testing.assert_close(s.gradient, s.gradient_at(s.theta + 0.3 * g / g.norm()))
+
     s = Setting(one, samples, **sam, adaptive=1)
     t = s.theta.abs()
     s.step()
@@ -152,6 +157,23 @@ def test_sam_asam_and_friendly_sam_are_settings() -> None:
         d = g - average
         s.step()
         torch.testing.assert_close(s.gradient, s.gradient_at(s.theta + 0.3 * d / d.norm()))
+
+
+@pytest.mark.parametrize('perturbed', [False, True])
+def test_losses_that_are_a_mean_are_refused(perturbed: bool) -> None:
+    s = Setting()
+    s.losses = lambda views, labels: F.cross_entropy(s.net(views[0]), labels)  # type: ignore[method-assign]
+    with pytest.raises(
+        SharpnessError, match=rf'have shape \(\), where one of each sample is needed, \({len(LABELS)},\)'
+    ):
+        s.step(perturbed=perturbed)
+
+
+def test_losses_of_other_tensors_than_they_are_given_are_refused() -> None:
+    s = Setting()
+    s.losses = lambda views, labels: F.cross_entropy(s.net(s.x), s.labels, reduction='none')  # type: ignore[method-assign]
+    with pytest.raises(SharpnessError, match='not computed from the views that they are given'):
+        s.step()
 
 
 def test_imbsam_leaves_head_classes_alone() -> None:

@@ -26,7 +26,7 @@ class Fixed(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(logits.clone())
         self.fc = ExpertLinear(2 * logits.shape[1], 4, logits.shape[1], 'cosine', scale)
-        self.fc.expert_logits = lambda features: self.logits  # type: ignore[method-assign]
+        self.fc._expert_logits = lambda features: self.logits  # type: ignore[method-assign]
 
     def get_classifier(self) -> nn.Module:
         return self.fc
@@ -86,7 +86,7 @@ def test_every_expert_is_pushed_away_from_the_mean() -> None:
     gradients = []
     for diversity in (0.0, 1.0):
         model = Fixed(logits)
-        objective = create_objective('ride', model, COUNTS, diversity=diversity)
+        objective = create_objective('ride', model, COUNTS, reweighting_epoch=3, diversity=diversity)
         objective(model, (torch.zeros(1, 1),), torch.tensor([2])).sum().backward()
         gradients.append(model.logits.grad)
     # Of minus the divergence of a fixed mean from an expert: what the mean says less what the expert says.
@@ -97,7 +97,7 @@ def test_every_expert_is_pushed_away_from_the_mean() -> None:
 def test_it_goes_with_the_network_of_its_recipe_and_trains_it() -> None:
     torch.manual_seed(0)
     model = ltzoo.create_model('resnet32_cifar_ride', num_classes=4, layers=[1, 1, 1])
-    objective = create_objective('ride', model, COUNTS)
+    objective = create_objective('ride', model, COUNTS, reweighting_epoch=3)
     assert isinstance(objective, RIDE)
     assert objective.margins[-1] == 15 and not list(objective.parameters()) and not objective.state_dict()
     with torch.autocast('cpu', torch.bfloat16):
@@ -121,7 +121,7 @@ def test_it_goes_with_the_network_of_its_recipe_and_trains_it() -> None:
 )
 def test_options_out_of_range_are_refused(option: dict[str, Any], message: str) -> None:
     with pytest.raises(ObjectiveError, match=message):
-        create_objective('ride', Fixed(torch.zeros(1, 2, 4)), COUNTS, **option)
+        create_objective('ride', Fixed(torch.zeros(1, 2, 4)), COUNTS, **{'reweighting_epoch': 3, **option})
 
 
 @pytest.mark.parametrize(
@@ -133,4 +133,4 @@ def test_options_out_of_range_are_refused(option: dict[str, Any], message: str) 
 )
 def test_networks_without_experts_or_cosines_are_refused(model: dict[str, Any], kind: str) -> None:
     with pytest.raises(ObjectiveError, match=f'trains several experts with cosine heads.* is {kind}$'):
-        create_objective('ride', ltzoo.create_model(**model, num_classes=4), COUNTS)
+        create_objective('ride', ltzoo.create_model(**model, num_classes=4), COUNTS, reweighting_epoch=3)

@@ -44,7 +44,7 @@ def test_classifier_is_the_mean_of_single_ones(cosine: bool) -> None:
             expected.append(7 * cosines)
         else:
             expected.append(part @ weight.T + head.bias[expert])
-    torch.testing.assert_close(head.expert_logits(x), torch.stack(expected, -2), rtol=0, atol=1e-12)
+    torch.testing.assert_close(head(x, each=True), torch.stack(expected, -2), rtol=0, atol=1e-12)
     torch.testing.assert_close(head(x), sum(expected) / 3, rtol=0, atol=1e-12)
 
 
@@ -108,11 +108,11 @@ def test_an_expert_alone_sees_the_shared_stages_and_its_own(name: str) -> None:
     x = images(model)
     with torch.no_grad():
         maps = model.forward_features(x)
-        before = model.get_classifier().expert_logits(model.forward_head(maps, pre_logits=True))
+        before = model.get_classifier()(model.forward_head(maps, pre_logits=True), each=True)
         last = model.layer4 if 'cifar' not in name else model.layer3
         nn.init.zeros_(last.experts[1][0].conv1.weight)
         changed = model.forward_features(x)
-        after = model.get_classifier().expert_logits(model.forward_head(changed, pre_logits=True))
+        after = model.get_classifier()(model.forward_head(changed, pre_logits=True), each=True)
     assert torch.equal(before[:, [0, 2]], after[:, [0, 2]])
     assert not torch.equal(before[:, 1], after[:, 1])
     torch.testing.assert_close(model(x), after.mean(1))

@@ -178,7 +178,7 @@ def test_a_network_that_needs_no_adjusting_is_told(
         caplog.clear()
         assert script('tools/evaluate.py', run, '--data', 'digits_lt', option, '1') == 0
         assert caplog.messages == [
-            f'{run} was trained for equally frequent classes (logit_adjusted): its logits need no adjusting'
+            f'{run} was trained for equally frequent classes (logit_adjusted): it needs no correcting'
         ]
 
 

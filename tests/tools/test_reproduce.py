@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -50,6 +51,7 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
     told = capsys.readouterr()
     assert 'failed: bad with seed 3' in told.err and 'failed: bad with seed 4' in told.err
     assert 'not finite' in (tmp_path / 'out' / 'bad_seed3.log').read_text()
+    assert re.search('^bad, seed 3: exit code 2, train.py: .*not finite', told.out, re.MULTILINE)
     base, gkp = json.loads((tmp_path / 'out' / 'table.json').read_text())
     assert (base['name'], base['seeds'], gkp['name']) == ('base', [3, 4], 'gkp')
     for summary in (base, gkp):

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
@@ -31,6 +32,7 @@ from ltzoo.data.loader import Batch
 from ltzoo.errors import LtzooError
 from ltzoo.evaluation import EvaluationError, evaluate_model
 from ltzoo.files import BusyError
+from ltzoo.losses import CrossEntropy
 from ltzoo.models.factory import ModelArgumentError
 from ltzoo.training import fit as fit_module
 from ltzoo.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -136,6 +138,25 @@ def test_experts_resume_in_and_out_of_their_late_part(tmp_path: Path) -> None:
         fit(load_recipe(recipe, [*options, 'retraining.start_epoch=2']), tmp_path / 'again', progress=False)
     late, never = weights(tmp_path / 'whole'), weights(tmp_path / 'never')
     assert any(not torch.equal(late[key], never[key]) for key in late)
+
+
+@pytest.mark.parametrize('sharpness', ['null', '{mode: combined}', '{mode: per_group}'])
+def test_experts_train_with_the_method(sharpness: str, tmp_path: Path) -> None:
+    experts = ('model.name=resnet32_cifar_experts', 'model.layers=[1, 1, 1]', 'model.num_experts=2')
+    method = f'{{groups: 2, first_grouping: 1, preservation: {{samples_per_group: 8}}, sharpness: {sharpness}}}'
+    options = (*experts, 'objective={name: ride, reweighting_epoch: 2}', f'method={method}', 'epochs=2')
+    results = fit(load_recipe(ROOT / 'recipes' / 'digits_lt' / 'ce.yaml', options), tmp_path / 'run', progress=False)
+    log = [json.loads(line) for line in (tmp_path / 'run' / 'log.jsonl').open()]
+    assert 'group_sizes' in log[0]['method']
+    seconds = sum(line['seconds'] + line['end_seconds'] for line in log)
+    assert results['training_seconds'] == pytest.approx(seconds, abs=0.06)
+
+
+def test_classes_are_not_weighed_twice(make_recipe: MakeRecipe) -> None:
+    experts = ('model.name=resnet32_cifar_experts', 'model.layers=[1, 1, 1]', 'objective.name=ride')
+    options = (*experts, 'objective.reweighting_epoch=2', 'reweighting.start_epoch=2')
+    with pytest.raises(RecipeError, match='objective ride weighs the classes itself'):
+        describe_batch(load_recipe(ROOT / 'recipes' / 'digits_lt' / 'ce.yaml', options))
 
 
 def test_a_killed_run_continues(small_recipe: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -782,8 +803,27 @@ def test_what_a_second_stage_does_not_go_with(make_recipe: MakeRecipe, options: 
 
 def test_scales_of_a_cosine_head_are_refused(make_recipe: MakeRecipe) -> None:
     options = ('objective.name=ce', 'model.head=cosine', 'retraining={start_epoch: 2, part: scales}')
-    with pytest.raises(RecipeError, match=r'a linear classifier; that of model timm/vit.* is CosineLinear: take model'):
+    with pytest.raises(
+        RecipeError, match=r'a linear classifier; that of model timm/vit.* is CosineLinear: take model\.head=linear, or'
+    ):
         describe_batch(make_recipe(*options))
+
+
+def test_scales_of_a_classifier_that_nothing_has_trained_are_refused() -> None:
+    options = ('model.name=resnet32_cifar_ce', 'model.pretrained=true', 'retraining={start_epoch: 0, part: scales}')
+    told = 'resnet32_cifar_ce comes with one of 100 classes for the 10 here: take retraining.part=classifier'
+    with pytest.raises(RecipeError, match=told):
+        describe_batch(load_recipe(ROOT / 'recipes' / 'digits_lt' / 'ce.yaml', options))
+
+
+def test_scales_that_the_losses_pass_by_are_refused(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def losses(objective: CrossEntropy, model: Any, views: Any, labels: torch.Tensor) -> torch.Tensor:
+        features = model.forward_head(model.forward_features(views[0]), pre_logits=True)
+        return F.cross_entropy(F.linear(features, model.head.weight), labels, reduction='none')
+
+    monkeypatch.setattr(CrossEntropy, 'forward', losses)
+    with pytest.raises(RecipeError, match=r'whose logits retraining\.part=scales multiplies'):
+        describe_batch(make_recipe('objective.name=ce', 'retraining={start_epoch: 2, part: scales}'))
 
 
 @pytest.mark.parametrize(('classifier', 'told'), [(None, 'none'), (torch.nn.Sequential(), 'Sequential')])
@@ -791,9 +831,7 @@ def test_a_classifier_that_cannot_be_drawn_anew_is_refused(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, classifier: Any, told: str
 ) -> None:
     monkeypatch.setattr(VisionTransformer, 'get_classifier', lambda model: classifier)
-    with pytest.raises(
-        RecipeError, match=f'trains a classifier of one layer anew; that of model timm/vit.* is {told}$'
-    ):
+    with pytest.raises(RecipeError, match=f'trains a classifier of one layer; that of model timm/vit.* is {told}$'):
         describe_batch(make_recipe('retraining.start_epoch=2', 'objective.name=ce'))
 
 
@@ -813,6 +851,9 @@ def test_a_second_stage_that_comes_too_late_is_told(make_recipe: MakeRecipe, cap
     assert describe('epochs=4', 'retraining.start_epoch=4') == [
         'retraining.start_epoch=4: a run of 4 epochs ends before the classifier is trained alone'
     ]
+    weighed = ('epochs=4', 'schedule={name: cosine}', 'objective={name: ride, reweighting_epoch: 4}')
+    assert describe(*weighed) == ['objective.reweighting_epoch=4: a run of 4 epochs ends before any class is weighed']
+    assert describe(*weighed, 'objective.reweighting_epoch=3') == []
 
 
 @pytest.mark.parametrize('part', ['classifier', 'scales'])

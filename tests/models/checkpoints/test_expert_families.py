@@ -29,7 +29,7 @@ def test_small_experts(check: Check, family: str, parallel: bool) -> None:
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         features = converted.model.forward_head(converted.model.forward_features(x), pre_logits=True)
-        got = converted.model.get_classifier().expert_logits(features)
+        got = converted.model.get_classifier()(features, each=True)
         for expert, expected in enumerate(model.backbone.experts(x)):
             torch.testing.assert_close(got[:, expert], expected, rtol=1e-5, atol=1e-4)
 
