@@ -1,5 +1,6 @@
 """The base of every error that means: what was asked cannot be done as asked; and how tools end by it."""
 
+import argparse
 import difflib
 import functools
 import importlib
@@ -96,6 +97,17 @@ def import_named() -> None:
                 f'LTZOO_IMPORTS: {name} cannot be imported ({type(error).__name__}: {one_line(error)}); its folder '
                 'must be in PYTHONPATH'
             ) from error
+
+
+def file_name(text: str) -> Path:
+    """Return a path of the command line, for `argparse`; an empty one would be the current folder.
+
+    Raises:
+        ArgumentTypeError: if it is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the file's name is empty")
+    return Path(text)
 
 
 def at_least(name: str, value: int, least: int) -> None:

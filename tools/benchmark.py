@@ -33,7 +33,7 @@ COMMANDS = {
     'zoo': (zoo, 'many models on many data sets'),
 }
 # Options of any command that count something.
-COUNTS = ('rounds', 'threads', 'classes', 'epochs', 'batch_size', 'steps', 'loader_seconds', 'gpus')
+COUNTS = ('rounds', 'threads', 'classes', 'epochs', 'batch_size', 'steps', 'loader_seconds', 'gpus', 'groups')
 
 
 @command_line

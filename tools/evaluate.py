@@ -10,10 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
-from ltzoo.errors import LtzooError, at_least, command_line, saying_no_memory
+from ltzoo.errors import LtzooError, at_least, command_line, file_name
 
 
 @command_line
@@ -32,9 +31,9 @@ def main() -> int:
         help='holdout: what a run with evaluation.split=holdout was measured on; all: every image of data '
         'that the model knows none of (default: test)',
     )
-    parser.add_argument('--json', type=file, help='write all scores to this file')
-    parser.add_argument('--csv', type=file, help='write the table of classes to this file')
-    parser.add_argument('--plot', type=file, help='draw accuracy against class count to this file')
+    parser.add_argument('--json', type=file_name, help='write all scores to this file')
+    parser.add_argument('--csv', type=file_name, help='write the table of classes to this file')
+    parser.add_argument('--plot', type=file_name, help='draw accuracy against class count to this file')
     correction = parser.add_mutually_exclusive_group()
     correction.add_argument(
         '--adjust-logits',
@@ -66,12 +65,6 @@ def main() -> int:
     return 0
 
 
-def file(name: str) -> Path:
-    if not name:
-        raise argparse.ArgumentTypeError("the file's name is empty")
-    return Path(name)
-
-
 def check_options(args: argparse.Namespace) -> None:
     """Refuse, before anything is computed, what could only fail afterwards."""
     from ltzoo.data import check_thresholds
@@ -89,28 +82,25 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    from ltzoo.data import UnreadableImageError
     from ltzoo.evaluation import evaluate_model
+    from ltzoo.evaluation.evaluate import naming_options
 
-    try:
-        with saying_no_memory(f'there is no memory for --batch-size {args.batch_size}: take a smaller one'):
-            return evaluate_model(
-                args.model,
-                args.data,
-                data_dir=args.data_dir,
-                split=args.split,
-                batch_size=args.batch_size,
-                device=args.device,
-                workers=args.workers,
-                many_above=args.many_above,
-                few_below=args.few_below,
-                shifted=args.shifted,
-                skip_unreadable=args.skip_unreadable,
-                tau=args.adjust_logits,
-                tau_norm=args.tau_normalize,
-            )
-    except UnreadableImageError as error:
-        raise LtzooError(f'{error}; --skip-unreadable leaves such images out') from error
+    with naming_options(args.batch_size):
+        return evaluate_model(
+            args.model,
+            args.data,
+            data_dir=args.data_dir,
+            split=args.split,
+            batch_size=args.batch_size,
+            device=args.device,
+            workers=args.workers,
+            many_above=args.many_above,
+            few_below=args.few_below,
+            shifted=args.shifted,
+            skip_unreadable=args.skip_unreadable,
+            tau=args.adjust_logits,
+            tau_norm=args.tau_normalize,
+        )
 
 
 def write(args: argparse.Namespace, results: dict[str, Any]) -> None:

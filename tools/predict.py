@@ -17,16 +17,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ltzoo.errors import LtzooError, at_least, command_line, saying_no_memory
+from ltzoo.errors import LtzooError, at_least, command_line, file_name
 
 
 @command_line
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', metavar='MODEL')
-    parser.add_argument('images', nargs='+', type=Path, metavar='IMAGE_OR_FOLDER')
+    parser.add_argument('images', nargs='+', type=file_name, metavar='IMAGE_OR_FOLDER')
     parser.add_argument('--top', type=int, default=1, help='how many classes of each image (default: 1)')
-    parser.add_argument('--csv', type=Path, metavar='FILE', help='write the table to this file, not to the screen')
+    parser.add_argument('--csv', type=file_name, metavar='FILE', help='write the table to this file, not to the screen')
     correction = parser.add_mutually_exclusive_group()
     correction.add_argument(
         '--adjust-logits',
@@ -50,10 +50,9 @@ def main() -> int:
     at_least('--workers', args.workers, 0)
 
     import ltzoo
-    from ltzoo.data import UnreadableImageError
     from ltzoo.evaluation import predict_files, resolve_model
     from ltzoo.evaluation.adjust import correct
-    from ltzoo.evaluation.evaluate import usable_device
+    from ltzoo.evaluation.evaluate import naming_options, usable_device
     from ltzoo.evaluation.trained_on import TrainedOn
     from ltzoo.files import check_target, write_atomically, writing
 
@@ -61,19 +60,16 @@ def main() -> int:
         check_target(args.csv)
     files = find_images(args.images)
     device = usable_device(args.device)
-    model: Any = ltzoo.create_model(resolve_model(args.model), pretrained=True).to(device)
-    if not model.num_classes:
-        raise LtzooError(f'{args.model} has no classifier')
-    correct(model, TrainedOn(args.model), tau=args.adjust_logits, tau_norm=args.tau_normalize)
-    if args.skip_unreadable:
-        files = readable(files)
-    try:
-        with saying_no_memory(f'there is no memory for --batch-size {args.batch_size}: take a smaller one'):
-            classes, probabilities = predict_files(
-                model, files, top=args.top, batch_size=args.batch_size, device=device, workers=args.workers
-            )
-    except UnreadableImageError as error:
-        raise LtzooError(f'{error}; --skip-unreadable leaves such images out') from error
+    with naming_options(args.batch_size):
+        model: Any = ltzoo.create_model(resolve_model(args.model), pretrained=True).to(device)
+        if not model.num_classes:
+            raise LtzooError(f'{args.model} has no classifier')
+        correct(model, TrainedOn(args.model), tau=args.adjust_logits, tau_norm=args.tau_normalize)
+        if args.skip_unreadable:
+            files = readable(files)
+        classes, probabilities = predict_files(
+            model, files, top=args.top, batch_size=args.batch_size, device=device, workers=args.workers
+        )
     names = (model.pretrained_cfg or {}).get('label_names')
     names = names if isinstance(names, (list, tuple)) and len(names) == model.num_classes else range(model.num_classes)
     text = io.StringIO()

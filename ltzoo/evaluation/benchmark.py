@@ -29,7 +29,7 @@ from ltzoo.evaluation.metrics import SCORES
 from ltzoo.evaluation.trained_on import TrainedOn, resolve_model
 from ltzoo.files import LOCK, alone, write_atomically, writing
 from ltzoo.models import get_pretrained_cfg, list_pretrained
-from ltzoo.models.download import file_hash
+from ltzoo.models.download import DownloadError, file_hash
 from ltzoo.models.entries import entry_of, method_of
 from ltzoo.models.lt_zoo import METHODS, ZOO
 from ltzoo.models.paper_results import PAPER_RESULTS
@@ -130,6 +130,7 @@ def benchmark_models(
     if device:
         usable_device(device)
     # What no model can be measured on is said before anything is.
+    data = list(dict.fromkeys(data))
     images = {name: _images_of(load_data(name, data_dir)) for name in data}
     rows_folder = output / 'rows'
     if output.exists() and not output.is_dir():
@@ -236,7 +237,7 @@ def _method_of(model: str) -> str | None:
     try:
         recipe = TrainedOn(model).lt['recipe']
         trained_with, of_zoo = method_of(recipe), entry_of(recipe['model']['name'])
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError, DownloadError):
         return None
     if of_zoo and METHODS[of_zoo.method].trained_with == trained_with:
         return of_zoo.method

@@ -49,8 +49,8 @@ def measure(
 
     Returns:
         The scores in percent; `parameters`; `gmacs`, 10^9 multiply-adds for one image; `images_per_second` of batches
-        that lie on the device, median of 5; `memory_mb`, the most the process (CPU) or the device held; `batch_size`,
-        `device`, `threads`, `torch`.
+        that lie on the device, in PyTorch's own arithmetic, median of 5; `memory_mb`, the most the process (CPU) or the
+        device held; `batch_size`, `device`, `threads`, `torch`.
 
     Raises:
         LtzooError: as `evaluate_model`.
@@ -59,7 +59,9 @@ def measure(
     model = create_model(resolve_model(name), pretrained=True).to(where).eval()
     dataset = load_data(data, data_dir)
     check_classes(model, dataset, name, data)
-    TrainedOn(name).check_draw(dataset)
+    training = TrainedOn(name)
+    training.check_draw(dataset)
+    training.warn_of_other_shots(dataset)
     size = input_config(model)['input_size']
     gmacs = macs(model, size, where) / 1e9
     rate = _images_per_second(model, size, batch_size, where)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +16,12 @@ from torch import nn
 
 from ltzoo.data import (
     Dataset,
+    UnreadableImageError,
     check_thresholds,
     drop_unreadable,
     load_data,
 )
-from ltzoo.errors import one_of
+from ltzoo.errors import LtzooError, one_of, saying_no_memory
 from ltzoo.evaluation.adjust import correct
 from ltzoo.evaluation.metrics import score, shifted_accuracy
 from ltzoo.evaluation.predict import predict
@@ -33,6 +35,7 @@ __all__ = [
     'ClassesError',
     'check_classes',
     'evaluate_model',
+    'naming_options',
     'score_model',
     'usable_device',
 ]
@@ -106,6 +109,7 @@ def evaluate_model(
     check_classes(model, dataset, name, data)
     if split == 'test':
         training.check_draw(dataset)
+        training.warn_of_other_shots(dataset)
     elif split == 'all':
         dataset = training.all_of(dataset)
     own = training.lt if split == 'all' else training.on(dataset)
@@ -186,9 +190,30 @@ def check_classes(model: Any, dataset: Dataset, name: str, data: str) -> None:
         return
     first = next(c for c in range(len(ours)) if theirs[c] != ours[c])
     difference = f'class {first} of {name} is {theirs[first]}, that of {data} is {ours[first]}'
-    if set(theirs) == set(ours):
+    # A name may stand for two classes, as in ImageNet's list.
+    moved = any(
+        theirs[c] != known and theirs.count(known) == 1 == ours.count(known)
+        for c, known in enumerate(ours)
+        if known in theirs
+    )
+    if moved:
         raise ClassesError(f'{difference}: the classes are in another order, every score would be wrong')
     logger.warning('%s: if these are not two names of one thing, the scores mean nothing', difference)
+
+
+@contextmanager
+def naming_options(batch_size: int) -> Iterator[None]:
+    """Say which options of the tools help where there is no memory, or an image cannot be read.
+
+    Raises:
+        LtzooError: with them.
+    """
+    less = f'there is no memory for the model with --batch-size {batch_size}: take a smaller one, or --device cpu'
+    try:
+        with saying_no_memory(less):
+            yield
+    except UnreadableImageError as error:
+        raise LtzooError(f'{error}; --skip-unreadable leaves such images out') from error
 
 
 def usable_device(device: str | None) -> str:

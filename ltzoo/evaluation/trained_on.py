@@ -14,6 +14,7 @@ import numpy as np
 from ltzoo.data import Dataset, Split, load_parts, with_place, without_folders
 from ltzoo.data.images import join_images
 from ltzoo.errors import LtzooError
+from ltzoo.models.download import fetch_named
 from ltzoo.models.entries import entry_of
 
 __all__ = ['EvaluationError', 'TrainedOn', 'resolve_model']
@@ -57,16 +58,21 @@ class TrainedOn:
         name: as `evaluate_model` takes it.
 
     Attributes:
-        lt: the block `lt` of the config.json of a model in a folder, or of the zoo; empty where that says nothing.
+        lt: the block `lt` of the config.json of a model in a folder, of the zoo or on the Hub; empty where that says
+            nothing.
 
     Raises:
         EvaluationError: as `resolve_model`.
+        DownloadError: if a model on the Hub, which `create_model` leaves in the client's cache, cannot be fetched.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         entry = entry_of(name)
-        place = (entry and entry.folder) or Path(resolve_model(name).removeprefix('local-dir:'))
+        if name.startswith('hf-hub:'):
+            place = fetch_named(name, files=('config.json',))
+        else:
+            place = (entry and entry.folder) or Path(resolve_model(name).removeprefix('local-dir:'))
         try:
             lt = json.loads((place / 'config.json').read_text(encoding='utf-8'))['lt']
         except (OSError, ValueError, KeyError, TypeError):
@@ -77,7 +83,16 @@ class TrainedOn:
         """Return `lt` if the model was trained on this data set, else nothing."""
         return self.lt if self.lt.get('data') == without_folders(dataset.name) else {}
 
-    def check_draw(self, dataset: Dataset, unknown: str = 'are scored whole by --split all') -> None:
+    def warn_of_other_shots(self, dataset: Dataset) -> None:
+        """Log that the model was trained on another form of a benchmark, whose class counts are not this one's."""
+        trained_on = self.lt.get('data')
+        if trained_on and not self.on(dataset) and not dataset.users_own:
+            logger.warning(
+                '%s was trained on %s: Many, Medium and Few go by the training images of %s',
+                self.name, trained_on, dataset.name,
+            )  # fmt: skip
+
+    def check_draw(self, dataset: Dataset, unknown: str = 'are scored whole by tools/evaluate.py --split all') -> None:
         """Refuse a test part drawn from other images than when the model was trained, which may know some of it.
 
         Args:

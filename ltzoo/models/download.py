@@ -24,7 +24,7 @@ from huggingface_hub import (
 from ltzoo.errors import LtzooError, one_line
 from ltzoo.files import write_atomically
 
-__all__ = ['PICKLES', 'DownloadError', 'fetch', 'file_hash', 'probe']
+__all__ = ['PICKLES', 'DownloadError', 'fetch', 'fetch_named', 'file_hash', 'probe']
 
 # Files that run code when they are read, or may hold such.
 PICKLES = ('.bin', '.pth', '.pt', '.ckpt', '.tar', '.pkl', '.pickle')
@@ -40,6 +40,12 @@ _HASH = re.compile('[0-9a-f]{64}|[0-9a-f]{40}')
 
 class DownloadError(LtzooError, OSError):
     """A model that cannot be had from the Hub."""
+
+
+def fetch_named(name: str, **options: Any) -> Path:
+    """Return what `fetch` does for a name, `hf-hub:ORG/NAME[@REVISION]`; options and errors are those of `fetch`."""
+    repo, _, revision = name.removeprefix('hf-hub:').partition('@')
+    return fetch(repo, revision=revision or None, **options)
 
 
 def fetch(

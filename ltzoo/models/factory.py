@@ -24,7 +24,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from ltzoo.errors import LtzooError, one_line
-from ltzoo.models.download import fetch
+from ltzoo.models.download import fetch, fetch_named
 from ltzoo.models.entries import entry_of, get_results
 from ltzoo.models.input_config import input_config
 from ltzoo.models.lt_zoo import METHODS, ZOO, ZooEntry
@@ -364,9 +364,8 @@ def _locate(name: str, pretrained: bool, kwargs: dict[str, Any]) -> tuple[str, P
     cache_dir = kwargs.get('cache_dir')
     called = name.removeprefix(_LOCAL)
     if name.startswith(_HUB):
-        repo, _, revision = name.removeprefix(_HUB).partition('@')
         files = ('config.json', _WEIGHTS) if pretrained else ('config.json',)
-        name = _LOCAL + str(fetch(repo, revision=revision or None, files=files, cache_dir=cache_dir))
+        name = _LOCAL + str(fetch_named(name, files=files, cache_dir=cache_dir))
     if name == _LOCAL:
         raise ModelFilesError(f'{_LOCAL} names no folder: write local-dir:PATH')
     if name.startswith(_LOCAL):

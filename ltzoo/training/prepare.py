@@ -222,7 +222,7 @@ def _check_start(recipe: Recipe, dataset: Dataset) -> None:
         EvaluationError: as `TrainedOn.check_draw`.
     """
     name = recipe.model.name
-    if not recipe.model.pretrained or name.startswith(('timm/', 'hf-hub:')):
+    if not recipe.model.pretrained or name.startswith('timm/'):
         return
     training = TrainedOn(name)
     training.check_draw(dataset, unknown='can be trained on in a folder of another name')

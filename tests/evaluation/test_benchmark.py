@@ -88,9 +88,9 @@ def quiet(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
 def test_what_is_measured(saved: str, tmp_path: Path) -> None:
     row = measure(saved, 'digits_lt', batch_size=32)
     scores = json.loads(json.dumps(ltzoo.evaluation.evaluate_model(saved, 'digits_lt')))
-    assert {key: row[key] for key in ('samples', 'top1', 'many', 'few', 'ece')} == {
-        key: scores[key] for key in ('samples', 'top1', 'many', 'few', 'ece')
-    }
+    known = {key: scores[key] for key in ('samples', 'top1', 'many', 'few', 'ece')}
+    # Of a batch of another size a confidence may differ in its last bit.
+    assert {key: row[key] for key in known} == {**known, 'ece': pytest.approx(known['ece'], abs=1e-4)}
     assert row['parameters'] == sum(p.numel() for p in ltzoo.create_model('resnet8_cifar').parameters())
     assert row['images_per_second'] > 0
     assert 50 < row['memory_mb'] < 20_000

@@ -23,6 +23,7 @@ import ltzoo
 from ltzoo.data import Dataset, load_data
 from ltzoo.evaluation import EvaluationError, evaluate_model, resolve_model, tau_normalize
 from ltzoo.evaluation.benchmark_one import measure
+from ltzoo.evaluation.trained_on import TrainedOn
 
 ROOT = Path(__file__).resolve().parents[2]
 Script = Callable[..., int]
@@ -420,10 +421,33 @@ def test_classes_with_other_names(
     # A list may name its classes in any order; folders are sorted.
     model = json.loads((digits_run / 'model' / 'config.json').read_text())
     shutil.copytree(digits_run / 'model', tmp_path / 'turned')
-    model['label_names'] = digits[::-1]
-    (tmp_path / 'turned' / 'config.json').write_text(json.dumps(model))
-    assert script('tools/evaluate.py', f'local-dir:{tmp_path / "turned"}', '--data', f'folder:{same}') == 2
-    assert 'is 9, that of ' in (said := capsys.readouterr().err) and 'are in another order' in said
+    # Or lack one of them and have another, so that all behind it have moved.
+    for names in (digits[::-1], ['9', *digits[:8], 'ten']):
+        model['label_names'] = names
+        (tmp_path / 'turned' / 'config.json').write_text(json.dumps(model))
+        assert script('tools/evaluate.py', f'local-dir:{tmp_path / "turned"}', '--data', f'folder:{same}') == 2
+        assert 'is 9, that of ' in (said := capsys.readouterr().err) and 'are in another order' in said
+
+
+def test_a_model_on_the_hub_says_what_it_was_trained_on(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(name: str, *, files: tuple[str, ...]) -> Path:
+        asked.append((name, files))
+        return digits_run / 'model'
+
+    monkeypatch.setattr('ltzoo.evaluation.trained_on.fetch_named', fetch)
+    training = TrainedOn('hf-hub:me/digits@v1')
+    assert asked == [('hf-hub:me/digits@v1', ('config.json',))]
+    assert training.lt['class_counts'] == COUNTS
+
+
+def test_shots_of_another_form_of_a_benchmark_are_told(digits_run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    evaluate_model(digits_run, 'digits_lt')
+    assert not caplog.messages
+    evaluate_model(digits_run, 'digits_lt_r10')
+    told = f'{digits_run} was trained on digits_lt: Many, Medium and Few go by the training images of digits_lt_r10'
+    assert caplog.messages == [told]
 
 
 @pytest.mark.parametrize('workers', [0, 1])

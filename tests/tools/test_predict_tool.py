@@ -112,6 +112,7 @@ def test_names_that_are_no_utf_8(
     assert name in (tmp_path / 'out.csv').read_bytes()
 
 
+@pytest.mark.parametrize('where', ['torch.nn.Module.to', 'ltzoo.models.cifar_resnet.CifarResNet.forward_features'])
 @pytest.mark.parametrize('tool', ['predict', 'evaluate'])
 def test_no_memory_is_one_sentence(
     script: Script,
@@ -120,16 +121,17 @@ def test_no_memory_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tool: str,
+    where: str,
 ) -> None:
     def fail(*args: object, **options: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr('ltzoo.evaluation.predict_files', fail)
-    monkeypatch.setattr('ltzoo.evaluation.evaluate_model', fail)
+    monkeypatch.setattr(where, fail)
     images = [pictures] if tool == 'predict' else ['--data', 'digits_lt']
     assert script(f'tools/{tool}.py', digits_run, *images, '--batch-size', 8) == 2
     said = capsys.readouterr().err
-    assert said.endswith(f'{tool}.py: there is no memory for --batch-size 8: take a smaller one\n')
+    less = 'there is no memory for the model with --batch-size 8: take a smaller one, or --device cpu'
+    assert said.endswith(f'{tool}.py: {less}\n')
 
 
 def test_what_cannot_be_read(
