@@ -296,5 +296,6 @@ class _ViewedSamples(TorchDataset[tuple[tuple[Tensor, ...], int]]):
         epoch, index, place = key
         image = self.split.images[index]
         with torch.random.fork_rng(devices=()):
-            torch.manual_seed(_mix(self.seed, epoch, index, place))
+            # That of the CPU alone: a GPU's belongs to the training.
+            torch.default_generator.manual_seed(_mix(self.seed, epoch, index, place))
             return self.views.pixels(image), int(self.split.labels[index])

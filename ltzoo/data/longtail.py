@@ -45,7 +45,7 @@ def longtail_counts(num_classes: int, largest: int, imbalance_ratio: float, kind
     if min(counts) < 1:
         raise ValueError(
             f'imbalance_ratio {imbalance_ratio:g} leaves no image in the smallest class: '
-            f'with {largest} images in the largest it can be at most {largest}'
+            f'with {largest} images in the largest, take one below {min(largest, imbalance_ratio):g}'
         )
     return np.array(counts, dtype=np.int64)
 

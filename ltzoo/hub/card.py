@@ -190,11 +190,13 @@ def licence_of(pretrained_cfg: Mapping[str, Any], lt: Mapping[str, Any]) -> str:
     """Return the licence of trained weights.
 
     It is that which their configuration names, as that of weights which they started from, else the zoo's. What was
-    trained from the start on own images has none: it is for who made it to say.
+    trained from the start on own images, or started from weights that name none, has none: it is for who made it to
+    say.
     """
-    if ':' in lt['data'] and not lt['recipe']['model'].get('pretrained'):
+    model = lt['recipe']['model']
+    if model.get('checkpoint_path') or (':' in lt['data'] and not model.get('pretrained')):
         return 'other'
-    return pretrained_cfg.get('license') or 'apache-2.0'
+    return pretrained_cfg.get('license') or ('other' if model.get('pretrained') else 'apache-2.0')
 
 
 def front_matter(

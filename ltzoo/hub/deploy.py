@@ -49,7 +49,7 @@ def deploy(model: nn.Module, file: str | os.PathLike[str]) -> float:
     check_target(file)
     plain = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
     images = make_vectors(plain)['images']
-    batches = [images[:1].repeat(2, 1, 1, 1).flip(-1), images[:1].repeat(3, 1, 1, 1)]
+    batches = [images[:1].repeat(2, 1, 1, 1).flip(-1), images[:1].repeat(3, 1, 1, 1), images[:1]]
     run = _onnx if file.suffix == '.onnx' else _program
     with writing(file), tempfile.TemporaryDirectory(prefix=f'.{file.name}.', dir=file.parent) as place:
         made = Path(place) / file.name

@@ -26,7 +26,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ltzoo.data import imbalance_ratio, without_folders
-from ltzoo.errors import one_line
 from ltzoo.files import new_folder
 from ltzoo.hub.card import METRICS, PLACE, eval_results, licence_of, model_card
 from ltzoo.hub.export import ExportError, check_new_folder, model_as_published
@@ -35,7 +34,7 @@ from ltzoo.models import create_model
 from ltzoo.models.download import file_hash
 from ltzoo.models.entries import entry_of, method_of, paper_results
 from ltzoo.models.input_config import input_config
-from ltzoo.models.lt_zoo import METHODS
+from ltzoo.models.lt_zoo import METHODS, ZooEntry
 
 __all__ = ['make_vectors', 'over_seeds', 'release', 'summarise', 'write_card']
 
@@ -97,10 +96,7 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
     model = create_model(f'local-dir:{model_folder}', pretrained=True).eval()
     vectors = first / 'vectors.safetensors'
     if vectors.is_file():
-        try:
-            check_vectors(model, vectors, str(first))
-        except (SafetensorError, KeyError, RuntimeError) as error:
-            raise ExportError(f'{vectors} is damaged: {one_line(error)}') from error
+        check_vectors(model, vectors, str(first))
     try:
         with new_folder(folder) as made:
             for name in ('model.safetensors', 'config.json'):
@@ -133,8 +129,10 @@ def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str = 
     method = method_of(first['recipe'])
     entry = entry_of(first['model'])
     usual = (entry.tag, METHODS[entry.method].trained_with, 'test', True) if entry else None
-    if usual != (first['data'], method, first['split'], _usual_shots(first['recipe'].get('evaluation') or {})):
-        # The zoo's network, but trained on other data, by another method, or measured elsewhere or by other shots.
+    measured = (first['data'], method, first['split'], _usual_shots(first['recipe'].get('evaluation') or {}))
+    if usual != measured or not _is_of_recipe(first['recipe_file'], entry):
+        # The zoo's network, but trained on other data, by another method or with other settings, or measured elsewhere
+        # or by other shots.
         entry = None
     counts = [row['train_count'] for row in first['per_class']]
     return {
@@ -160,6 +158,12 @@ def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str = 
             for record in records
         ],
     }
+
+
+def _is_of_recipe(recipe_file: str | None, entry: ZooEntry | None) -> bool:
+    """Return whether a command, as `_recipe_file` gives it, trained the recipe of the zoo, in whatever precision."""
+    file, *changes = shlex.split(recipe_file or '') or ['']
+    return entry is not None and file == entry.recipe and all(word.startswith('precision=') for word in changes)
 
 
 def over_seeds(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

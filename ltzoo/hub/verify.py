@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, one_line
 from ltzoo.models import create_model
 from ltzoo.models.download import file_hash
 from ltzoo.models.entries import entry_of, get_results
@@ -77,8 +78,11 @@ def check_vectors(model: Any, vectors: Path, name: str) -> float:
     Raises:
         VerificationError: if they differ by more than rounding.
     """
-    stored = load_file(vectors)
-    logits = model(stored['images'])
+    try:
+        stored = load_file(vectors)
+        logits, _ = model(stored['images']), stored['logits']
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise VerificationError(f'{vectors} is damaged, or not of {name}: {one_line(error)}') from error
     if logits.shape != stored['logits'].shape:
         raise VerificationError(
             f'{name} gives logits of shape {tuple(logits.shape)}, stored are {tuple(stored["logits"].shape)}'

@@ -29,8 +29,9 @@ __all__ = ['PICKLES', 'DownloadError', 'fetch', 'fetch_named', 'file_hash', 'pro
 # Files that run code when they are read, or may hold such.
 PICKLES = ('.bin', '.pth', '.pt', '.ckpt', '.tar', '.pkl', '.pickle')
 
-# Seconds until a server that takes no call counts as unreachable; the client itself would try again for 40.
-_CONNECT = 0.9
+# Seconds until a server that takes no call counts as unreachable, time to call it twice; the client itself would try
+# again for 40.
+_CONNECT = 1.5
 # Answers to be taken as none: not now, too many calls.
 _BUSY = (408, 429)
 _WEIGHTS = 'model.safetensors'
@@ -238,7 +239,9 @@ def _blob(path: Path) -> Path:
 
 def _forget(path: Path) -> None:
     for place in (path.resolve(), _blob(path), path):
-        place.unlink(missing_ok=True)
+        # A cache for reading only stays as it is.
+        with suppress(OSError):
+            place.unlink(missing_ok=True)
 
 
 def _remember(folder: Path, branch: str, commit: str) -> None:

@@ -171,6 +171,9 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         value = kwargs.get(key)
         if value is not None and (not isinstance(value, Integral) or value < least):
             raise ModelArgumentError(f'{key} must be a whole number, {least} or more, not {value!r}')
+        if value is not None:
+            # NumPy's would not go into a config.json.
+            kwargs[key] = int(value)
     try:
         _device(kwargs)
     except RuntimeError as error:

@@ -274,7 +274,7 @@ def _register(entry: ZooEntry) -> None:
             return model_entrypoint(backbone)(
                 pretrained=pretrained, pretrained_cfg=cfg, head=head or method.head, **kwargs
             )
-        if method.head == 'linear' and head is None:
+        if method.head == 'linear' and head is None and 'head_scale' not in kwargs:
             # Nothing of ours is in such a model, so it is saved as what it is, and timm alone can load it.
             cfg['architecture'] = backbone
         return build_with_head(

@@ -9,11 +9,11 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from ltzoo.errors import LtzooError
-from ltzoo.files import alone, check_target, new_folder, write_atomically, writing
+from ltzoo.files import BusyError, alone, check_target, new_folder, write_atomically, writing
 from ltzoo.training.checkpoint import CheckpointError
 from ltzoo.training.recipe import Recipe
 from ltzoo.training.run import RunFolder, difference
@@ -64,10 +64,24 @@ def write_archive(
     Raises:
         LtzooError: if the files cannot be written.
     """
+    with ExitStack() as held:
+        return _write_archive(file, folders, megabytes, to_continue, held)
+
+
+def _write_archive(
+    file: Path, folders: Sequence[Path], megabytes: float, to_continue: bool, held: ExitStack
+) -> tuple[list[Path], list[str]]:
+    """Do what `write_archive` does; the runs are kept from being trained to the end of `held`."""
     parts: list[list[tuple[Path, str]]] = []
     left_out: list[str] = []
     room, whole = 0.0, megabytes * 1e6 - tarfile.RECORDSIZE
     for folder in folders:
+        try:
+            if folder.is_dir():
+                held.enter_context(alone(folder))
+        except BusyError:
+            left_out.append(f'the run {folder} is being trained')
+            continue
         files = list(_files(folder, to_continue))
         if _needed(files) > whole:
             least = (_needed(files) + tarfile.RECORDSIZE) / 1e6 + 0.1
@@ -84,9 +98,9 @@ def write_archive(
             room -= _needed(files)
     stem = file.name.removesuffix(_ENDING)
     names = (file.with_name(f'{stem}-{number}{_ENDING}') for number in itertools.count(1))
-    contents = [_tar(part) for part in parts]
-    numbered = list(itertools.islice(names, len(contents)))
+    numbered = list(itertools.islice(names, len(parts)))
     with writing(file):
+        contents = [_tar(part) for part in parts]
         new = [path for path in numbered if not path.exists()]
         try:
             for path, content in zip(numbered, contents, strict=True):
@@ -150,7 +164,7 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
                     with new_folder(place) as made:
                         shutil.copytree(brought / name, made, dirs_exist_ok=True)
             log = brought / f'{name}.log'
-            if log.is_file() and new >= there:
+            if log.is_file() and (new > there or not (output / log.name).exists()):
                 with writing(output / log.name):
                     output.mkdir(parents=True, exist_ok=True)
                     write_atomically(output / log.name, log.read_bytes())

@@ -20,6 +20,14 @@ from ltzoo.training.run import RunFolder
 __all__ = ['Job', 'Plan', 'PlanError', 'PlannedRun', 'load_plan', 'plan_jobs']
 
 
+# Keys of a recipe that a plan sets itself.
+_OF_PLANS = {
+    'seed': 'a plan says its seeds itself, and --seeds picks some of them',
+    'output': 'a plan says where its runs go, or --output does',
+    'resume': 'a plan always goes on where it was stopped',
+}
+
+
 class PlanError(LtzooError, ValueError):
     """A plan that cannot be used; the message names the key and what would be right."""
 
@@ -131,6 +139,10 @@ def plan_jobs(
     for seed in seeds or ():
         if seed not in plan.seeds:
             raise PlanError(f'--seeds: the plan has no seed {seed}; it has {", ".join(map(str, plan.seeds))}')
+    for change in (*changes, *(word for name in only or plan.runs for word in plan.runs[name].overrides)):
+        key = change.partition('=')[0]
+        if key in _OF_PLANS:
+            raise PlanError(f'{change}: {_OF_PLANS[key]}')
     jobs = []
     for seed in dict.fromkeys(seeds or plan.seeds):
         for name in dict.fromkeys(only or plan.runs):

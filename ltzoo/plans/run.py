@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from ltzoo.errors import LtzooError
 from ltzoo.files import writing
 from ltzoo.plans.plan import Job, Plan, PlanError
 from ltzoo.plans.table import write_table
@@ -83,7 +85,13 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
             stopped.set()
         with lock:
             if not stopped.is_set():
-                write_table(plan)
+                try:
+                    write_table(plan)
+                except LtzooError as error:
+                    # Those that run go on to their end, hours from now, before it is raised.
+                    print(f'nothing more is begun: {error}', file=sys.stderr, flush=True)
+                    stopped.set()
+                    raise
                 ending = 'out of time' if code is None else f'exit code {code}' if code else 'finished'
                 if code == 2:
                     # What was refused is said in the last line.

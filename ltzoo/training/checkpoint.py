@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, is_out_of_memory
 from ltzoo.files import write_atomically
 
 __all__ = ['CheckpointError', 'load_checkpoint', 'save_checkpoint']
@@ -46,7 +46,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f'there is no checkpoint {path}') from error
-    except MemoryError:
-        raise
+    except OSError as error:
+        raise CheckpointError(f'the checkpoint {path} cannot be read: {error.strerror or error}') from error
     except Exception as error:  # A damaged pickle can end in anything.
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(f'{path} is not a readable checkpoint; remove it to start again') from error

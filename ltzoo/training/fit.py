@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ltzoo.data import Dataset, FileImages, require_readable, source_of, with_place, without_folders
+from ltzoo.data import DataError, Dataset, FileImages, require_readable, source_of, with_place, without_folders
 from ltzoo.data.loader import Batch
 from ltzoo.errors import LtzooError, one_line
 from ltzoo.evaluation import Scores, plot_accuracy
@@ -69,6 +70,9 @@ def fit(recipe: Recipe, output: str | os.PathLike[str], *, progress: bool = True
     accelerator = create_accelerator(recipe, folder.path)
     folder.check(recipe)
     if recipe.resume == 'auto' and folder.finished and folder.model.exists():
+        if accelerator.is_main_process:
+            # A kill may have left some of the snapshots.
+            shutil.rmtree(folder.bank, ignore_errors=True)
         return folder.read_results()
     accelerator.wait_for_everyone()
     with ExitStack() as held:
@@ -85,6 +89,7 @@ def _train(
     check_names(recipe)
     warn_of_what_never_comes(recipe)
     dataset = prepare_data(recipe)
+    _require_alike(accelerator, dataset)
     _require_apart(folder, dataset)
     begun = folder.checkpoint.exists()
     # A checkpoint holds all weights, so that going on needs no others.
@@ -110,6 +115,23 @@ def _train(
         accelerator.init_trackers('ltzoo', config={'recipe': recipe.to_yaml()})
     _train_epochs(folder, training, progress)
     return _score_and_finish(folder, training)
+
+
+def _require_alike(accelerator: Accelerator, dataset: Dataset) -> None:
+    """Refuse processes that found other images than the others: they would take rows of different batches.
+
+    Raises:
+        DataError: if so.
+    """
+    if accelerator.num_processes == 1:
+        return
+    first, *others = gather_object([dataset.identity])
+    for process, other in enumerate(others, start=1):
+        if other != first:
+            raise DataError(
+                f'process {process} found {sum(other["class_counts"]):,} training images in {dataset.name}, process 0 '
+                f'{sum(first["class_counts"]):,}, or others: each needs the same, all of them readable to it'
+            )
 
 
 def _require_apart(folder: RunFolder, dataset: Dataset) -> None:
@@ -244,6 +266,10 @@ def _restore(folder: RunFolder, training: Training) -> None:
             _check_data(folder, recipe, training.dataset.identity, state)
         if accelerator.is_main_process:
             folder.start(recipe, describe_environment(str(accelerator.device), accelerator.num_processes), state)
+    if accelerator.num_processes > 1 and len(set(gather_object([0 if state is None else state['epoch']]))) > 1:
+        raise CheckpointError(
+            f'the processes find different checkpoints in output={folder.path}: give a folder that all machines share'
+        )
     if state is None:
         return
     try:
@@ -292,7 +318,9 @@ def _check_data(folder: RunFolder, recipe: Recipe, now: dict[str, Any], state: d
 
 
 def _results(folder: RunFolder, training: Training, scores: Scores) -> dict[str, Any]:
-    recipe = training.recipe
+    recipe, accelerator = training.recipe, training.accelerator
+    # Which the main process has written, on its machine.
+    environment = json.loads(folder.environment.read_text()) if accelerator.is_main_process else None
     return {
         'model': recipe.model.name,
         'data': training.dataset.name,
@@ -305,7 +333,7 @@ def _results(folder: RunFolder, training: Training, scores: Scores) -> dict[str,
         'split_seed': recipe.data.split_seed,
         'parameters': sum(p.numel() for p in training.learner.model.parameters()),
         'training_seconds': round(training.seconds, 1),
-        'environment': json.loads(folder.environment.read_text()),
+        'environment': gather_object([environment])[0],
         'recipe': recipe.decides_result(),
     }
 

@@ -12,13 +12,13 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import nn
 
 from ltzoo.data import Dataset, load_parts
 from ltzoo.data.loader import TrainLoader, train_loader
 from ltzoo.data.views import parse_views
-from ltzoo.errors import did_you_mean
+from ltzoo.errors import did_you_mean, one_line
 from ltzoo.evaluation.trained_on import TrainedOn
 from ltzoo.gkpgsa import GkpGsa
 from ltzoo.hub.export import check_exportable
@@ -34,6 +34,8 @@ from ltzoo.training.training import Training
 from ltzoo.training.trial import try_step
 
 logger = logging.getLogger(__name__)
+
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 __all__ = [
     'can_record',
@@ -177,13 +179,21 @@ def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerato
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         # A training before this one in the same process had another, which Accelerate keeps.
         AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision=precision,
-        log_with=list(recipe.trackers) or None,
-        project_dir=output,
-        # The encoder has gradients at first, and none later on.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=recipe.retraining is not None)],
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            log_with=list(recipe.trackers) or None,
+            project_dir=output,
+            # The encoder has gradients at first, and none later on.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=recipe.retraining is not None)],
+        )
+    except ValueError as error:
+        raise RecipeError(f'precision={recipe.precision} cannot be used: {one_line(error)}') from error
+    if accelerator.distributed_type in _SHARDED:
+        raise RecipeError(
+            f'accelerate is configured for {accelerator.distributed_type.value}, which cuts the model up; what trains '
+            'here needs it whole in every process: accelerate launch --multi_gpu'
+        )
     on_cpu = accelerator.device.type == 'cpu'
     if recipe.method is not None and accelerator.device.type == 'mps':
         raise RecipeError('method computes in float64, which the device mps does not have: accelerate launch --cpu')

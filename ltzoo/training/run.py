@@ -73,6 +73,11 @@ class RunFolder:
             return
         # Stopped in its first epoch, a run is begun anew; finished and brought home, it has no checkpoint.
         if not (self.checkpoint.exists() or self.finished):
+            if self.model.exists():
+                raise CheckpointError(
+                    f'output={self.path} holds a model without its results and its checkpoint, and would be begun '
+                    'anew: put one back, or give another output'
+                )
             return
         if recipe.resume == 'never':
             raise CheckpointError(
@@ -199,9 +204,10 @@ class RunFolder:
             if not isinstance(results.get('training_seconds'), (int, float)):
                 raise ValueError('it does not say training_seconds')
         except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(
-                f'{self.results} is damaged: {error}; remove it to go on from the checkpoint'
-            ) from error
+            instead = (
+                'remove it to go on from the checkpoint' if self.checkpoint.exists() else 'bring the run home again'
+            )
+            raise CheckpointError(f'{self.results} is damaged: {error}; {instead}') from error
         return results
 
     def append_log(self, line: dict[str, Any]) -> None:

@@ -85,7 +85,8 @@ class Training:
         if not anew:
             return
         if scales is None:
-            with torch.random.fork_rng():
+            device = self.accelerator.device
+            with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
                 torch.manual_seed(self.recipe.seed)
                 classifier.reset_parameters()
         self.optimizer.load_state_dict(self.first_optimizer)

@@ -39,7 +39,7 @@ def try_step(
     # Batch-norm may need two samples, which a small piece of a batch does not have.
     count = min(2, recipe.batch_size // (accelerator.num_processes * recipe.accumulation))
     device = accelerator.device
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
         trial = copy.deepcopy(learner).train()
         optimizer = create_optimizer(trial, recipe.optimizer)
         views = tuple(torch.randn(count, 3, *size, device=device) for size in sizes)

@@ -311,8 +311,8 @@ def test_each_image_has_its_own_parameters_whatever_the_batch(images: Tensor, op
     whole = operation.apply(images, p)
     part = operation.apply(images[10:20], take_rows(p, slice(10, 20)))
     assert torch.equal(whole[10:20], part)
-    same = operation.apply(images[:1].expand(N, -1, -1, -1), p)
-    assert len(torch.unique(same.flatten(1), dim=0)) > 1 or bool((images[0] == images[0, 0, 0, 0]).all())
+    same = operation.apply(images[5:6].expand(N, -1, -1, -1), p)
+    assert len(torch.unique(same.flatten(1), dim=0)) > 1
     assert not torch.equal(operation.apply(images, drawn(operation, seed=1)), whole)
 
 

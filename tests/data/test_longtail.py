@@ -126,7 +126,7 @@ def test_seed_alone_decides() -> None:
     [
         (np.tile(np.arange(3), 5), 0.5, 'exp', 'at least 1'),
         (np.tile(np.arange(3), 5), float('nan'), 'exp', 'at least 1'),
-        (np.tile(np.arange(3), 5), 6, 'exp', 'at most 5'),
+        (np.tile(np.arange(3), 5), 6, 'exp', 'take one below 5'),
         (np.tile(np.arange(3), 5), 2, 'linear', "'exp' or 'step'"),
         (np.zeros(5, dtype=int), 2, 'exp', 'at least 2 classes'),
         (np.zeros(0, dtype=int), 2, 'exp', 'non-empty'),
@@ -144,7 +144,7 @@ def test_unfit_input_is_refused(labels: np.ndarray, ratio: float, kind: str, mes
 def test_more_than_the_head_class_has_is_refused() -> None:
     with pytest.raises(DataError, match='digits_lt_r50_n9999: class 0 has 134 images where the profile keeps 9999'):
         load_data('digits_lt_r50_n9999')
-    with pytest.raises(DataError, match='at most 40'):
+    with pytest.raises(DataError, match='take one below 40'):
         load_data('digits_lt_r50_n40')
 
 
@@ -160,5 +160,5 @@ def test_names() -> None:
         load_data('zzz')
     with pytest.raises(DataError, match='cifar10_lt_r100'):
         load_data('cifar10_lt')
-    with pytest.raises(DataError, match=r'digits_lt_r1000.*at most 134'):
+    with pytest.raises(DataError, match=r'digits_lt_r1000.*take one below 134'):
         load_data('digits_lt_r1000')

@@ -189,6 +189,18 @@ class TestFolder:
         dataset = load_data('folder', tmp_path / 'set')
         assert Counter(np.concatenate([dataset.train.labels, dataset.test.labels]).tolist()) == {0: 5, 1: 3}
 
+    def test_images_that_links_lead_to_again_count_once(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        write_classes(tmp_path / 'a', may=3, june=2)
+        write_classes(tmp_path, b=2)
+        (tmp_path / 'a' / 'latest').symlink_to(tmp_path / 'a' / 'may')
+        (tmp_path / 'a' / 'june' / 'before').symlink_to(tmp_path / 'a' / 'may')
+        (tmp_path / 'b' / 'one').symlink_to(tmp_path / 'a' / 'june')
+        (tmp_path / 'a' / 'june' / 'other').symlink_to(tmp_path / 'b')
+        dataset = load_data('folder', tmp_path)
+        # What is below class b as well is below a by a link of its own.
+        assert Counter(np.concatenate([dataset.train.labels, dataset.test.labels]).tolist()) == {0: 7, 1: 4 + 3}
+        assert f'{tmp_path}/a/latest leads to {tmp_path}/a/may, whose files are there already' in caplog.text
+
     def test_a_class_that_is_a_broken_link_is_not_passed_over(self, tmp_path: Path) -> None:
         write_classes(tmp_path, a=3, b=3)
         (tmp_path / 'c').symlink_to('/not/mounted')
@@ -327,15 +339,23 @@ class TestFolder:
         load_data('folder', tmp_path / 'unknown')
         assert 'are test_set, training_set, which all hold the folders x, y and nothing else' in caplog.text
 
-    def test_a_competitions_test_part_is_left_out(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        write_classes(tmp_path / 'train', x=5, y=5)
-        write_classes(tmp_path, test=3)
+    @pytest.mark.parametrize(('train', 'test'), [('train', 'test'), ('Train', 'Test'), ('training', 'testing')])
+    def test_a_competitions_test_part_is_left_out(
+        self, train: str, test: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        write_classes(tmp_path / train, x=5, y=5)
+        write_classes(tmp_path, **{test: 3})
         assert len(load_data('folder', tmp_path).test) == 2
-        assert 'tested on 20 % of it: test (no class folders) is left out' in caplog.text
+        assert f'tested on 20 % of it: {test} (no class folders) is left out' in caplog.text
         write_classes(tmp_path / 'val', x=3, y=1)
         dataset = load_data('folder', tmp_path)
         assert (len(dataset.train), len(dataset.test), dataset.validation) == (10, 4, None)
-        assert 'tested on val: test (no class folders) is left out' in caplog.text
+        assert f'tested on val: {test} (no class folders) is left out' in caplog.text
+
+    def test_parts_without_class_folders_are_refused_in_any_case(self, tmp_path: Path) -> None:
+        write_classes(tmp_path, Train=3, Test=3)
+        with pytest.raises(DataError, match='Train has no folders; it must hold one folder of images for each class'):
+            load_data('folder', tmp_path)
 
 
 class TestCsv:
@@ -366,9 +386,9 @@ class TestCsv:
         assert all(name == str(int(Path(file).stem) % 11) for name, file in names(dataset, 'test'))
 
     def test_an_image_twice_or_a_class_without_training_images_is_refused(self, tmp_path: Path) -> None:
-        for rows in ('a,0\nb,1\n./a,0\n', 'a,0,train\nb,1,train\na,1,test\n'):
+        for rows in ('a,0\nb,1\n./a,0\n', 'a,0,train\nb,1,train\na,1,test\n', f'a,0\nb,1\n{tmp_path}/a,0\n'):
             first = 'path,label,split' if 'train' in rows else 'path,label'
-            with pytest.raises(DataError, match=r'line 4 of .*list\.csv names a again, after line 2'):
+            with pytest.raises(DataError, match=r'line 4 of .*list\.csv names .*a again, after line 2'):
                 self.load(tmp_path, f'{first}\n{rows}')
         with pytest.raises(DataError, match=r'class c of .*list\.csv has no training image'):
             self.load(tmp_path, 'path,label,split\n1,a,train\n2,b,train\n3,c,test\n')

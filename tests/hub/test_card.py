@@ -17,6 +17,7 @@ from torch import nn
 
 import ltzoo
 from ltzoo.hub import export_model, model_card
+from ltzoo.hub.card import licence_of
 
 Train = Callable[..., nn.Module]
 MEAN, STD = (0.31, 0.42, 0.53), (0.19, 0.2, 0.21)
@@ -92,15 +93,25 @@ def test_a_hold_out_is_not_called_a_test_set(lt: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ('data', 'pretrained', 'licence'),
-    [('folder:x', False, 'other'), ('folder:x', True, 'mit'), ('cifar10_lt_r50', False, 'mit')],
+    ('data', 'start', 'licence'),
+    [
+        ('folder:x', {}, 'other'),
+        ('folder:x', {'pretrained': True}, 'mit'),
+        ('cifar10_lt_r50', {}, 'mit'),
+        ('cifar10_lt_r50', {'checkpoint_path': 'theirs.pth'}, 'other'),
+    ],
 )
 def test_the_licence_of_what_was_made_of_own_images_is_for_its_makers_to_say(
-    lt: dict[str, Any], tmp_path: Path, data: str, pretrained: bool, licence: str
+    lt: dict[str, Any], tmp_path: Path, data: str, start: dict[str, Any], licence: str
 ) -> None:
-    recipe = {**lt['recipe'], 'model': {**lt['recipe']['model'], 'pretrained': pretrained}}
+    recipe = {**lt['recipe'], 'model': {**lt['recipe']['model'], **start}}
     card = load(model_card({**lt, 'data': data, 'recipe': recipe}, CFG), tmp_path)
     assert card.data.license == licence
+
+
+def test_weights_that_name_no_licence_pass_none_on(lt: dict[str, Any]) -> None:
+    assert licence_of({}, lt) == 'apache-2.0'
+    assert licence_of({}, {**lt, 'recipe': {'model': {'pretrained': True}}}) == 'other'
 
 
 def test_it_points_to_no_place_that_may_not_exist(lt: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ def refused(name: str, pretrained: bool = True) -> str:
     start = time.perf_counter()
     with pytest.raises(DownloadError) as caught:
         ltzoo.create_model(name, pretrained=pretrained)
-    assert time.perf_counter() - start < 1.5
+    assert time.perf_counter() - start < 3
     message = str(caught.value)
     assert '\n' not in message
     return message
@@ -397,7 +397,7 @@ def test_limits_are_of_the_library_that_the_client_is_built_on(library: str, mon
     monkeypatch.setattr('ltzoo.models.download.get_session', lambda: client)
     limits = _timeout()
     assert isinstance(limits, http.Timeout)
-    assert limits.connect < 1 < limits.read
+    assert 1 < limits.connect < 2 < limits.read
 
 
 def test_no_way_to_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

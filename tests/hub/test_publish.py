@@ -91,9 +91,19 @@ def test_all_of_it_is_one_commit_that_loads_back(
         torch.testing.assert_close(model(vectors['images']), vectors['logits'])
 
 
-def test_the_zoos_own_place_is_loaded_by_name(hub: Hub, token: None, folder: Path) -> None:
+def test_the_zoos_own_place_is_loaded_by_name(
+    hub: Hub, token: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = json.loads((folder / 'results.json').read_text())
     (folder / 'results.json').write_text(json.dumps({**results, 'name': 'resnet32_pets_ce.pets', 'hub_id': REPO}))
+    # A package that has no weights of that name, has others, has these.
+    publish(folder, f'{REPO}_none')
+    has = {'sha256': '0'}
+    monkeypatch.setattr(sys.modules['ltzoo.hub.publish'], 'get_results', lambda name: has)
+    publish(folder, REPO)
+    other = (hub.repositories[REPO].files('main') or {})['README.md']
+    assert f"'hf-hub:{REPO}', pretrained=True".encode() in other
+    has['sha256'] = results['sha256']
     publish(folder, REPO)
     publish(folder, f'{REPO}_copy')
     card, copy = ((hub.repositories[repo].files('main') or {})['README.md'] for repo in (REPO, f'{REPO}_copy'))

@@ -33,6 +33,12 @@ KEYS = ('top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece')
 COMMAND = "recipes/train.py /secret/own.yaml 'data.name=folder:/secret/my photos' epochs=3"
 
 
+def trained(tag: str, *changes: str) -> dict[str, Any]:
+    """Return what the zoo's recipe of cross-entropy records of its environment."""
+    command = f'recipes/train.py recipes/{tag}/ce.yaml precision=bf16 seed=0 {" ".join(changes)}'
+    return {'commit': 'abc', 'torch': '2.99', 'command': command}
+
+
 @pytest.fixture
 def make_run(train: Train, lt: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
     """Return a function that makes what a finished training leaves behind."""
@@ -201,7 +207,7 @@ def test_scores_by_other_thresholds_are_no_results_of_the_benchmark(
     for many_above, ours in ((100, True), (200, False)):
         thresholds = {'many_above': many_above, 'few_below': 20}
         recipe = {**lt['recipe'], 'objective': {'name': 'ce'}, 'evaluation': thresholds}
-        run = make_run(0, 50.0, model=f'resnet32_cifar_ce.{tag}', recipe=recipe)
+        run = make_run(0, 50.0, model=f'resnet32_cifar_ce.{tag}', recipe=recipe, environment=trained(tag))
         config = json.loads((run / 'model' / 'config.json').read_text())
         config['lt'].update(data=tag, **thresholds)
         (run / 'model' / 'config.json').write_text(json.dumps(config))
@@ -221,12 +227,13 @@ def test_nothing_of_the_machine_is_released(make_run: Callable[..., Path], tmp_p
 
 
 @pytest.mark.parametrize(
-    ('model', 'objective', 'data', 'name', 'hub_id'),
+    ('model', 'objective', 'data', 'changes', 'name', 'hub_id'),
     [
         (
             'resnet32_cifar_ce.cifar100_lt_r100',
             'ce',
             'cifar100_lt_r100',
+            [],
             'resnet32_cifar_ce.cifar100_lt_r100',
             'ltzoo/resnet32_cifar_ce',
         ),
@@ -234,12 +241,14 @@ def test_nothing_of_the_machine_is_released(make_run: Callable[..., Path], tmp_p
             'resnet32_cifar_ce.cifar10_lt_r50',
             'ce',
             'cifar10_lt_r50',
+            [],
             'resnet32_cifar_ce.cifar10_lt_r50',
             'ltzoo/resnet32_cifar_ce.cifar10_lt_r50',
         ),
-        # The zoo's network trained on other data, or in another way, is no model of the zoo.
-        ('resnet32_cifar_ce', 'ce', 'mine', 'resnet32_cifar_ce', None),
-        ('resnet32_cifar_ce', 'bcl', 'cifar100_lt_r100', 'resnet32_cifar_ce', None),
+        # The zoo's network trained on other data, in another way or with other settings, is no model of the zoo.
+        ('resnet32_cifar_ce', 'ce', 'mine', [], 'resnet32_cifar_ce', None),
+        ('resnet32_cifar_ce', 'bcl', 'cifar100_lt_r100', [], 'resnet32_cifar_ce', None),
+        ('resnet32_cifar_ce', 'ce', 'cifar100_lt_r100', ['epochs=5'], 'resnet32_cifar_ce', None),
     ],
 )
 def test_what_it_is_called(
@@ -249,10 +258,12 @@ def test_what_it_is_called(
     model: str,
     objective: str,
     data: str,
+    changes: list[str],
     name: str,
     hub_id: str | None,
 ) -> None:
-    run = make_run(0, 50.0, model=model, recipe={**lt['recipe'], 'objective': {'name': objective}})
+    recipe = {**lt['recipe'], 'objective': {'name': objective}}
+    run = make_run(0, 50.0, model=model, recipe=recipe, environment=trained(data, *changes))
     config = json.loads((run / 'model' / 'config.json').read_text())
     config['lt'].update(data=data, many_above=100, few_below=20)
     (run / 'model' / 'config.json').write_text(json.dumps(config))
@@ -379,7 +390,7 @@ def change_results(folder: Path, **changes: Any) -> None:
         (lambda out: change_results(out, runs=None), 'out/results.json is damaged: its runs are not a list of scores'),
         (lambda out: change_results(out, sha256='0' * 64), 'out/model.safetensors holds other weights than'),
         (lambda out: change_results(out, name=3), 'out is damaged: its model is 3'),
-        (lambda out: (out / 'vectors.safetensors').write_bytes(b'x'), 'out/vectors.safetensors is damaged: '),
+        (lambda out: (out / 'vectors.safetensors').write_bytes(b'x'), 'out/vectors.safetensors is damaged, or not of '),
         (lambda out: (out / 'results.json').write_text('{}'), 'out/results.json is damaged: it does not say data'),
         (lambda out: (out / 'model.safetensors').unlink(), 'out lacks model.safetensors'),
     ],

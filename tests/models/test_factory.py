@@ -148,6 +148,11 @@ def test_saved_zoo_models_load_bit_equal(tmp_path: Path) -> None:
         assert not torch.equal(untrained(x), model(x))
 
 
+def test_a_scale_that_a_linear_head_has_no_use_for_does_not_keep_it_from_loading(tmp_path: Path) -> None:
+    save_for_hf(ltzoo.create_model('resnet32_cifar_ce', head_scale=8.0), str(tmp_path), safe_serialization=True)
+    assert type(ltzoo.create_model(f'local-dir:{tmp_path}', pretrained=True).fc) is nn.Linear
+
+
 @pytest.mark.parametrize('arguments', [{'head': 'linear'}, {'head': 'cosine', 'head_scale': 8.0}])
 def test_a_chosen_head_survives_saving(arguments: dict, tmp_path: Path) -> None:
     for name in ('resnet32_cifar_ce', 'resnet32_cifar_bcl', 'resnet32_cifar', 'resnet50_imagenetlt_ce'):
@@ -292,8 +297,10 @@ def test_a_name_is_text_and_a_place_may_begin_at_home(saved: Path, monkeypatch: 
         ltzoo.create_model('local-dir:', pretrained=True)
 
 
-def test_a_number_of_classes_may_be_numpys() -> None:
-    assert ltzoo.create_model('resnet8_cifar', num_classes=np.int64(7), in_chans=np.int32(1)).num_classes == 7
+def test_a_number_of_classes_may_be_numpys(tmp_path: Path) -> None:
+    model = ltzoo.create_model('resnet8_cifar', num_classes=np.int64(7), in_chans=np.int32(1))
+    save_for_hf(model, str(tmp_path), safe_serialization=True)
+    assert ltzoo.create_model(f'local-dir:{tmp_path}', pretrained=True).num_classes == 7
 
 
 def test_weights_that_do_not_go_with_an_argument_are_not_called_damaged_alone() -> None:

@@ -6,6 +6,7 @@ import errno
 import gzip
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,18 @@ from ltzoo.plans.archive import ArchiveError, collect, write_archive
 from ltzoo.training.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[2] / 'recipes' / 'digits_lt' / 'ce.yaml'
+
+
+def test_a_run_that_is_being_trained_is_left_out(tmp_path: Path) -> None:
+    for name in ('one', 'two'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'log.jsonl').write_text('{}')
+    with alone(tmp_path / 'one'):
+        files, left_out = write_archive(tmp_path / 'runs.tar.gz', [tmp_path / 'one', tmp_path / 'two'])
+    assert left_out == [f'the run {tmp_path}/one is being trained']
+    with tarfile.open(files[0]) as tar:
+        assert tar.getnames() == ['two/log.jsonl']
+    assert {path.name for path in (tmp_path / 'two').iterdir()} == {'log.jsonl'}
 
 
 @pytest.mark.parametrize('order', [1, -1])
@@ -46,6 +59,12 @@ def test_of_two_archives_of_one_run_the_further_one_is_taken_whole(
     run = home / 'base_seed0'
     assert len((run / 'log.jsonl').read_text().splitlines()) == 10
     assert json.loads((run / 'environment.json').read_text()) == {'device': 'second'}
+    # On a tie what is here stays, the text beside the folder too.
+    (home / 'base_seed0.log').write_text('said here')
+    archives[-1 if order == 1 else 0].parent.joinpath('second', 'base_seed0.log').write_text('said there')
+    again = write_archive(tmp_path / 'again.tar.gz', [tmp_path / 'second' / 'base_seed0'])[0]
+    assert collect(again, home, {'base_seed0': recipe}) == {'base_seed0': 'nothing newer than here'}
+    assert (home / 'base_seed0.log').read_text() == 'said here'
     run.joinpath('log.jsonl').write_text('')
     with alone(run), pytest.raises(BusyError, match='base_seed0 is being written by another process'):
         collect(archives, home, {'base_seed0': recipe})

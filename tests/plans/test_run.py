@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ltzoo.errors import LtzooError
-from ltzoo.plans.plan import load_plan, plan_jobs
+from ltzoo.plans.plan import Plan, load_plan, plan_jobs
 from ltzoo.plans.run import _wait, train
 
 RECIPE = Path(__file__).parents[2] / 'recipes' / 'digits_lt' / 'ce.yaml'
@@ -27,6 +27,25 @@ def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(LtzooError, match=r'base_seed0\.log cannot be written: .*Is a directory'):
         train(jobs, 1, plan)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_table_that_cannot_be_made_is_told_at_once_and_ends_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'plan.yaml').write_text(f'output: {tmp_path}/runs\nseeds: [0, 1]\nruns: {{base: {{recipe: {RECIPE}}}}}')
+    (tmp_path / 'train.py').write_text('')
+    plan = load_plan(tmp_path / 'plan.yaml')
+    begun = []
+
+    def fail(plan: Plan) -> None:
+        begun.append(plan)
+        raise LtzooError('the table cannot be written')
+
+    monkeypatch.setattr('ltzoo.plans.run.write_table', fail)
+    with pytest.raises(LtzooError, match='the table cannot be written'):
+        train(plan_jobs(plan, tmp_path, tmp_path / 'train.py'), 1, plan)
+    assert len(begun) == 1
+    assert capsys.readouterr().err == 'nothing more is begun: the table cannot be written\n'
 
 
 def test_what_does_not_stop_is_killed() -> None:

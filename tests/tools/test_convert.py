@@ -161,10 +161,11 @@ def test_a_model_of_timm_loads_without_ltzoo(script: Script, tmp_path: Path) -> 
 
 def test_experts_of_ours_and_images_as_timm_feeds_them(tmp_path: Path) -> None:
     arguments = {'num_classes': 7, 'num_experts': 2}
-    for head in ('cosine', 'linear'):
-        model = ltzoo.create_model('resnet32_cifar_experts', head=head, **arguments).eval()
+    for arch, head in (('resnet32_cifar_experts', 'cosine'), ('resnet32_cifar_experts', 'linear'),
+                       ('resnet32_cifar_ride', 'cosine')):  # fmt: skip
+        model = ltzoo.create_model(arch, head=head, **arguments).eval()
         torch.save(model.state_dict(), tmp_path / 'experts.pth')
-        made = convert(tmp_path / 'experts.pth', 'timm', arch='resnet32_cifar_experts').model
+        made = convert(tmp_path / 'experts.pth', 'timm', arch=arch).model
         x = torch.randn(2, 3, 32, 32)
         assert torch.equal(made(x), model(x))
     torch.save(timm.create_model('convnextv2_nano', num_classes=3).state_dict(), tmp_path / 'squashed.pth')

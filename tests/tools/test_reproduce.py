@@ -241,10 +241,10 @@ def test_a_pack_trains_elsewhere_and_its_archive_comes_home(
 
 def test_what_is_changed_in_all_recipes_travels_with_a_pack(script: Script, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, [3], {'base': ['epochs=1']})
-    assert script('tools/reproduce.py', plan, '--set', 'epochs=2', 'seed=5', '--pack', tmp_path / 'pack') == 0
+    assert script('tools/reproduce.py', plan, '--set', 'epochs=2', 'batch_size=8', '--pack', tmp_path / 'pack') == 0
     (run,) = yaml.safe_load((tmp_path / 'pack' / 'plan.yaml').read_text())['runs'].values()
-    assert run['overrides'] == [*SMALL, 'epochs=1', 'epochs=2', 'seed=5']
-    assert 'PLAN.yaml --set epochs=2 seed=5 --collect FILE' in (tmp_path / 'pack' / 'README.md').read_text()
+    assert run['overrides'] == [*SMALL, 'epochs=1', 'epochs=2', 'batch_size=8']
+    assert 'PLAN.yaml --set epochs=2 batch_size=8 --collect FILE' in (tmp_path / 'pack' / 'README.md').read_text()
     elsewhere = ('--output', tmp_path / 'else where', '--pack', tmp_path / 'other')
     assert script('tools/reproduce.py', plan, *elsewhere) == 0
     assert (
@@ -336,6 +336,7 @@ def test_the_plans_that_come_along_name_recipes_and_keys_that_exist(
         ('output: o\nruns: {a: {recipe: no.yaml}}', [], 'there is no recipe file {tmp}/no.yaml'),
         ('output: o\nruns: {a: {recipe: no.yaml, sedes: 1}}', [], 'runs.a.sedes: '),
         ('output: o\nruns: {base: {recipe: no.yaml}}', ['--only', 'bass'], 'no run bass; did you mean base?'),
+        (GOOD, ['--set', 'epochs=1', 'seed=7'], 'seed=7: a plan says its seeds itself, and --seeds picks some of them'),
         (GOOD, ['--seeds', '2', '7'], '--seeds: the plan has no seed 7; it has 0, 1, 2'),
         ('output: o\nruns: {base: {recipe: no.yaml}}', ['--jobs', '0'], '--jobs must be 1 or more, not 0'),
         (

@@ -49,6 +49,25 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ('error', 'told'),
+    [
+        (OSError(5, 'Input/output error'), r'the checkpoint .*c\.pt cannot be read: Input/output error$'),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 'allocate memory$'),
+    ],
+)
+def test_a_good_file_that_cannot_be_read_now_is_not_called_damaged(
+    error: Exception, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    save_checkpoint(tmp_path / 'c.pt', {'epoch': 1})
+    monkeypatch.setattr(torch, 'load', fail)
+    with pytest.raises(RuntimeError, match=told):
+        load_checkpoint(tmp_path / 'c.pt')
+
+
+@pytest.mark.parametrize(
     'content', [b'', b'not a checkpoint', b'https://x', b'.', None], ids=['empty', 'text', 'link', 'point', 'truncated']
 )
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:

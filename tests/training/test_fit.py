@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,14 +21,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from PIL import Image
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN
 from timm.models.vision_transformer import VisionTransformer
 
 import ltzoo
-from ltzoo.data import UnreadableImageError
+from ltzoo.data import DataError, UnreadableImageError
 from ltzoo.data.augment import ViewError
 from ltzoo.data.loader import Batch
 from ltzoo.errors import LtzooError
@@ -273,10 +277,22 @@ def test_what_a_run_leaves_behind(make_recipe: MakeRecipe, tmp_path: Path) -> No
     assert len(results['per_class']) == 10
     # Asked again with resume=auto, a finished run is shown, not trained.
     assert fit(make_recipe('resume=auto'), tmp_path / 'run', progress=False) == results
+    (tmp_path / 'run' / 'bank').mkdir()
+    fit(make_recipe('resume=auto'), tmp_path / 'run', progress=False)
+    assert not (tmp_path / 'run' / 'bank').exists()
     (tmp_path / 'run' / 'results.json').write_text('{"top1": ')
     with pytest.raises(CheckpointError, match=r'results\.json is damaged: .*; remove it to go on from the checkpoint'):
         fit(make_recipe('resume=auto'), tmp_path / 'run', progress=False)
+    # Brought home, a run has no checkpoint.
+    (tmp_path / 'run' / 'checkpoint.pt').rename(tmp_path / 'checkpoint.pt')
+    with pytest.raises(CheckpointError, match=r'results\.json is damaged: .*; bring the run home again'):
+        fit(make_recipe('resume=auto'), tmp_path / 'run', progress=False)
     (tmp_path / 'run' / 'results.json').unlink()
+    with pytest.raises(
+        CheckpointError, match='a model without its results and its checkpoint, and would be begun anew'
+    ):
+        fit(make_recipe('resume=auto'), tmp_path / 'run', progress=False)
+    (tmp_path / 'checkpoint.pt').rename(tmp_path / 'run' / 'checkpoint.pt')
     again = fit(make_recipe('resume=auto'), tmp_path / 'run', progress=False)
     assert (again['top1'], again['per_class']) == (results['top1'], results['per_class'])
     start = f'model={{name: "local-dir:{tmp_path / "run" / "model"}", pretrained: true}}'
@@ -854,6 +870,35 @@ def test_a_second_stage_that_comes_too_late_is_told(make_recipe: MakeRecipe, cap
     weighed = ('epochs=4', 'schedule={name: cosine}', 'objective={name: ride, reweighting_epoch: 4}')
     assert describe(*weighed) == ['objective.reweighting_epoch=4: a run of 4 epochs ends before any class is weighed']
     assert describe(*weighed, 'objective.reweighting_epoch=3') == []
+
+
+def test_a_model_cut_up_among_processes_is_refused(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, 'distributed_type', DistributedType.FSDP)
+    with pytest.raises(RecipeError, match='accelerate is configured for FSDP, which cuts the model up'):
+        create_accelerator(make_recipe())
+
+
+def test_processes_with_other_checkpoints_are_refused(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = SimpleNamespace(main_process_first=nullcontext, is_main_process=False, num_processes=2)
+    training = SimpleNamespace(recipe=make_recipe(), accelerator=here)
+    monkeypatch.setattr(fit_module, 'gather_object', lambda found: [2, *found])
+    with pytest.raises(CheckpointError, match='the processes find different checkpoints in output='):
+        fit_module._restore(RunFolder(tmp_path / 'run'), training)
+
+
+def test_processes_that_found_other_images_are_refused(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = prepare_data(make_recipe())
+    one = SimpleNamespace(num_processes=2)
+    monkeypatch.setattr(fit_module, 'gather_object', lambda found: [*found, *found])
+    fit_module._require_alike(one, dataset)
+    less = {**dataset.identity, 'class_counts': [1, 2]}
+    monkeypatch.setattr(fit_module, 'gather_object', lambda found: [*found, less])
+    with pytest.raises(DataError, match='process 1 found 3 training images in digits_lt, process 0 371, or others'):
+        fit_module._require_alike(one, dataset)
 
 
 @pytest.mark.parametrize('part', ['classifier', 'scales'])

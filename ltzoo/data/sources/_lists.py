@@ -165,12 +165,14 @@ def _require_disjoint(parts: list[ImageList]) -> None:
 def _class_names(parts: list[ImageList], given: Sequence[str] | None) -> Sequence[str]:
     """Return the names given, or the folder of every class, which all lists agree on: their orders differ at times."""
     names: dict[int, str] = {}
+    first: dict[int, str] = {}
     for part in parts:
         for path, label in zip(part.paths, part.labels.tolist(), strict=True):
             found = posixpath.basename(posixpath.dirname(path))
+            first.setdefault(label, part.file.name)
             if names.setdefault(label, found) != found:
                 raise DataError(
-                    f'label {label} is folder {names[label]} in {parts[0].file.name} but {found} in {part.file.name}: '
+                    f'label {label} is folder {names[label]} in {first[label]} but {found} in {part.file.name}: '
                     'the lists must come from the same place'
                 )
     if given is not None:

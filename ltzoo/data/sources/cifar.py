@@ -26,9 +26,11 @@ def _read(reader: type[CIFAR10], location: Path, download: bool) -> Dataset:
         try:
             part = reader(str(location), train=train, download=download)
         except RuntimeError as error:
+            wanted = f'{location / reader.base_folder} does not hold the official {reader.__name__} files'
+            if download:
+                raise MissingDataError(f'{wanted}, and downloading {reader.filename} gave others ({error})') from error
             raise MissingDataError(
-                f'{location / reader.base_folder} does not hold the official {reader.__name__} files: '
-                f'unpack {reader.filename} there, or download it: '
+                f'{wanted}: unpack {reader.filename} there, or download it: '
                 f'python tools/profile_data.py {reader.__name__.lower()} --data-dir {location} --download'
             ) from error
         parts.append((Split(ArrayImages(part.data), np.array(part.targets, dtype=np.int64)), part.classes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import posixpath
+import os
 import re
 from pathlib import Path
 
@@ -67,9 +67,11 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
                     raise DataError(
                         f'line {reader.line_num} of {file} has split {values["split"]!r}; it must be train, test or val'
                     )
-                path = posixpath.normpath(values['path'])
+                path = os.path.abspath(file.parent / values['path'])
                 if path in lines:
-                    raise DataError(f'line {reader.line_num} of {file} names {path} again, after line {lines[path]}')
+                    raise DataError(
+                        f'line {reader.line_num} of {file} names {values["path"]} again, after line {lines[path]}'
+                    )
                 lines[path] = reader.line_num
                 rows.append(values)
     except (csv.Error, UnicodeDecodeError) as error:

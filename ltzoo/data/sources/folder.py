@@ -53,7 +53,8 @@ def folder(location: Path, download: bool) -> Dataset:
     choose_on = next((part for part in tested[1:] if part.name.lower() in _VALIDATION_PARTS), None)
     with_train = next((parts[part] for part in _TRAIN_PARTS if part in parts), None)
     # Train among other classes is a vehicle.
-    has_parts = with_train is not None and ('train' in names or beside is not None or len(names) == 1)
+    only_parts = parts.keys() <= {*_TRAIN_PARTS, *_TEST_PARTS}
+    has_parts = with_train is not None and ('train' in names or beside is not None or only_parts)
     root, class_names = location, names
     if with_train is not None and has_parts and (in_train := _folder_names(with_train)):
         root, class_names = with_train, in_train
@@ -63,7 +64,7 @@ def folder(location: Path, download: bool) -> Dataset:
             if location / name not in (with_train, beside, choose_on)
         ]
         warn_of_left_out(str(location), with_train.name, beside.name if beside else None, left_out)
-    elif has_parts and parts.keys() <= {*_TRAIN_PARTS, *_TEST_PARTS}:
+    elif has_parts and only_parts:
         raise DataError(f'{with_train} has no folders; it must hold one folder of images for each class')
     elif parts and parts.keys() <= {*_TEST_PARTS}:
         raise DataError(f'{location} holds {" and ".join(names)} but no folder train')
@@ -160,20 +161,34 @@ def warn_of_others(root: Path, others: Counter[str]) -> None:
 
 
 def files_below(folder: Path) -> Iterator[str]:
-    """Yield the files below a folder, in order; a link to a folder above it would lead back without end."""
+    """Yield the files below a folder, in order, those of a folder that links lead to as well but once.
+
+    A link to a folder above it is passed over, as it would lead back without end.
+    """
 
     def refuse(error: OSError) -> NoReturn:
         raise DataError(f'{error.filename} cannot be read: {error.strerror}') from error
 
-    found = []
+    found, known = [], {os.path.realpath(folder)}
     for top, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        here = os.path.realpath(top)
-        folders[:] = [name for name in folders if not name.startswith('.') and not _holds(f'{top}/{name}', here)]
+        here, inner = os.path.realpath(top), []
+        # A folder itself comes before links to it, so that names do not depend on the order that a disk gives.
+        for path in sorted((f'{top}/{name}' for name in folders if not name.startswith('.')), key=_links_last):
+            real = os.path.realpath(path)
+            if real in known:
+                logger.warning('%s leads to %s, whose files are there already: it is left out', path, real)
+            elif not _holds(real, here):
+                known.add(real)
+                inner.append(os.path.basename(path))
+        folders[:] = inner
         found.append((top, sorted(name for name in files if not name.startswith('.'))))
     for top, files in sorted(found):
         yield from (os.path.join(top, name) for name in files)
 
 
-def _holds(folder: str, inner: str) -> bool:
-    above = os.path.realpath(folder)
+def _links_last(path: str) -> tuple[bool, str]:
+    return os.path.islink(path), path
+
+
+def _holds(above: str, inner: str) -> bool:
     return os.path.commonpath([above, inner]) == above

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -115,6 +116,8 @@ def read_packed(file: Path) -> tuple[Split, Split, tuple[str, ...]]:
         IndexError,
         TypeError,
         EOFError,
+        RuntimeError,
+        zlib.error,
         Image.DecompressionBombError,
     ) as error:
         raise DataError(f'{file} is not a readable pack of CIFAR ({error}): make it again') from error

@@ -17,6 +17,7 @@ from ltzoo.models.checkpoints.families import Options, family
 from ltzoo.models.checkpoints.networks import Network
 from ltzoo.models.checkpoints.reading import ConversionError
 from ltzoo.models.checkpoints.weights import Checkpoint, LayoutError, Weights
+from ltzoo.models.entries import entry_of
 from ltzoo.models.factory import get_pretrained_cfg, list_models
 from ltzoo.models.lt_experts import SHAPES
 
@@ -48,7 +49,8 @@ def timm(checkpoint: Checkpoint, options: Options) -> Network:
         raise LayoutError(f'{head}.weight has shape {shape}, which is no classifier')
     images = {key: cfg[key] for key in ('input_size', 'mean', 'std', 'crop_pct', 'crop_mode', 'interpolation')}
     arguments: dict[str, Any] = {'num_classes': shape[0]}
-    if base in SHAPES:
+    entry = entry_of(name)
+    if (entry.backbone if entry else base) in SHAPES:
         if len(shape) != 3:
             raise LayoutError(f'{head}.weight has shape {shape}, which are no classifiers of several experts')
         kind = 'linear' if f'{head}.bias' in weights else 'cosine'

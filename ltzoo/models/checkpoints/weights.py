@@ -15,8 +15,8 @@ __all__ = ['Checkpoint', 'LayoutError', 'Weights', 'shortened']
 
 # What training scripts save beside the weights.
 _TRAINING = re.compile(
-    r'(optim|sched|lr|scaler|amp|epoch|iter|step|best|acc|its_ece|metric|monitor|loss|criterion|centroids|rng|'
-    r'args|config|arch|version|seed|logger|history)',
+    r'(optim|sched|lr|scaler|amp|epoch|iter|step|best_?(acc|epoch|iter|step|prec|score|metric|top|loss)|acc|its_ece|'
+    r'metric|monitor|loss|criterion|centroids|rng|args|config|arch|version|seed|logger|history)',
     re.IGNORECASE,
 )
 
