@@ -364,6 +364,7 @@ def test_folders_that_cannot_be_used(make_recipe: MakeRecipe, tmp_path: Path) ->
         fit(make_recipe('epochs=1', 'resume=auto'), run, progress=False)
     (run / '.checkpoint.pt.1.part').touch()
     (run / 'checkpoint.pt').unlink()
+    shutil.rmtree(run / 'model')
     (run / '.model.killed' / 'new').mkdir(parents=True)
     fit(make_recipe('epochs=1', 'resume=auto'), run, progress=False)
     assert not (run / '.checkpoint.pt.1.part').exists() and not (run / '.model.killed').exists()
