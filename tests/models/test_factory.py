@@ -149,7 +149,7 @@ def test_saved_zoo_models_load_bit_equal(tmp_path: Path) -> None:
 
 
 def test_a_scale_that_a_linear_head_has_no_use_for_does_not_keep_it_from_loading(tmp_path: Path) -> None:
-    save_for_hf(ltzoo.create_model('resnet32_cifar_ce', head_scale=8.0), str(tmp_path), safe_serialization=True)
+    save_for_hf(ltzoo.create_model('resnet50_imagenetlt_ce', head_scale=8.0), str(tmp_path), safe_serialization=True)
     assert type(ltzoo.create_model(f'local-dir:{tmp_path}', pretrained=True).fc) is nn.Linear
 
 
