@@ -56,6 +56,7 @@ class TrainedOn:
 
     Args:
         name: as `evaluate_model` takes it.
+        cache_dir: of the Hub's client, if not its own.
 
     Attributes:
         lt: the block `lt` of the config.json of a model in a folder, of the zoo or on the Hub; empty where that says
@@ -66,11 +67,11 @@ class TrainedOn:
         DownloadError: if a model on the Hub, which `create_model` leaves in the client's cache, cannot be fetched.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, cache_dir: str | Path | None = None) -> None:
         self.name = name
         entry = entry_of(name)
         if name.startswith('hf-hub:'):
-            place = fetch_named(name, files=('config.json',))
+            place = fetch_named(name, files=('config.json',), cache_dir=cache_dir)
         else:
             place = (entry and entry.folder) or Path(resolve_model(name).removeprefix('local-dir:'))
         try:

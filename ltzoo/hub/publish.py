@@ -159,7 +159,8 @@ def check_folder(folder: Path) -> dict[str, bytes]:
         model = create_model(f'local-dir:{folder}', pretrained=True).eval()
         check_vectors(model, folder / 'vectors.safetensors', str(folder))
         # The stored images are normalised already: logits do not tell that users' images would be otherwise.
-        if not torch.allclose(load_file(folder / 'vectors.safetensors')['images'], make_vectors(model)['images']):
+        stored, made = load_file(folder / 'vectors.safetensors')['images'], make_vectors(model)['images']
+        if stored.shape != made.shape or not torch.allclose(stored, made):
             raise PublishError(f'{folder / "config.json"} has another input_size, mean or std than the stored images')
     except VerificationError as error:
         raise PublishError(f'{folder} does not load back equal: {error}') from error

@@ -163,7 +163,8 @@ def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str = 
 def _is_of_recipe(recipe_file: str | None, entry: ZooEntry | None) -> bool:
     """Return whether a command, as `_recipe_file` gives it, trained the recipe of the zoo, in whatever precision."""
     file, *changes = shlex.split(recipe_file or '') or ['']
-    return entry is not None and file == entry.recipe and all(word.startswith('precision=') for word in changes)
+    unchanged = all(word.startswith(('precision=', 'evaluation.train=')) for word in changes)
+    return entry is not None and file == entry.recipe and unchanged
 
 
 def over_seeds(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -327,6 +328,9 @@ def _recipe_file(command: str) -> str | None:
             changes.append(f'{key}{equals}{PurePosixPath(value).name}')
         elif equals and not key.startswith('-') and key not in _NOT_RECIPE:
             changes.append(word)
+    if 'recipes' in file.parts:
+        # Of an absolute path the zoo's own folder is kept.
+        file = PurePosixPath(*file.parts[len(file.parts) - 1 - file.parts[::-1].index('recipes') :])
     quoted = [shlex.quote(word) if "'" in word else f"'{word}'" for word in changes]
     return ' '.join([file.name if file.is_absolute() else str(file), *quoted])
 

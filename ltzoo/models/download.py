@@ -192,6 +192,10 @@ def _obtain(
         name = etag or _blob(path).name
         if _mismatch(path, name):
             _forget(path)
+            if path.exists():
+                raise DownloadError(
+                    f'{path} is damaged, in a cache that may not be written: remove it, or give another cache_dir'
+                )
             state = 'was damaged in the cache'
         elif sha256 in (None, name) or (other := _mismatch(path, sha256)) is None:
             return path

@@ -93,9 +93,9 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
                     stopped.set()
                     raise
                 ending = 'out of time' if code is None else f'exit code {code}' if code else 'finished'
-                if code == 2:
-                    # What was refused is said in the last line.
-                    ending += f', {log_lines[-1]}' if (log_lines := job.log.read_text().splitlines()) else ''
+                said = job.log.read_text(encoding='utf-8', errors='replace').splitlines() if code == 2 else []
+                # What was refused is said in the last line.
+                ending += ''.join(f', {line}' for line in said[-1:])
                 print(f'{job.name}, seed {job.seed}: {ending}', flush=True)
         return code
 

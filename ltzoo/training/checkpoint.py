@@ -51,4 +51,4 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # A damaged pickle can end in anything.
         if is_out_of_memory(error):
             raise
-        raise CheckpointError(f'{path} is not a readable checkpoint; remove it to start again') from error
+        raise CheckpointError(f'{path} is not a readable checkpoint; give another output') from error

@@ -19,6 +19,7 @@ from ltzoo.data import Dataset, load_parts
 from ltzoo.data.loader import TrainLoader, train_loader
 from ltzoo.data.views import parse_views
 from ltzoo.errors import did_you_mean, one_line
+from ltzoo.evaluation.evaluate import check_classes
 from ltzoo.evaluation.trained_on import TrainedOn
 from ltzoo.gkpgsa import GkpGsa
 from ltzoo.hub.export import check_exportable
@@ -89,7 +90,7 @@ def prepare_training(
             'reweighting would once more: leave it out'
         )
     if recipe.retraining is not None:
-        _check_retraining(recipe, recipe.retraining, learner)
+        _check_retraining(recipe, recipe.retraining, learner, dataset)
     if recipe.channels_last:
         learner.to(memory_format=torch.channels_last)
     if recipe.sync_batchnorm:
@@ -118,11 +119,12 @@ def prepare_training(
     return Training(recipe, accelerator, dataset, learner, loader, optimizer, method, step)
 
 
-def _check_retraining(recipe: Recipe, stage: RetrainingPart, learner: Learner) -> None:
+def _check_retraining(recipe: Recipe, stage: RetrainingPart, learner: Learner, dataset: Dataset) -> None:
     """Refuse a second stage that goes against another part of the recipe, or that the model does not allow.
 
     Raises:
         RecipeError: if so.
+        ClassesError: if a classifier that is kept is for the same classes in another order.
     """
     if recipe.method is not None or recipe.ema_decay is not None:
         other = 'a method' if recipe.method is not None else f'ema_decay={recipe.ema_decay}'
@@ -159,6 +161,7 @@ def _check_retraining(recipe: Recipe, stage: RetrainingPart, learner: Learner) -
                 f'retraining.part=scales keeps the classifier, and {recipe.model.name} comes with one of {classes} '
                 f'classes for the {model.num_classes} here: take retraining.part=classifier'
             )
+        check_classes(model, dataset, recipe.model.name, dataset.name)
 
 
 def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerator:
@@ -182,13 +185,13 @@ def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerato
     try:
         accelerator = Accelerator(
             mixed_precision=precision,
-            log_with=list(recipe.trackers) or None,
+            log_with=list(recipe.trackers) if recipe.trackers and output is not None else None,
             project_dir=output,
             # The encoder has gradients at first, and none later on.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=recipe.retraining is not None)],
         )
     except ValueError as error:
-        raise RecipeError(f'precision={recipe.precision} cannot be used: {one_line(error)}') from error
+        raise RecipeError(f'accelerate cannot be set up as asked: {one_line(error)}') from error
     if accelerator.distributed_type in _SHARDED:
         raise RecipeError(
             f'accelerate is configured for {accelerator.distributed_type.value}, which cuts the model up; what trains '
@@ -234,7 +237,7 @@ def _check_start(recipe: Recipe, dataset: Dataset) -> None:
     name = recipe.model.name
     if not recipe.model.pretrained or name.startswith('timm/'):
         return
-    training = TrainedOn(name)
+    training = TrainedOn(name, (recipe.model.model_extra or {}).get('cache_dir'))
     training.check_draw(dataset, unknown='can be trained on in a folder of another name')
     before = training.on(dataset)
     if (

@@ -192,7 +192,7 @@ class Recipe(_Part):
 
     @property
     def scheduled_epochs(self) -> int:
-        """The epochs of the schedule: all, or those before the classifier is trained anew."""
+        """The epochs of the schedule: all, or those before the classifier is trained alone."""
         return self.epochs if self.retraining is None else min(self.retraining.start_epoch, self.epochs)
 
     def decides_result(self) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class RunFolder:
             return None
         state = load_checkpoint(self.checkpoint)
         if not isinstance(state, dict) or 'epoch' not in state:
-            raise CheckpointError(f'{self.checkpoint} is no checkpoint of a run; remove it to start again')
+            raise CheckpointError(f'{self.checkpoint} is no checkpoint of a run; give another output')
         return state
 
     def start(self, recipe: Recipe, environment: dict[str, Any], state: dict[str, Any] | None) -> None:
@@ -134,8 +134,6 @@ class RunFolder:
         write_atomically(self.environment, json.dumps(self._with_earlier(environment, recipe, state), indent=2) + '\n')
         write_atomically(self.log, ''.join(json.dumps(line) + '\n' for line in kept))
         if state is None:
-            self.results.unlink(missing_ok=True)
-            shutil.rmtree(self.model, ignore_errors=True)
             shutil.rmtree(self.bank, ignore_errors=True)
 
     def _leftovers(self) -> list[Path]:

@@ -193,12 +193,16 @@ class TestFolder:
         write_classes(tmp_path / 'a', may=3, june=2)
         write_classes(tmp_path, b=2)
         (tmp_path / 'a' / 'latest').symlink_to(tmp_path / 'a' / 'may')
+        (tmp_path / 'a' / 'below').symlink_to(tmp_path / 'a' / 'june' / 'deep')
+        write_classes(tmp_path / 'a' / 'june', deep=1)
         (tmp_path / 'a' / 'june' / 'before').symlink_to(tmp_path / 'a' / 'may')
         (tmp_path / 'b' / 'one').symlink_to(tmp_path / 'a' / 'june')
         (tmp_path / 'a' / 'june' / 'other').symlink_to(tmp_path / 'b')
         dataset = load_data('folder', tmp_path)
         # What is below class b as well is below a by a link of its own.
-        assert Counter(np.concatenate([dataset.train.labels, dataset.test.labels]).tolist()) == {0: 7, 1: 4 + 3}
+        assert Counter(np.concatenate([dataset.train.labels, dataset.test.labels]).tolist()) == {0: 8, 1: 5 + 3}
+        paths = {str(path) for part in (dataset.train, dataset.test) for path in part.images.paths}
+        assert 'a/june/deep/000.png' in paths and not any('below' in path for path in paths)
         assert f'{tmp_path}/a/latest leads to {tmp_path}/a/may, whose files are there already' in caplog.text
 
     def test_a_class_that_is_a_broken_link_is_not_passed_over(self, tmp_path: Path) -> None:

@@ -243,10 +243,12 @@ def damaged(folder: Path, what: str) -> None:
     elif what == 'scores of other runs':
         results['scores']['top1']['mean'] = 99.0
         (folder / 'results.json').write_text(json.dumps(results))
-    elif what in ('lt', 'label_names', 'mean'):
+    elif what in ('lt', 'label_names', 'mean', 'input_size'):
         config = json.loads((folder / 'config.json').read_text())
         if what == 'lt':
             config['lt']['scores']['many'] = 99.0
+        elif what == 'input_size':
+            config['pretrained_cfg']['input_size'] = [3, 32, 32]
         elif what == 'mean':
             config['pretrained_cfg']['mean'] = [0.0] * len(config['pretrained_cfg']['mean'])
         else:
@@ -274,6 +276,7 @@ def damaged(folder: Path, what: str) -> None:
         ('scores of other runs', r'results\.json has scores that are not those of its runs'),
         ('lt', r'config\.json is of another run than results\.json says of the weights'),
         ('label_names', r'config\.json has label_names that are not its class_names'),
+        ('input_size', r'config\.json has another input_size, mean or std than the stored images'),
         ('mean', r'config\.json has another input_size, mean or std than the stored images'),
         ('pickle', r'holds checkpoint\.pt, a pickle: only safetensors are published'),
         *((name, rf'lacks {name}: tools/export\.py makes') for name in sorted(FILES - {'curves.png'})),

@@ -198,6 +198,8 @@ def test_the_part_of_a_recipe_on_the_model_is_published_without_folders() -> Non
     assert model_as_published(part) == {'name': 'local-dir:first', 'checkpoint_path': 'stage1.pth', 'head': 'x'}
     command = 'recipes/train.py own.yaml model.checkpoint_path=/secret/stage1.pth model.cache_dir=/secret'
     assert _recipe_file(command) == "own.yaml 'model.checkpoint_path=stage1.pth'"
+    for place in ('', '/secret/ltzoo/', '../recipes/'):
+        assert _recipe_file(f'train.py {place}recipes/own/bs.yaml') == 'recipes/own/bs.yaml'
 
 
 def test_scores_by_other_thresholds_are_no_results_of_the_benchmark(

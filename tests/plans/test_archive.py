@@ -20,7 +20,8 @@ from ltzoo.training.recipe import load_recipe
 RECIPE = Path(__file__).parents[2] / 'recipes' / 'digits_lt' / 'ce.yaml'
 
 
-def test_a_run_that_is_being_trained_is_left_out(tmp_path: Path) -> None:
+def test_a_run_that_is_being_trained_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('ltzoo.plans.archive._PATIENCE', 0.3)
     for name in ('one', 'two'):
         (tmp_path / name).mkdir()
         (tmp_path / name / 'log.jsonl').write_text('{}')

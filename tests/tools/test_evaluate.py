@@ -432,13 +432,13 @@ def test_classes_with_other_names(
 def test_a_model_on_the_hub_says_what_it_was_trained_on(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def fetch(name: str, *, files: tuple[str, ...]) -> Path:
-        asked.append((name, files))
+    def fetch(name: str, *, files: tuple[str, ...], cache_dir: str | None) -> Path:
+        asked.append((name, files, cache_dir))
         return digits_run / 'model'
 
     monkeypatch.setattr('ltzoo.evaluation.trained_on.fetch_named', fetch)
-    training = TrainedOn('hf-hub:me/digits@v1')
-    assert asked == [('hf-hub:me/digits@v1', ('config.json',))]
+    training = TrainedOn('hf-hub:me/digits@v1', 'cache')
+    assert asked == [('hf-hub:me/digits@v1', ('config.json',), 'cache')]
     assert training.lt['class_counts'] == COUNTS
 
 

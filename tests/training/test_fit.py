@@ -360,7 +360,7 @@ def test_folders_that_cannot_be_used(make_recipe: MakeRecipe, tmp_path: Path) ->
         fit(make_recipe('epochs=1', 'resume=auto', 'optimizer.lr=0.1'), run)
     torch.save({'weights': 1}, run / 'checkpoint.pt')
     (run / 'results.json').unlink()
-    with pytest.raises(CheckpointError, match='is no checkpoint of a run; remove it'):
+    with pytest.raises(CheckpointError, match='is no checkpoint of a run; give another'):
         fit(make_recipe('epochs=1', 'resume=auto'), run, progress=False)
     (run / '.checkpoint.pt.1.part').touch()
     (run / 'checkpoint.pt').unlink()

@@ -1,4 +1,4 @@
-"""The learning rate by epoch, and which parameters decay."""
+"""The learning rate by epoch, which parameters decay, and factors of the classes' logits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import timm
 import torch
 from torch import nn
 
-from ltzoo.losses import Objective
+import ltzoo
+from ltzoo.losses import Objective, create_objective
 from ltzoo.training.learner import Learner, create_optimizer, learning_rate, learning_rate_factor
 from ltzoo.training.recipe import OptimizerPart, Recipe, SchedulePart
 
@@ -84,3 +85,22 @@ def test_what_a_transformer_keeps_from_weight_decay_is_kept_from_it() -> None:
     kept = {name for name, p in model.named_parameters() if id(p) not in decayed}
     assert {'pos_embed', 'cls_token'} <= kept
     assert 'blocks.0.attn.qkv.weight' not in kept
+
+
+def test_scales_multiply_the_logits_and_go_into_the_classifier() -> None:
+    torch.manual_seed(0)
+    model = ltzoo.create_model('resnet8_cifar', num_classes=10).eval()
+    learner = Learner(model, create_objective('ce', model, torch.ones(10)), scaled_classes=10)
+    images = torch.randn(3, 3, 8, 8)
+    plain, scales = model(images), torch.linspace(-0.5, 2, 10)
+    with torch.no_grad():
+        learner.class_scales.copy_(scales)
+    assert torch.equal(model(images), plain)
+    for _ in range(2):
+        # However often it is said, once.
+        learner.scale_logits()
+        torch.testing.assert_close(model(images), plain * scales)
+    for _ in range(2):
+        learner.fold_scales()
+        torch.testing.assert_close(model(images), plain * scales)
+        assert learner.class_scales.tolist() == [1] * 10

@@ -169,26 +169,26 @@ def files_below(folder: Path) -> Iterator[str]:
     def refuse(error: OSError) -> NoReturn:
         raise DataError(f'{error.filename} cannot be read: {error.strerror}') from error
 
-    found, known = [], {os.path.realpath(folder)}
-    for top, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        here, inner = os.path.realpath(top), []
-        # A folder itself comes before links to it, so that names do not depend on the order that a disk gives.
-        for path in sorted((f'{top}/{name}' for name in folders if not name.startswith('.')), key=_links_last):
-            real = os.path.realpath(path)
+    found, known, waiting = [], set[str](), [str(folder)]
+    while waiting:
+        # Links come after all folders, so that a name that a link gives is taken only where there is no other.
+        start, links = waiting.pop(0), list[str]()
+        for top, folders, files in os.walk(start, onerror=refuse):
+            real = os.path.realpath(top)
             if real in known:
-                logger.warning('%s leads to %s, whose files are there already: it is left out', path, real)
-            elif not _holds(real, here):
-                known.add(real)
-                inner.append(os.path.basename(path))
-        folders[:] = inner
-        found.append((top, sorted(name for name in files if not name.startswith('.'))))
+                logger.warning('%s leads to %s, whose files are there already: it is left out', top, real)
+                folders[:] = []
+                continue
+            known.add(real)
+            found.append((top, sorted(name for name in files if not name.startswith('.'))))
+            names = sorted(name for name in folders if not name.startswith('.'))
+            folders[:] = [name for name in names if not os.path.islink(f'{top}/{name}')]
+            links += [f'{top}/{name}' for name in names if name not in folders and not _holds(f'{top}/{name}', real)]
+        waiting += links
     for top, files in sorted(found):
         yield from (os.path.join(top, name) for name in files)
 
 
-def _links_last(path: str) -> tuple[bool, str]:
-    return os.path.islink(path), path
-
-
-def _holds(above: str, inner: str) -> bool:
+def _holds(folder: str, inner: str) -> bool:
+    above = os.path.realpath(folder)
     return os.path.commonpath([above, inner]) == above

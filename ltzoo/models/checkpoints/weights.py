@@ -15,8 +15,8 @@ __all__ = ['Checkpoint', 'LayoutError', 'Weights', 'shortened']
 
 # What training scripts save beside the weights.
 _TRAINING = re.compile(
-    r'(optim|sched|lr|scaler|amp|epoch|iter|step|best_?(acc|epoch|iter|step|prec|score|metric|top|loss)|acc|its_ece|'
-    r'metric|monitor|loss|criterion|centroids|rng|args|config|arch|version|seed|logger|history)',
+    r'(optim|sched|lr|scaler|amp|epoch|iter|step|best|acc|its_ece|metric|monitor|loss|criterion|centroids|rng|'
+    r'args|config|arch|version|seed|logger|history)',
     re.IGNORECASE,
 )
 
@@ -148,7 +148,13 @@ class Checkpoint:
             LayoutError: if one of them holds tensors and does not look like part of training.
         """
         rest = {str(key): value for key, value in self.content.items() if key not in self.used}
-        strange = [key for key, value in rest.items() if not _TRAINING.match(key) and _has_tensors(value)]
+        # A best score is a number; the weights that had it are others than those that are taken.
+        strange = [
+            key
+            for key, value in rest.items()
+            if _has_tensors(value)
+            and not (_TRAINING.match(key) and not (key.lower().startswith('best') and isinstance(value, Mapping)))
+        ]
         if strange:
             raise LayoutError(f'unexpected: {shortened(strange)}')
         return list(rest)
