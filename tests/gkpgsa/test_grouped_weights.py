@@ -20,8 +20,9 @@ from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, SampleRows
 
 CLASSES = 6
 SIZES = [3, 1, 4]
-CLASS_GROUPS = torch.tensor([0, 0, 1, 2, 2, 2])
-LABELS = torch.tensor([0, 1, 0, 2, 3, 4, 5, 3])
+# In no order, as a bank's groups are; the samples are sorted by them.
+CLASS_GROUPS = torch.tensor([2, 0, 1, 2, 0, 2])
+LABELS = torch.tensor([1, 4, 1, 2, 0, 3, 5, 0])
 SLOTS = len(SIZES) + 1
 _CLASS_SIZES = CLASS_GROUPS.bincount(minlength=SLOTS).tolist()
 ROWS = {

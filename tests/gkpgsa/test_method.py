@@ -35,6 +35,11 @@ VARIANTS = [
 
 SMALL_RESNET: tuple[str, dict[str, Any]] = ('test_resnet', {})
 VIT = {'img_size': 8, 'patch_size': 4, 'embed_dim': 12, 'depth': 1, 'num_heads': 2}
+BUILDS: dict[str, tuple[str, dict[str, Any]]] = {
+    'two classifiers': ('deit_tiny_distilled_patch16_224', VIT),
+    'a convolution as classifier': ('resnetv2_50', {'layers': (1, 1), 'channels': (16, 24), 'stem_chs': 8}),
+    'squeeze and excitation': ('mobilenetv3_small_050', {'drop_rate': 0.0}),
+}
 
 
 class Run:
@@ -394,15 +399,7 @@ def test_classes_without_a_single_sample(group_by: str, groups: int) -> None:
         assert run.method.preservation.groups == CLASSES
 
 
-@pytest.mark.parametrize(
-    'network',
-    [
-        ('deit_tiny_distilled_patch16_224', VIT),
-        ('resnetv2_50', {'layers': (1, 1), 'channels': (16, 24), 'stem_chs': 8}),
-        ('mobilenetv3_small_050', {'drop_rate': 0.0}),
-    ],
-    ids=['two classifiers', 'a convolution as classifier', 'squeeze and excitation'],
-)
+@pytest.mark.parametrize('network', BUILDS.values(), ids=BUILDS.keys())
 @pytest.mark.parametrize('static', [False, True])
 def test_backbones_of_every_build(network: tuple[str, dict[str, Any]], static: bool) -> None:
     run = Run(network=network, side=8 if network[1] is VIT else 32)
@@ -415,6 +412,34 @@ def test_backbones_of_every_build(network: tuple[str, dict[str, Any]], static: b
     encoder = {id(p) for p in run.method.encoder.values()}
     assert encoder.isdisjoint(id(p) for head in heads for p in head.parameters())
     assert len(encoder) == len(list(run.learner.model.parameters())) - 2 * len(heads)
+
+
+@pytest.mark.parametrize('network', BUILDS.values(), ids=BUILDS.keys())
+@pytest.mark.parametrize('static', [False, True])
+def test_of_backbones_of_every_build_no_gradient_is_lost(network: tuple[str, dict[str, Any]], static: bool) -> None:
+    run = Run(
+        network=network, side=8 if network[1] is VIT else 32, group_by='frequency', preservation=None,
+        sharpness=SharpnessSettings(scale=0.0),
+    )  # fmt: skip
+    run.learner.double()
+    run.images = run.images.double()
+    run.method.sharpness.static_shapes = static
+    assert run.method.sharpness.groups == 2
+    plain = copy.deepcopy(run.learner)
+    plain((run.images,), LABELS).mean().backward()
+    run.method.start_epoch(0)
+    run.take_gradient()
+    for p, expected in zip(run.learner.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, expected.grad, rtol=1e-7, atol=1e-9)
+
+
+def test_groups_by_frequency_go_by_the_numbers_whatever_the_order_of_the_classes() -> None:
+    run, counts = Run(), torch.tensor([4, 24, 2, 8])
+    labels = torch.repeat_interleave(torch.arange(CLASSES), counts).numpy()
+    settings = GkpGsaSettings(groups=2, group_by='frequency', preservation=None)
+    method = GkpGsa(run.learner, run.learner.model, counts, labels, 2, settings)
+    assert method.class_groups.tolist() == [1, 0, 1, 0]
+    assert method.sharpness.group_samples.tolist() == [32, 6]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -84,6 +85,18 @@ class Setting:
         return self.engine.class_groups[self.labels] == g
 
 
+def without(v: Tensor, m: Tensor) -> Tensor:
+    """Eq. 12."""
+    return v - (v @ m) / (m @ m) * m
+
+
+def bounded(s: Setting, v: Tensor, g: int, scale: float) -> Tensor:
+    """Return the perturbation of a group along v, as long as Eq. 13 has it."""
+    n = max(int(s.engine.group_samples[g]), 2)
+    rho = scale * math.sqrt(s.theta.norm() / (2 * v.norm())) * len(v) ** -0.25 * (n - 1) ** -0.25
+    return math.sqrt(len(v)) * rho * v / v.norm()
+
+
 def literal_gsa(s: Setting, scale: float, groups: int = 3) -> tuple[Tensor, list[Tensor]]:
     """Eq. 11 to 16 without lambda: the gradient, and the perturbation of every group."""
     theta, whole = s.theta, s.gradient_at(s.theta)
@@ -93,10 +106,8 @@ def literal_gsa(s: Setting, scale: float, groups: int = 3) -> tuple[Tensor, list
         if not keep.any():
             continue
         own = s.gradient_at(theta, keep)
-        v = own - (own @ whole) / (whole @ whole) * whole
-        n = max(int(s.engine.group_samples[g]), 2)
-        rho = scale * math.sqrt(theta.norm() / (2 * v.norm())) * len(theta) ** -0.25 * (n - 1) ** -0.25
-        perturbations.append(math.sqrt(len(theta)) * rho * v / v.norm())
+        v = without(own, whole)
+        perturbations.append(bounded(s, v, g, scale))
         total += keep.double().mean() * s.gradient_at(theta + perturbations[-1], keep)
     return total, perturbations
 
@@ -121,6 +132,125 @@ def test_combined_perturbs_all_by_the_weighted_mean() -> None:
     # What is told is what was applied, which can be far shorter than each group's own.
     torch.testing.assert_close(report.length, torch.full((3,), epsilon.norm().item()))
     assert epsilon.norm() < 0.7 * min(e.norm() for e in perturbations)
+
+
+def shares_of(s: Setting) -> list[Tensor]:
+    return [s.of_group(g).double().mean() for g in range(3)]
+
+
+def moved_gradients(s: Setting, epsilon: list[Tensor]) -> list[Tensor]:
+    """Return each group's gradient at its own perturbed weights; zero for one that is not in the batch."""
+    keeps = [s.of_group(g) for g in range(3)]
+    return [
+        s.gradient_at(s.theta + e, keep) if keep.any() else torch.zeros_like(s.theta)
+        for e, keep in zip(epsilon, keeps, strict=True)
+    ]
+
+
+def take_step(s: Setting) -> None:
+    with torch.no_grad():
+        for p in s.net.parameters():
+            p -= 0.2 * p.grad
+
+
+@pytest.mark.parametrize('mode', ['per_group', 'combined'])
+def test_directions_from_averages_are_those_of_the_gradients_so_far(mode: str) -> None:
+    s = Setting(ascent='ema', ema_decay=0.6, scale=0.05, mode=mode)
+    averages, seen = [torch.zeros_like(s.theta) for _ in range(3)], [0.0] * 3
+    whole = torch.zeros_like(s.theta)
+    for step, labels in enumerate((LABELS, LABELS % 4, LABELS, LABELS, LABELS, LABELS)):
+        s.labels = labels
+        if step == 4:
+            # The averages of former groups are no more; that of the whole gradient goes on.
+            s.engine.set_groups(CLASS_GROUPS.flip(0), SAMPLES.flip(0))
+            averages, seen = [torch.zeros_like(s.theta) for _ in range(3)], [0.0] * 3
+        epsilon = [
+            bounded(s, without(averages[g] / seen[g], whole), g, 0.05)
+            if seen[g] and s.of_group(g).any()
+            else torch.zeros_like(s.theta)
+            for g in range(3)
+        ]
+        shares = shares_of(s)
+        if mode == 'combined':
+            epsilon = [sum(share * e for share, e in zip(shares, epsilon, strict=True))] * 3  # type: ignore[list-item]
+        own = moved_gradients(s, epsilon)
+        expected = sum(share * g for share, g in zip(shares, own, strict=True))
+        report = s.step()
+        torch.testing.assert_close(s.gradient, expected)
+        torch.testing.assert_close(report.length, torch.stack([e.norm() for e in epsilon]))
+        assert bool(report.length.any()) == (step not in (0, 4))
+        for g in range(3):
+            if s.of_group(g).any():
+                averages[g], seen[g] = 0.6 * averages[g] + 0.4 * own[g], 0.6 * seen[g] + 0.4
+        whole = 0.6 * whole + 0.4 * expected
+        take_step(s)
+
+
+@pytest.mark.parametrize('mode', ['per_group', 'combined'])
+def test_the_residual_can_be_against_an_average_of_the_whole_gradient(mode: str) -> None:
+    s = Setting(global_gradient='ema', ema_decay=0.6, scale=0.05, mode=mode)
+    average = torch.zeros_like(s.theta)
+    for _ in range(3):
+        s.x = torch.randn_like(s.x)
+        average = 0.6 * average + 0.4 * s.gradient_at(s.theta)
+        own = [s.gradient_at(s.theta, s.of_group(g)) for g in range(3)]
+        epsilon = [bounded(s, without(v, average), g, 0.05) for g, v in enumerate(own)]
+        shares = shares_of(s)
+        if mode == 'combined':
+            epsilon = [sum(share * e for share, e in zip(shares, epsilon, strict=True))] * 3  # type: ignore[list-item]
+        expected = sum(share * g for share, g in zip(shares, moved_gradients(s, epsilon), strict=True))
+        s.step()
+        torch.testing.assert_close(s.gradient, expected)
+        take_step(s)
+
+
+def test_a_kept_perturbation_saves_the_first_pass() -> None:
+    s, calls = Setting(ascent=2, scale=0.05), []
+    losses = s.losses
+    s.losses = lambda views, labels: calls.append(1) or losses(views, labels)  # type: ignore[method-assign]
+    for _ in range(2):
+        _, epsilon = literal_gsa(s, 0.05)
+        s.step()
+        assert len(calls) == 2
+        take_step(s)
+        s.x = torch.randn_like(s.x)
+        expected = sum(share * g for share, g in zip(shares_of(s), moved_gradients(s, epsilon), strict=True))
+        s.step()
+        torch.testing.assert_close(s.gradient, expected)
+        assert len(calls) == 3
+        calls.clear()
+
+
+def test_the_direction_can_be_of_the_first_view_alone() -> None:
+    s = Setting(ascent_views='first', scale=0.05)
+    views, seen = (s.x, torch.randn_like(s.x)), []
+
+    def losses(given: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        seen.append(len(given))
+        each = [F.cross_entropy(s.net(view), labels, reduction='none') for view in given]
+        return sum(w * loss for w, loss in zip((1.0, 0.5), each, strict=False))  # type: ignore[return-value]
+
+    _, epsilon = literal_gsa(s, 0.05)
+    expected = torch.zeros_like(s.theta)
+    for s.x, weight in zip(views, (1.0, 0.5), strict=True):
+        expected += weight * sum(a * g for a, g in zip(shares_of(s), moved_gradients(s, epsilon), strict=True))
+    s.engine.step(losses, [(views, s.labels)])
+    torch.testing.assert_close(s.gradient, expected)
+    assert seen == [1, 2]
+
+
+def test_the_second_term_of_the_bound_and_its_gradient() -> None:
+    s = Setting(scale=0.05, regulariser=0.1)
+    expected, perturbations = literal_gsa(s, 0.05)
+    theta = s.theta
+    value = sum(
+        theta.norm() / (2 * math.sqrt(n - 1) * e.norm() / math.sqrt(len(theta)))
+        for n, e in zip(SAMPLES.tolist(), perturbations, strict=True)
+    )
+    report = s.step()
+    torch.testing.assert_close(report.regulariser, value)
+    # Its radii held fixed.
+    torch.testing.assert_close(s.gradient, expected + 0.1 * value * theta / theta.square().sum())
 
 
 @pytest.mark.parametrize('mode', ['per_group', 'combined'])
@@ -350,11 +480,24 @@ def test_clamp_bounds_the_length() -> None:
     assert ((length >= 0.2 - 1e-9) & (length <= 0.21 + 1e-9)).all()
 
 
-def test_scaled_losses_leave_a_scaled_gradient_of_the_same_step() -> None:
-    plain, scaled = Setting(scale=0.05), Setting(scale=0.05)
-    plain.step()
-    scaled.step(loss_scale=torch.tensor(1024.0))
-    torch.testing.assert_close(scaled.gradient, 1024 * plain.gradient)
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {}, {'mode': 'combined'}, {'ascent': 'ema'}, {'ascent': 'ema', 'mode': 'combined'}, {'regulariser': 0.1},
+        {'mode': 'focal', 'radius': 0.3}, {'start': False},
+    ],
+)  # fmt: skip
+def test_scaled_losses_leave_a_scaled_gradient_of_the_same_step(settings: dict[str, Any]) -> None:
+    perturbed = settings.pop('start', True)
+    plain, scaled = (Setting(**{'scale': 0.05, **settings}) for _ in range(2))
+    for _ in range(3):
+        one = plain.step(perturbed=perturbed)
+        other = scaled.step(perturbed=perturbed, loss_scale=torch.tensor(1024.0))
+        torch.testing.assert_close(scaled.gradient, 1024 * plain.gradient)
+        for field in dataclasses.fields(StepReport):
+            torch.testing.assert_close(getattr(other, field.name), getattr(one, field.name))
+        take_step(plain)
+        nn.utils.vector_to_parameters(plain.theta, scaled.net.parameters())
 
 
 def test_an_overflow_in_the_first_pass_perturbs_nothing() -> None:
@@ -411,6 +554,27 @@ def test_nothing_of_a_perturbation_stays(settings: dict[str, Any]) -> None:
     for (name, b), expected in zip(learner.named_buffers(), plain.buffers(), strict=True):
         tolerance = {'rtol': 1e-9, 'atol': 1e-11} if exact else {'rtol': 0.5, 'atol': 0.1}
         torch.testing.assert_close(b, expected, **tolerance, msg=name)
+
+
+@pytest.mark.parametrize('settings', [{'mode': 'combined', 'direction': 'full'}, {'mode': 'focal', 'radius': 0.1}])
+def test_nothing_of_a_perturbation_stays_where_its_pass_fails(settings: dict[str, Any]) -> None:
+    learner, views = bcl_learner()
+    plain = copy.deepcopy(learner)
+    plain(views, LABELS)
+    passes = iter([learner.forward])
+
+    def losses(given: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        return next(passes)(given, labels)
+
+    engine = GroupedSharpness(
+        learner, CLASS_GROUPS, SAMPLES, SharpnessSettings(scale=0.1, **settings), static_shapes=STATIC
+    )
+    before = {name: p.detach().clone() for name, p in learner.named_parameters()}
+    with pytest.raises(StopIteration):
+        engine.step(losses, [(views, LABELS)])
+    assert all(torch.equal(p, before[name]) for name, p in learner.named_parameters())
+    for (name, b), expected in zip(learner.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(b, expected, rtol=1e-9, atol=1e-11, msg=name)
 
 
 def test_state_goes_on_where_it_was() -> None:
