@@ -29,11 +29,15 @@ def main() -> int:
         return run(args)
     except LtzooError as error:
         from ltzoo.data import UnreadableImageError
+        from ltzoo.data.loader import is_killed_worker
 
-        hint = '; data.unreadable=skip leaves such images out' if isinstance(error, UnreadableImageError) else ''
+        hint, cause = '', error.__cause__
+        if isinstance(error, UnreadableImageError):
+            hint = '; data.unreadable=skip leaves such images out'
+        elif cause is not None and is_killed_worker(cause):
+            hint = '; workers and evaluation.batch_size may be changed where resume=auto goes on'
         rank = int(os.environ.get('RANK', 0))
         # What all processes find is said once; an image, a disk or a device's memory may be one process's own.
-        cause = error.__cause__
         if rank == 0 or hint or isinstance(cause, OSError) or (cause is not None and is_out_of_memory(cause)):
             print(f'train.py{f" (process {rank})" if rank else ""}: {error}{hint}', file=sys.stderr)
         return 2
@@ -67,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
         if is_out_of_memory(error):
             raise LtzooError(
                 f'the run {output} stopped: the device has no memory for a step of batch_size={recipe.batch_size}: '
-                f'give accumulation={2 * recipe.accumulation} or precision=bf16, a smaller batch_size or a smaller '
-                'model, and another output'
+                f'give precision=bf16, accumulation={2 * recipe.accumulation}, more GPUs, a smaller batch_size or a '
+                'smaller model, and another output'
             ) from error
         if not (isinstance(error, OSError) or is_killed_worker(error)):
             raise

@@ -209,8 +209,13 @@ KILLED_WORKER = (
 
 
 def is_killed_worker(error: BaseException) -> bool:
-    """Return whether PyTorch says that a worker has died; it does so wherever the main thread happens to be."""
-    return isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker (pid')
+    """Return whether PyTorch says that a worker has died, or found no shared memory.
+
+    It says the former wherever the main thread happens to be.
+    """
+    return isinstance(error, RuntimeError) and (
+        str(error).startswith('DataLoader worker (pid') or 'unable to allocate shared memory' in str(error)
+    )
 
 
 class ImageLoader(DataLoader[Any]):

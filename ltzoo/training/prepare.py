@@ -96,6 +96,12 @@ def prepare_training(
     if recipe.sync_batchnorm:
         learner = nn.SyncBatchNorm.convert_sync_batchnorm(learner)
     learner.to(accelerator.device)
+    if recipe.accumulation > 1 and learner.objective.num_views > 1:
+        logger.warning(
+            'accumulation=%d: objective %s contrasts each piece of a batch with itself alone, which is another loss',
+            recipe.accumulation,
+            recipe.objective.name,
+        )
     loader = create_loader(recipe, dataset, learner, accelerator)
     optimizer = create_optimizer(learner, recipe.optimizer)
     counts = torch.from_numpy(dataset.class_counts)
@@ -202,14 +208,26 @@ def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerato
         raise RecipeError('method computes in float64, which the device mps does not have: accelerate launch --cpu')
     if recipe.sync_batchnorm and on_cpu:
         raise RecipeError('sync_batchnorm=true needs GPUs: PyTorch has no SyncBatchNorm for CPUs')
-    if recipe.precision == 'bf16' and on_cpu and torch.backends.cpu.get_cpu_capability() in {'AVX2', 'NO AVX'}:
-        logger.warning('precision=bf16: this CPU has no AVX-512 and convolves in bf16 slower than in fp32: use that')
+    if recipe.precision == 'bf16' and on_cpu and _is_slow_in_bf16():
+        logger.warning(
+            'precision=bf16: this CPU has no AVX512-BF16 and convolves in bf16 slower than in fp32: use that'
+        )
+    on_gpu = accelerator.device.type == 'cuda'
+    if recipe.precision == 'bf16' and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        logger.warning('precision=bf16: this GPU only emulates it, which is slow: use fp16')
     if recipe.batch_size % (accelerator.num_processes * recipe.accumulation):
         raise RecipeError(
             f'batch_size {recipe.batch_size} cannot be cut into {accelerator.num_processes} processes '
             f'x {recipe.accumulation} pieces (accumulation)'
         )
     return accelerator
+
+
+def _is_slow_in_bf16() -> bool:
+    """Return whether an x86 CPU convolves in bf16 by way of fp32."""
+    kind = torch.backends.cpu.get_cpu_capability()
+    has_bf16 = getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: True)
+    return kind in {'AVX2', 'NO AVX'} or (kind == 'AVX512' and not has_bf16())
 
 
 def prepare_data(recipe: Recipe) -> Dataset:

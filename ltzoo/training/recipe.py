@@ -128,7 +128,7 @@ class EvaluationPart(_Part):
     holdout_per_class: int | None = Field(None, ge=1)
     every_epochs: int = Field(0, ge=0)
     train: bool = False
-    batch_size: int = Field(512, ge=1)
+    batch_size: int = Field(128, ge=1)
     crop_pct: float = Field(0.875, gt=0, le=1)
     many_above: int = Field(100, ge=0)
     few_below: int = Field(20, ge=0)

@@ -237,6 +237,19 @@ def test_the_direction_can_be_of_the_first_view_alone() -> None:
     s.engine.step(losses, [(views, s.labels)])
     torch.testing.assert_close(s.gradient, expected)
     assert seen == [1, 2]
+    # With a single group both passes are ordinary ones.
+    one, samples = torch.zeros(CLASSES, dtype=torch.int64), torch.tensor([208])
+    settings = SharpnessSettings(ascent_views='first', mode='combined', direction='full', radius=0.3)
+    s.engine = GroupedSharpness(s.net, one, samples, settings, static_shapes=STATIC)
+    s.x = views[0]
+    g = s.gradient_at(s.theta)
+    expected = torch.zeros_like(g)
+    for s.x, weight in zip(views, (1.0, 0.5), strict=True):
+        expected += weight * s.gradient_at(s.theta + 0.3 * g / g.norm())
+    s.net.zero_grad()
+    s.engine.step(losses, [(views, s.labels)])
+    torch.testing.assert_close(s.gradient, expected)
+    assert seen == [1, 2, 1, 2]
 
 
 def test_the_second_term_of_the_bound_and_its_gradient() -> None:

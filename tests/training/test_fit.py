@@ -666,7 +666,7 @@ def test_no_memory_to_test_with_is_one_sentence(
 
     with monkeypatch.context() as patch:
         patch.setattr('ltzoo.training.training.predict', full)
-        with pytest.raises(LtzooError, match=r'evaluation\.batch_size=512: go on with a smaller one and resume=auto'):
+        with pytest.raises(LtzooError, match=r'evaluation\.batch_size=128: go on with a smaller one and resume=auto'):
             fit(make_recipe('epochs=1'), tmp_path / 'run', progress=False)
     results = fit(make_recipe('epochs=1', 'resume=auto', 'evaluation.batch_size=7'), tmp_path / 'run', progress=False)
     assert results['samples'] == 400
@@ -943,14 +943,33 @@ def test_an_average_that_the_run_is_too_short_for_is_told(
     assert 'ema_decay=0.9999: at the end of so short a run the average is still 100 %' in caplog.text
 
 
-def test_bf16_on_a_cpu_that_has_no_avx_512_is_told(
-    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ('capability', 'has_bf16', 'precision', 'told'),
+    [
+        ('AVX512', True, 'bf16', 0), ('AVX512', False, 'bf16', 1), ('AVX512', False, 'fp32', 0),
+        ('AVX2', False, 'bf16', 1), ('SVE256', False, 'bf16', 0),
+    ],
+)  # fmt: skip
+def test_bf16_on_a_cpu_that_computes_it_slowly_is_told(
+    capability: str,
+    has_bf16: bool,
+    precision: str,
+    told: int,
+    make_recipe: MakeRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    for capability, precision, told in (('AVX512', 'bf16', 0), ('AVX2', 'fp32', 0), ('AVX2', 'bf16', 1)):
-        monkeypatch.setattr(AcceleratorState, '_shared_state', {})
-        monkeypatch.setattr('torch.backends.cpu.get_cpu_capability', lambda capability=capability: capability)
-        create_accelerator(make_recipe(f'precision={precision}'))
-        assert caplog.text.count('precision=bf16: this CPU has no AVX-512') == told
+    monkeypatch.setattr(AcceleratorState, '_shared_state', {})
+    monkeypatch.setattr('torch.backends.cpu.get_cpu_capability', lambda: capability)
+    monkeypatch.setattr('torch.cpu._is_avx512_bf16_supported', lambda: has_bf16)
+    create_accelerator(make_recipe(f'precision={precision}'))
+    assert caplog.text.count('precision=bf16: this CPU has no AVX512-BF16') == told
+
+
+def test_pieces_of_a_batch_are_another_loss_for_bcl(caplog: pytest.LogCaptureFixture) -> None:
+    for name, told in (('ce', 0), ('bcl', 1)):
+        describe_batch(load_recipe(ROOT / 'recipes' / 'digits_lt' / f'{name}.yaml', ['accumulation=2']))
+        assert caplog.text.count(f'accumulation=2: objective {name} contrasts each piece of a batch') == told
 
 
 @pytest.fixture
