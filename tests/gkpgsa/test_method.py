@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 import ltzoo
 from ltzoo.gkpgsa import method as method_module
+from ltzoo.gkpgsa.affinity import parameter_affinity
+from ltzoo.gkpgsa.grouping import group_classes
 from ltzoo.gkpgsa.method import GkpGsa
 from ltzoo.gkpgsa.quality import FeatureQuality, feature_quality
 from ltzoo.gkpgsa.settings import GkpGsaError, GkpGsaSettings, PreservationSettings, SharpnessSettings
@@ -212,6 +214,40 @@ def test_the_anchors_running_statistics_are_the_means_of_its_classes(monkeypatch
     monkeypatch.setattr(method_module, 'diagonal_fisher', recording)
     Run(network=SMALL_RESNET, side=16, first_grouping=1, groups=1).epoch(0)
     assert calls == [{}]
+
+
+def test_every_setting_reaches_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    own = method_module.diagonal_fisher
+
+    def recording(model: Any, parameters: Any, samples: Any, kind: str, **options: Any) -> dict[str, Tensor]:
+        batches = list(samples)
+        calls.append((kind, options['chunk_size'], torch.cat([labels for _, labels in batches])))
+        return own(model, parameters, iter(batches), kind, **options)
+
+    monkeypatch.setattr(method_module, 'diagonal_fisher', recording)
+    # Of each class the best epoch is its own.
+    qualities = iter(torch.eye(CLASSES))
+    monkeypatch.setattr(FeatureQuality, 'compute', lambda quality: next(qualities))
+    run = Run(
+        epochs=5, groups=2, first_grouping=2, regroup_every=2, affinity='cosine', beta=0.25,
+        preservation=PreservationSettings(
+            fisher='sampled', samples_per_group=3, chunk_size=2, normalisation='max', strength=0.1
+        ),
+    )  # fmt: skip
+    logs = [run.epoch(epoch) for epoch in range(4)]
+    assert ['group_sizes' in log for log in logs] == [False, True, False, True]
+    method = run.method
+    groups = group_classes(method.bank, parameter_affinity(method.gram, 'cosine'), 2)
+    assert torch.equal(method.class_groups, groups) and len(groups.unique()) == 2
+    assert method.sharpness.group_samples.tolist() == [int(COUNTS[groups == g].sum()) for g in range(2)]
+    assert len(calls) == 4
+    for g, (kind, chunk, labels) in enumerate(calls[2:]):
+        assert (kind, chunk, len(labels)) == ('sampled', 2, min(3, int(COUNTS[groups == g].sum())))
+        assert (groups[labels] == g).all()
+    assert method.preservation is not None and method.quality is not None
+    assert (method.preservation.normalisation, method.preservation.strength) == ('max', 0.1)
+    assert method.quality.beta == 0.25 and method.quality.several is not None
 
 
 def test_the_gradient_form_adds_the_gradient_of_the_penalty() -> None:
