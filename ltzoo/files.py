@@ -141,17 +141,20 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path, patience: float = 0) -> Iterator[None]:
     """Keep other processes that ask for the same out of a folder.
 
     The operating system gives the lock back when the process ends, however it ends.
+
+    Args:
+        patience: seconds to wait for another process.
 
     Raises:
         BusyError: if another process is at it.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock = FileLock(folder / LOCK, timeout=patience)
     try:
         lock.acquire()
     except Timeout as error:

@@ -16,7 +16,7 @@ from ltzoo.gkpgsa.flat import FlatParameters
 from ltzoo.gkpgsa.grouped_weights import GroupedWeights
 from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, SampleRows
 
-__all__ = ['Losses', 'Passes', 'Views', 'buffers_kept']
+__all__ = ['Losses', 'Passes', 'Views', 'buffers_kept', 'of_each']
 
 Views = tuple[Tensor, ...]
 # Takes views and labels of samples, in any order and number; returns their losses, shape (B,), of nothing else.
@@ -111,7 +111,7 @@ class Passes:
         with nullcontext() if theta is None else layout.holding(theta):
             for views, labels in self.pieces:
                 with self.context():
-                    values = _of_each(self.losses(views[:1] if first_view else views, labels), labels)
+                    values = of_each(self.losses(views[:1] if first_view else views, labels), labels)
                 groups = self.class_groups[labels]
                 for i, (gradient, weights) in enumerate(zip(gradients, weightings, strict=True)):
                     weighted = values if weights is None else values * weights[groups]
@@ -135,7 +135,7 @@ class Passes:
             by_parameter: dict[Tensor, Sequence[Tensor]] = dict(zip(layout.parameters, weights, strict=True))
             with self.context(), GroupedWeights(by_parameter, *self.rows[piece], shared=shared) as mode:
                 marked = tuple(mode.mark(view) for view in (views[:1] if first_view else views))
-                values = _of_each(self.losses(marked, labels), labels)
+                values = of_each(self.losses(marked, labels), labels)
                 if id(values) in mode.grouped:
                     raise SharpnessError(
                         'the losses are not computed from the views that they are given, sample by sample: groups '
@@ -176,7 +176,12 @@ class Passes:
         return nullcontext() if self.autocast is None else self.autocast()
 
 
-def _of_each(values: Tensor, labels: Tensor) -> Tensor:
+def of_each(values: Tensor, labels: Tensor) -> Tensor:
+    """Return losses that are one of each sample.
+
+    Raises:
+        SharpnessError: if they are not.
+    """
     if values.shape != labels.shape:
         raise SharpnessError(
             f'the losses have shape {tuple(values.shape)}, where one of each sample is needed, ({len(labels)},), as '

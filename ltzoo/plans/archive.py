@@ -7,10 +7,9 @@ import itertools
 import shutil
 import tarfile
 import tempfile
-import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from ltzoo.errors import LtzooError
@@ -25,7 +24,7 @@ _KEPT = ('recipe.yaml', 'environment.json', 'log.jsonl', 'results.json', 'model'
 _TO_CONTINUE = ('checkpoint.pt', 'bank')
 _ENDING = '.tar.gz'
 _BLOCK = 512
-# Seconds to wait for a run that is held.
+# Seconds to wait for a run: what was stopped by force may leave processes that read images, for a while.
 _PATIENCE = 6.0
 
 
@@ -82,7 +81,7 @@ def _write_archive(
         try:
             # A finished run, which may lie where nothing can be written, does not change.
             if folder.is_dir() and not RunFolder(folder).finished:
-                held.enter_context(_alone_soon(folder))
+                held.enter_context(alone(folder, _PATIENCE))
         except BusyError:
             left_out.append(f'the run {folder} is being trained')
             continue
@@ -173,26 +172,6 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
                     output.mkdir(parents=True, exist_ok=True)
                     write_atomically(output / log.name, log.read_bytes())
     return done
-
-
-@contextmanager
-def _alone_soon(folder: Path) -> Iterator[None]:
-    """Do what `alone` does, with patience: what was stopped by force may leave processes that read images, for a while.
-
-    Raises:
-        BusyError: if another process is at it all the time.
-    """
-    deadline = time.monotonic() + _PATIENCE
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(alone(folder))
-                break
-            except BusyError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
-        yield
 
 
 def _files(folder: Path, to_continue: bool) -> Iterator[tuple[Path, str]]:

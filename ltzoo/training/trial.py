@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ltzoo.errors import one_line
 from ltzoo.gkpgsa import GkpGsa, GkpGsaSettings, diagonal_fisher
+from ltzoo.gkpgsa.passes import of_each
 from ltzoo.training.learner import Learner, create_optimizer
 from ltzoo.training.recipe import Recipe, RecipeError
 
@@ -48,12 +49,7 @@ def try_step(
             trial.scale_logits()
         try:
             with accelerator.autocast():
-                losses = trial(views, labels)
-            if losses.shape != labels.shape:
-                raise ValueError(
-                    f'the losses have shape {tuple(losses.shape)}, where one of each sample is needed, ({count},), as '
-                    "reduction='none' gives them"
-                )
+                losses = of_each(trial(views, labels), labels)
             losses.sum().backward()
             if trial.class_scales is not None and trial.class_scales.grad is None:
                 raise ValueError(

@@ -164,15 +164,15 @@ def _require_disjoint(parts: list[ImageList]) -> None:
 
 def _class_names(parts: list[ImageList], given: Sequence[str] | None) -> Sequence[str]:
     """Return the names given, or the folder of every class, which all lists agree on: their orders differ at times."""
-    names: dict[int, str] = {}
-    first: dict[int, str] = {}
+    # With the list that names each first.
+    names: dict[int, tuple[str, str]] = {}
     for part in parts:
         for path, label in zip(part.paths, part.labels.tolist(), strict=True):
             found = posixpath.basename(posixpath.dirname(path))
-            first.setdefault(label, part.file.name)
-            if names.setdefault(label, found) != found:
+            before, file = names.setdefault(label, (found, part.file.name))
+            if before != found:
                 raise DataError(
-                    f'label {label} is folder {names[label]} in {first[label]} but {found} in {part.file.name}: '
+                    f'label {label} is folder {before} in {file} but {found} in {part.file.name}: '
                     'the lists must come from the same place'
                 )
     if given is not None:
@@ -180,4 +180,4 @@ def _class_names(parts: list[ImageList], given: Sequence[str] | None) -> Sequenc
     missing = next((label for label in range(len(names)) if label not in names), None)
     if missing is not None:
         raise DataError(f'{parts[0].file} and its companions have labels up to {max(names)} but none is {missing}')
-    return [names[label] for label in range(len(names))]
+    return [names[label][0] for label in range(len(names))]

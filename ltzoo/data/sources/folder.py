@@ -182,8 +182,9 @@ def files_below(folder: Path) -> Iterator[str]:
             known.add(real)
             found.append((top, sorted(name for name in files if not name.startswith('.'))))
             names = sorted(name for name in folders if not name.startswith('.'))
-            folders[:] = [name for name in names if not os.path.islink(f'{top}/{name}')]
-            links += [f'{top}/{name}' for name in names if name not in folders and not _holds(f'{top}/{name}', real)]
+            linked = [name for name in names if os.path.islink(f'{top}/{name}')]
+            folders[:] = sorted({*names} - {*linked})
+            links += [f'{top}/{name}' for name in linked if not _holds(f'{top}/{name}', real)]
         waiting += links
     for top, files in sorted(found):
         yield from (os.path.join(top, name) for name in files)

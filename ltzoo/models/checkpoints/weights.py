@@ -148,16 +148,16 @@ class Checkpoint:
             LayoutError: if one of them holds tensors and does not look like part of training.
         """
         rest = {str(key): value for key, value in self.content.items() if key not in self.used}
-        # A best score is a number; the weights that had it are others than those that are taken.
-        strange = [
-            key
-            for key, value in rest.items()
-            if _has_tensors(value)
-            and not (_TRAINING.match(key) and not (key.lower().startswith('best') and isinstance(value, Mapping)))
-        ]
+        strange = [key for key, value in rest.items() if _has_tensors(value) and not _is_of_training(key, value)]
         if strange:
             raise LayoutError(f'unexpected: {shortened(strange)}')
         return list(rest)
+
+
+def _is_of_training(key: str, value: Any) -> bool:
+    # A best score is a number; the weights that had it are others than those that are taken.
+    best_weights = key.lower().startswith('best') and isinstance(value, Mapping)
+    return _TRAINING.match(key) is not None and not best_weights
 
 
 def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
