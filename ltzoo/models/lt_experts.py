@@ -7,8 +7,9 @@ narrower; Zhang et al., Self-Supervised Aggregation of Diverse Experts (SADE, Ne
 
 # No postponed annotations: torch.fx writes those of forward into the code that it makes, and TorchScript reads them.
 
+import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn as nn
@@ -56,9 +57,9 @@ def _shortcut(block: type, in_channels: int, out_channels: int, stride: int, dd:
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels, **dd))
 
 
-def _init_weights(module: nn.Module) -> None:
+def _init_weights(module: nn.Module, mode: Literal['fan_in', 'fan_out']) -> None:
     if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+        nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity='relu')
 
 
 class ExpertResNet(StagedResNet):
@@ -150,7 +151,8 @@ class ExpertResNet(StagedResNet):
         if count == 4:
             self.layer4 = stages[3]
         self.num_features = width * num_experts
-        self.apply(_init_weights)
+        # As the networks without experts: LDAM's on CIFAR, timm's on larger images.
+        self.apply(functools.partial(_init_weights, mode='fan_out' if bottleneck else 'fan_in'))
         self.reset_classifier(num_classes, global_pool)
 
     @torch.jit.ignore

@@ -85,6 +85,26 @@ def test_an_epoch_repeats_exactly_and_the_next_differs(make: Make) -> None:
     assert not torch.equal(first[0].labels, other_seed.labels)
 
 
+def test_an_image_is_seen_anew_in_every_epoch_and_by_every_seed(make: Make) -> None:
+    def seen(epoch: int, seed: int = 3) -> dict[int, torch.Tensor]:
+        batches = list(make(seed=seed).epoch(epoch))
+        return {int(label): view for batch in batches for view, label in zip(batch.views[0], batch.labels, strict=True)}
+
+    first = seen(4)
+    for other in (seen(5), seen(4, seed=4)):
+        both = first.keys() & other.keys()
+        # Of 18 crops and mirror images, one in eighteen is the same by chance.
+        assert sum(not torch.equal(first[label], other[label]) for label in both) > 0.8 * len(both) > 30
+
+
+def test_the_batches_of_an_epoch_are_not_cut_out_alike() -> None:
+    image = arrays().images.array[:1]  # type: ignore[attr-defined]
+    split = Split(ArrayImages(image.repeat(50, 0)), np.arange(50))
+    options: dict[str, Any] = {'batch_size': 16, 'seed': 3, 'device': torch.device('cpu')}
+    one, other, _ = train_loader(split, VIEWS, (0.5,) * 3, (0.25,) * 3, **options).epoch(0)
+    assert not torch.equal(one.views[0], other.views[0])
+
+
 def test_the_global_generator_is_left_alone(make: Make) -> None:
     torch.manual_seed(0)
     list(make().epoch(0))

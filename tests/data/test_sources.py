@@ -867,6 +867,7 @@ def test_cifar_in_official_order(cifar_dir: Path) -> None:
     assert (len(dataset.train), len(dataset.test)) == (50_000, 10_000)
     assert dataset.class_names[:2] == ('airplane', 'automobile')
     assert dataset.class_counts.tolist() == [5000] * 10
+    assert (dataset.mean, dataset.std) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 
 
 def test_digits_are_balanced_and_disjoint() -> None:

@@ -10,8 +10,18 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from ltzoo.data.augment import ViewError
-from ltzoo.data.views import PRESETS, FileViews, TensorViews, normalise, parse_views
+from ltzoo.data.augment import (
+    AutoAugment,
+    ColorJitter,
+    Cutout,
+    HorizontalFlip,
+    RandAugment,
+    RandomCrop,
+    RandomGrayscale,
+    RandomResizedCrop,
+    ViewError,
+)
+from ltzoo.data.views import PRESETS, FileViews, TensorViews, View, normalise, parse_views
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -30,6 +40,24 @@ def test_presets_make_views_of_tensors_and_of_files(preset: str) -> None:
     assert [tuple(view.shape) for view in seen] == [(3, side, side)] * len(views)
     if len(views) == 3:
         assert not torch.equal(made[1], made[2])
+
+
+def test_presets_are_those_of_the_literature() -> None:
+    crop, flip = RandomCrop(padding=4, size=32), HorizontalFlip(p=0.5)
+    jitter, grey = ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), RandomGrayscale(p=0.2)
+    small, large = RandomResizedCrop(32, scale=(0.2, 1.0)), RandomResizedCrop(224, scale=(0.08, 1.0))
+    assert large.ratio == (3 / 4, 4 / 3)
+    first = (large, flip, ColorJitter(0.4, 0.4, 0.4, 0.0, p=1.0))
+    assert parse_views('cifar_plain') == [View((crop, flip))]
+    assert parse_views('cifar_bcl') == [
+        View((crop, flip, AutoAugment(), Cutout(size=16))),
+        *[View((small, flip, jitter, grey))] * 2,
+    ]
+    assert parse_views('imagenet_plain') == [View(first)]
+    assert parse_views('imagenet_bcl') == [
+        View((*first, RandAugment(n=2, m=10, mstd=0.5))),
+        *[View((large, flip, jitter, grey))] * 2,
+    ]
 
 
 def test_views_that_are_alike_are_what_each_would_be_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from pathlib import Path
 
@@ -27,6 +28,21 @@ def build(name: str, **kwargs) -> nn.Module:
 def images(model: nn.Module, batch: int = 2) -> torch.Tensor:
     side = min(model.pretrained_cfg['input_size'][-1], 64)
     return torch.randn(batch, 3, side, side)
+
+
+@pytest.mark.parametrize(
+    ('name', 'convolution', 'fan_in'),
+    [
+        ('resnet32_cifar_experts', 'layer3.experts.1.0.conv1', True),
+        ('resnet50_experts', 'layer3.experts.1.0.conv3', False),
+    ],
+)
+def test_convolutions_start_as_in_the_network_without_experts(name: str, convolution: str, fan_in: bool) -> None:
+    weight = ltzoo.create_model(name).get_submodule(convolution).weight
+    assert weight.shape[0] != weight.shape[1]
+    fan = weight[0].numel() if fan_in else weight[:, 0].numel()
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / fan), rel=0.03)
+    assert (weight.pow(4).mean() / weight.var() ** 2).item() == pytest.approx(3, rel=0.1)
 
 
 @pytest.mark.parametrize('cosine', [False, True])

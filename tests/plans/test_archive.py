@@ -34,7 +34,23 @@ def test_a_run_that_is_being_trained_is_left_out(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize('order', [1, -1])
-def test_of_two_archives_of_one_run_the_further_one_is_taken_whole(
+def test_of_two_unfinished_runs_the_one_of_more_epochs_is_taken(order: int, tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPE)
+    archives = []
+    for epochs in (3, 7):
+        run = tmp_path / str(epochs) / 'base_seed0'
+        run.mkdir(parents=True)
+        (run / 'recipe.yaml').write_text(recipe.to_yaml())
+        (run / 'log.jsonl').write_text('{}\n' * epochs)
+        (run / 'checkpoint.pt').write_bytes(b'state')
+        archives += write_archive(tmp_path / f'{epochs}.tar.gz', [run], to_continue=True)[0]
+    for archive in archives[::order]:
+        collect([archive], tmp_path / 'home', {'base_seed0': recipe})
+    assert len((tmp_path / 'home' / 'base_seed0' / 'log.jsonl').read_text().splitlines()) == 7
+
+
+@pytest.mark.parametrize('order', [1, -1])
+def test_of_two_archives_archives_of_one_run_the_further_one_is_taken_whole(
     order: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_recipe(RECIPE)

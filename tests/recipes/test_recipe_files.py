@@ -14,9 +14,9 @@ from ltzoo.data.views import View, parse_views
 from ltzoo.losses import create_objective
 from ltzoo.losses.bcl import BCL
 from ltzoo.models import CosineLinear
-from ltzoo.models.entries import entry_of
-from ltzoo.models.lt_zoo import ZOO
-from ltzoo.training.recipe import Recipe, load_recipe
+from ltzoo.models.entries import entry_of, method_of
+from ltzoo.models.lt_zoo import METHODS, ZOO, ZooEntry
+from ltzoo.training.recipe import Recipe, ReweightingPart, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path for path in (ROOT / 'recipes').rglob('*.yaml') if path.parent.name != 'plans')
@@ -145,6 +145,43 @@ def test_contrastive_recipes_are_those_of_bcl(name: str) -> None:
     else:
         # What a method without contrastive views is compared under: its first view, without the strong operations.
         assert ops == [FIRST_VIEW[scale][: 2 if scale == 'cifar' else 3]]
+
+
+# Of RIDE, the spread of its temperature; of a second stage, where it begins, where it ends, and its rate.
+SPREAD = {'cifar': 0.05, 'imagenet_lt': 0.02, 'inat18': 0.015}
+STAGES = {
+    'cifar': {'crt': (200, 222, None), 'lws': (200, 211, None)},
+    'imagenet_lt': {'crt': (90, 100, None), 'lws': (90, 95, None)},
+    'inat18': {'crt': (100, 130, 0.1), 'lws': (100, 105, 0.1)},
+}
+
+
+@pytest.mark.parametrize('entry', ZOO.values(), ids=list(ZOO))
+def test_a_recipe_trains_the_method_of_its_name(entry: ZooEntry) -> None:
+    recipe = load_recipe(ROOT / entry.recipe)
+    assert method_of(recipe.decides_result()) == METHODS[entry.method].trained_with
+    extra, sharpness = recipe.objective.model_extra or {}, recipe.method and recipe.method.sharpness
+    data = scale_of(entry.tag) if entry.data == 'cifar' else entry.tag
+    if entry.method == 'focal':
+        assert extra == {'gamma': 1}
+    if entry.method.startswith('ldam_drw'):
+        assert extra == {'max_margin': 0.5}
+        assert recipe.reweighting == ReweightingPart(start_epoch=160, beta=0.9999)
+    if entry.method == 'ride':
+        epochs = {'cifar': 160, 'imagenet_lt': 72, 'inat18': 80}[data]
+        assert extra == {
+            **{'max_margin': 0.5, 'diversity': 0.2},
+            **{'temperature_spread': SPREAD[data], 'reweighting_epoch': epochs},
+        }
+    if recipe.retraining is not None:
+        part = recipe.retraining
+        assert (part.start_epoch, recipe.epochs, part.lr) == STAGES[data][entry.method]
+    if entry.method.endswith('_sam'):
+        assert recipe.method is not None and sharpness is not None
+        assert (recipe.method.group_by, sharpness.mode, sharpness.direction) == ('none', 'combined', 'full')
+        assert sharpness.radius == {'ldam_drw_sam': 0.8, 'bcl_sam': 0.05}[entry.method]
+    else:
+        assert (recipe.method is not None) == entry.method.startswith('gkpgsa')
 
 
 @pytest.mark.parametrize('name', [name for name in IN_PAPER if '/gkpgsa' in name])

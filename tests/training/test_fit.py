@@ -36,13 +36,21 @@ from ltzoo.data.loader import Batch
 from ltzoo.errors import LtzooError
 from ltzoo.evaluation import EvaluationError, evaluate_model
 from ltzoo.files import BusyError
+from ltzoo.gkpgsa import GkpGsa
 from ltzoo.losses import CrossEntropy
 from ltzoo.models.factory import ModelArgumentError
 from ltzoo.training import fit as fit_module
+from ltzoo.training import prepare as prepare_module
 from ltzoo.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ltzoo.training.fit import fit
 from ltzoo.training.loop import DivergedError, Step
-from ltzoo.training.prepare import create_accelerator, describe_batch, prepare_data, warn_of_what_never_comes
+from ltzoo.training.prepare import (
+    create_accelerator,
+    describe_batch,
+    prepare_data,
+    prepare_training,
+    warn_of_what_never_comes,
+)
 from ltzoo.training.recipe import Recipe, RecipeError, load_recipe
 from ltzoo.training.run import RunFolder, describe_environment
 from ltzoo.training.training import Training
@@ -117,6 +125,51 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     results.unlink()
     fit(make_recipe(*options, 'resume=auto'), tmp_path / 'cut', progress=False)
     assert json.loads(results.read_text()) == before
+
+
+def test_the_average_of_the_weights_is_what_is_exported(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+    take = Step.__call__
+
+    def watched(step: Step, batch: Batch) -> torch.Tensor:
+        if not seen:
+            seen.append({name: p.detach().clone() for name, p in step.learner.named_parameters()})
+        loss = take(step, batch)
+        seen.append({name: p.detach().clone() for name, p in step.learner.named_parameters()})
+        return loss
+
+    monkeypatch.setattr(Step, '__call__', watched)
+    fit(make_recipe('ema_decay=0.6', 'epochs=2'), tmp_path / 'run', progress=False)
+    exported = weights(tmp_path / 'run')
+    for name, average in seen[0].items():
+        for state in seen[1:]:
+            average = 0.6 * average + 0.4 * state[name]
+        torch.testing.assert_close(exported[name.removeprefix('model.')], average)
+    assert len(seen) > 3 and not torch.allclose(exported['head.weight'], seen[-1]['model.head.weight'], atol=1e-4)
+
+
+def test_the_log_says_what_rate_every_parameter_was_trained_with(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[set[float]] = []
+    take = Step.__call__
+
+    def watched(step: Step, batch: Batch) -> torch.Tensor:
+        rates.append({group['lr'] for group in step.optimizer.param_groups})
+        assert len(step.optimizer.param_groups) == 2
+        return take(step, batch)
+
+    monkeypatch.setattr(Step, '__call__', watched)
+    options = ('optimizer.decay_norm_and_bias=false', 'schedule={name: multistep, warmup_epochs: 2, milestones: [3]}')
+    fit(make_recipe(*options), tmp_path / 'run', progress=False)
+    said = [json.loads(line)['lr'] for line in (tmp_path / 'run' / 'log.jsonl').open()]
+    assert said == pytest.approx([0.025, 0.05, 0.05, 0.005])
+    steps = len(rates) // 4
+    assert [rates[epoch * steps + step] for epoch in range(4) for step in range(steps)] == [
+        {said[epoch]} for epoch in range(4) for _ in range(steps)
+    ]
 
 
 def test_bcl_with_batchnorm_resumes_too(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -307,12 +360,44 @@ def test_what_a_run_leaves_behind(make_recipe: MakeRecipe, tmp_path: Path) -> No
 
 
 def test_the_hold_out_is_measured_during_training(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    overrides = ('evaluation.split=holdout', 'evaluation.every_epochs=2', 'batch_size=100')
+    overrides = (
+        'evaluation.split=holdout',
+        'evaluation.every_epochs=2',
+        'batch_size=100',
+        'data.split_seed=5',
+        'seed=2',
+    )
     results = fit(make_recipe(*overrides), tmp_path / 'run', progress=False)
     lines = [json.loads(line) for line in (tmp_path / 'run' / 'log.jsonl').open()]
     assert [line['epoch'] for line in lines if 'holdout' in line] == [1, 3]
+    assert (results['split_seed'], results['seed']) == (5, 2)
+    assert results['parameters'] == sum(value.numel() for value in weights(tmp_path / 'run').values())
     assert results['split'] == 'holdout'
     assert lines[-1]['holdout']['top1'] == results['top1']
+
+
+def test_the_seed_reaches_the_weights_the_order_and_the_method(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    class Watched(GkpGsa):
+        def __init__(self, *args: Any, seed: int, **options: Any) -> None:
+            made.append(seed)
+            super().__init__(*args, seed=seed, **options)
+
+    monkeypatch.setattr(prepare_module, 'GkpGsa', Watched)
+
+    def begin(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        recipe = make_recipe(f'seed={seed}', *GKPGSA)
+        training = prepare_training(recipe, prepare_data(recipe), create_accelerator(recipe), tmp_path)
+        first = next(training.learner.parameters()).detach().clone()
+        return first, torch.cat([batch.labels for batch in training.loader.epoch(0)])
+
+    (weight, order), (other_weight, other_order), again = begin(0), begin(3), begin(0)
+    assert made == [0, 3, 0]
+    assert not torch.equal(weight, other_weight) and not torch.equal(order, other_order)
+    assert torch.equal(weight, again[0]) and torch.equal(order, again[1])
 
 
 def test_two_processes_cannot_train_into_one_folder(make_recipe: MakeRecipe, tmp_path: Path) -> None:

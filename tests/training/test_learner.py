@@ -34,6 +34,15 @@ def test_cosine_is_torchs() -> None:
         oracle.step()
 
 
+def test_the_cosine_runs_over_the_warm_up_too_and_constant_stays() -> None:
+    def factors(name: str) -> list[float]:
+        part = SchedulePart(name=name, warmup_epochs=2)
+        return [learning_rate_factor(part, epoch, 6) for epoch in range(6)]
+
+    assert factors('cosine') == pytest.approx([0.5, 1, 0.75, 0.5, 0.25, 0.0669873])
+    assert factors('constant') == pytest.approx([0.5, 1, 1, 1, 1, 1])
+
+
 def test_a_second_stage_has_a_rate_of_its_own(make_recipe: Callable[..., Recipe]) -> None:
     def rates(*options: str) -> list[float]:
         recipe = make_recipe('optimizer.lr=0.4', 'epochs=6', *options)
@@ -44,7 +53,7 @@ def test_a_second_stage_has_a_rate_of_its_own(make_recipe: Callable[..., Recipe]
     assert rates(steps, 'retraining={start_epoch: 3, lr: 0.1}') == pytest.approx([0.4, 0.4, 0.2, 0.1, 0.075, 0.025])
     # The schedule ends where the second stage begins.
     cosine = rates('schedule={name: cosine, warmup_epochs: 0}', 'retraining.start_epoch=4')
-    assert cosine[:4] == pytest.approx([0.4 * learning_rate_factor(SchedulePart(), epoch, 4) for epoch in range(4)])
+    assert cosine[:4] == pytest.approx([0.4, 0.3414214, 0.2, 0.0585786])
     assert rates(steps, 'retraining.start_epoch=9') == rates(steps)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,11 +54,52 @@ def test_a_step_that_the_loss_scaler_leaves_out_pulls_nothing(skipped: bool) -> 
         assert after[weight].norm().item() == pytest.approx(before[weight].norm().item() / 3, rel=0.1)
 
 
+@pytest.mark.parametrize('grouped', [False, True])
+@pytest.mark.parametrize('accumulation', [1, 2])
+def test_the_gradient_of_a_step_is_clipped_as_a_whole(grouped: bool, accumulation: int) -> None:
+    torch.manual_seed(0)
+    model = ltzoo.create_model('resnet8_cifar', num_classes=2).eval()
+    learner = Learner(model, create_objective('ce', model, torch.tensor([3, 1])))
+    settings = GkpGsaSettings(group_by='frequency', groups=2, preservation=None)
+    labels = np.array([0, 0, 0, 1])
+    method = GkpGsa(learner, model, torch.tensor([3, 1]), labels, 2, settings) if grouped else None
+    before = [p.detach().clone() for p in learner.parameters()]
+    step = Step(
+        learner,
+        Scaled(learner.parameters(), lr=1.0),
+        Accelerator(cpu=True),
+        method=method,
+        accumulation=accumulation,
+        clip_grad_norm=1e-3,
+    )
+    step(Batch((torch.randn(4, 3, 8, 8),), torch.from_numpy(labels)))
+    moved = [p.detach() - was for p, was in zip(learner.parameters(), before, strict=True)]
+    assert torch.cat([part.flatten() for part in moved]).norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
 class OneBatch(TrainLoader):
-    steps_per_epoch = 1
+    def __init__(self, steps: int = 1) -> None:
+        self.steps_per_epoch = steps
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        yield Batch((torch.zeros(2, 3, 8, 8),), torch.tensor([0, 1]))
+        for _ in range(self.steps_per_epoch):
+            yield Batch((torch.zeros(2, 3, 8, 8),), torch.tensor([0, 1]))
+
+
+def test_an_epoch_says_its_mean_loss_and_how_fast_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([1.0, 2.0, 6.0])
+    monkeypatch.setattr('ltzoo.training.loop.time', SimpleNamespace(perf_counter=itertools.count(7.0, 4.0).__next__))
+    log = train_one_epoch(
+        lambda batch: torch.tensor(next(losses)),
+        OneBatch(3),
+        Accelerator(cpu=True),
+        epoch=0,
+        epochs=1,
+        batch_size=2,
+        learning_rate=0.1,
+        progress=False,
+    )
+    assert (log.loss, log.seconds, log.samples_per_second) == (3.0, 4.0, 1.5)
 
 
 @pytest.mark.parametrize(('seconds', 'told'), [(None, 'epoch 3/6:'), (2460.0, 'epoch 3/6, 2:44:00 to go:')])

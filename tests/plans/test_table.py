@@ -1,0 +1,57 @@
+"""A plan's table against logs and results that are written out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ltzoo.plans.plan import load_plan
+from ltzoo.plans.table import format_table, summarise
+from ltzoo.training.recipe import load_recipe
+
+RECIPE = Path(__file__).parents[2] / 'recipes' / 'digits_lt' / 'ce.yaml'
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    path = tmp_path / 'plan.yaml'
+    path.write_text(f'output: {tmp_path}/runs\nseeds: [0, 1]\nruns: {{base: {{recipe: {RECIPE}}}}}')
+    return path
+
+
+def finish(tmp_path: Path, seed: int, results: dict[str, Any], log: list[dict[str, Any]]) -> None:
+    run = tmp_path / 'runs' / f'base_seed{seed}'
+    run.mkdir(parents=True)
+    recipe = load_recipe(RECIPE).decides_result()
+    (run / 'results.json').write_text(json.dumps({'recipe': recipe, 'data': 'digits_lt', **results}))
+    (run / 'log.jsonl').write_text(''.join(json.dumps({'epoch': e, **line}) + '\n' for e, line in enumerate(log)))
+
+
+def test_scores_minutes_and_what_the_method_did(plan_file: Path, tmp_path: Path) -> None:
+    first = {'perturbation': [0.0, 0.0]}, {'perturbation': [0.1, 0.3], 'group_sizes': [4, 6], 'classes_moved': 10}
+    last = {
+        **{'perturbation': [0.4, 0.4], 'group_sizes': [5, 5], 'classes_moved': 2},
+        **{'penalty_to_loss_gradient': 0.25},
+    }
+    scores = {'top1': 60.0, 'many': 80.0, 'medium': None, 'few': 20.0}
+    finish(tmp_path, 0, {**scores, 'training_seconds': 120.0}, [{'method': line} for line in (*first, last)])
+    finish(tmp_path, 1, {**scores, 'top1': 64.0, 'training_seconds': 240.0}, [{'method': {'perturbation': [0.9]}}, {}])
+    (summary,) = summaries = summarise(load_plan(plan_file))
+    assert summary == {
+        **{'name': 'base', 'seeds': [0, 1], 'alike': True, 'measured_on': []},
+        **{'top1': [62.0, pytest.approx(8**0.5)], 'many': [80.0, 0.0], 'medium': None, 'few': [20.0, 0.0]},
+        **{'train_top1': None, 'minutes': [3.0, pytest.approx(2**0.5)]},
+        'method': {
+            'perturbation': pytest.approx(0.4),
+            'penalty_to_loss_gradient': 0.25,
+            'classes_moved': 2,
+            'group_sizes': [5, 5],
+        },
+    }
+    assert format_table(summaries).splitlines()[2::4] == [
+        '| base | 2 | 62.0 ± 2.8 | 80.0 ± 0.0 | 20.0 ± 0.0 | 3.0 |',
+        '| base | 0.4 | 0.25 | [5, 5] | 2 |',
+    ]
