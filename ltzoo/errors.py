@@ -23,6 +23,9 @@ __all__ = [
     'saying_no_memory',
 ]
 
+# What the optional dependencies of training are imported as.
+_TRAINING = ('accelerate', 'filelock', 'matplotlib', 'omegaconf', 'psutil', 'pydantic', 'tqdm', 'yaml')
+
 
 class LtzooError(Exception):
     """One sentence that names the input, what is wrong with it and what would be right.
@@ -123,7 +126,8 @@ def at_least(name: str, value: int, least: int) -> None:
 def command_line(main: Callable[[], int]) -> Callable[[], int]:
     """Let the `main` of a tool end as users of a shell expect, whatever ends it.
 
-    An LtzooError, or a file or folder that may not be used, becomes one sentence and exit code 2, Ctrl-C exit code 130,
+    An LtzooError, a package of training that is missing, or a file or folder that may not be used, becomes one sentence
+    and exit code 2, Ctrl-C exit code 130,
     and a reader that has gone, as `head` does when it has its lines, exit code 141, as the shell has it of a program
     that knows nothing of this.
 
@@ -143,6 +147,11 @@ def command_line(main: Callable[[], int]) -> Callable[[], int]:
             return code
         except LtzooError as error:
             print(f'{program}: {error}', file=sys.stderr)
+            return 2
+        except ModuleNotFoundError as error:
+            if error.name not in _TRAINING:
+                raise
+            print(f"{program}: {error.name} is missing: pip install 'ltzoo[train]'", file=sys.stderr)
             return 2
         except PermissionError as error:
             print(f'{program}: {error.filename or "a file"} cannot be used: {error.strerror}', file=sys.stderr)

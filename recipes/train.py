@@ -12,8 +12,6 @@ import os
 import sys
 from pathlib import Path
 
-import psutil
-
 from ltzoo.errors import LtzooError, command_line, is_out_of_memory, one_line
 
 
@@ -110,6 +108,8 @@ def check_processes() -> None:
 
 def processes_of_launcher() -> int:
     """Return what `accelerate launch --num_processes N` asked for, 1 if that is not our parent or does not say."""
+    import psutil
+
     parent = psutil.Process().parent()
     words = parent.cmdline() if parent is not None else []
     for word, following in zip(words, [*words[1:], ''], strict=True):

@@ -14,6 +14,12 @@ if 'PYTEST_XDIST_WORKER_COUNT' in os.environ:
     _cores = (os.cpu_count() or 1) // int(os.environ['PYTEST_XDIST_WORKER_COUNT'])
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, _cores)))
 
+# Whoever has an account on the Hub, a mirror or a proxy tests against the same stand-in; read when they are imported.
+for _name in ('HF_ENDPOINT', 'HF_HUB_OFFLINE', 'HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN', 'LTZOO_IMPORTS', 'LTZOO_ORG'):
+    os.environ.pop(_name, None)
+os.environ['HF_TOKEN_PATH'] = os.devnull
+os.environ['NO_PROXY'] = os.environ['no_proxy'] = '127.0.0.1,localhost'
+
 SHARED = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
     [
         (LtzooError('there is no x: take y'), 2, 'tool.py: there is no x: take y\n'),
         (KeyboardInterrupt(), 130, '\ntool.py: stopped\n'),
+        (ModuleNotFoundError(name='pydantic'), 2, "tool.py: pydantic is missing: pip install 'ltzoo[train]'\n"),
         (PermissionError(13, 'Permission denied', '/x'), 2, 'tool.py: /x cannot be used: Permission denied\n'),
     ],
 )
@@ -33,6 +35,26 @@ def test_what_a_tool_ends_with(
 
     assert main() == code
     assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize('tool', ['recipes/train.py', 'tools/reproduce.py'])
+def test_without_the_packages_of_training_a_sentence_says_what_to_install(tool: str, tmp_path: Path) -> None:
+    # One that stands in the way is found before the one that is installed.
+    (tmp_path / 'omegaconf.py').write_text("raise ModuleNotFoundError(name='omegaconf')")
+    words = [sys.executable, ROOT / tool, ROOT / 'recipes' / 'digits_lt' / 'ce.yaml']
+    environment = {**os.environ, 'PYTHONPATH': f'{tmp_path}:{ROOT}'}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    told = f"{Path(tool).name}: omegaconf is missing: pip install 'ltzoo[train]'\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
+def test_a_missing_package_of_another_kind_keeps_its_traceback() -> None:
+    @command_line
+    def main() -> int:
+        raise ModuleNotFoundError(name='elsewhere')
+
+    with pytest.raises(ModuleNotFoundError):
+        main()
 
 
 def test_how_a_sentence_on_an_unknown_name_ends() -> None:

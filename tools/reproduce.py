@@ -20,21 +20,20 @@ are made anew after each.
 
 from __future__ import annotations
 
-# ruff: noqa: E402
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-
-# What follows may take a minute on a busy machine.
-STARTED = time.monotonic()
+from typing import TYPE_CHECKING
 
 from ltzoo.errors import at_least, command_line
-from ltzoo.plans.archive import check_archive, collect, write_archive
-from ltzoo.plans.pack import pack, untracked
-from ltzoo.plans.plan import PlanError, load_plan, plan_jobs
-from ltzoo.plans.run import train
-from ltzoo.plans.table import format_table, summarise, write_table
+
+if TYPE_CHECKING:
+    from ltzoo.plans.plan import Job, Plan
+
+# What main imports may take a minute on a busy machine.
+STARTED = time.monotonic()
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,50 +62,49 @@ def main() -> int:
     instead.add_argument('--collect', nargs='+', type=Path, metavar='FILE', help='train nothing, bring runs home')
     args = parser.parse_args()
     try:
-        check_options(args)
-        plan = load_plan(args.plan, args.output)
-        jobs = plan_jobs(
-            plan,
-            args.plan.parent,
-            ROOT / 'recipes/train.py',
-            args.only,
-            args.data_dir,
-            args.set,
-            args.seeds,
-            into_folders=not args.table,
-        )
-        if args.pack:
-            for name in untracked(ROOT):
-                print(f'not packed, as git does not track it: {name}', file=sys.stderr)
-            sizes = pack(
-                args.pack, ROOT, plan, args.plan, jobs, changes=args.set, packages=args.packages, python=args.python
-            )
-            told = ', '.join(f'{part} {size / 1e6:.1f} MB' for part, size in sizes.items() if size)
-            whole = sum(sizes.values()) / 1e6
-            print(f'{args.pack}: {whole:.1f} MB ({told}); its README.md has the command to run there')
-            return 0
-        if args.collect:
-            for name, what in collect(args.collect, plan.output, {job.folder.name: job.recipe for job in jobs}).items():
-                print(f'{name}: {what}')
-        # Training makes it anew after each run; what it refuses is refused before hours of that.
-        write_table(plan)
-        stopped = []
-        left_out: list[str] = []
-        if not (args.table or args.collect):
-            stopped = train(jobs, args.jobs, plan, None if args.minutes is None else STARTED + 60 * args.minutes)
-        print(format_table(summarise(plan, args.only, args.seeds)))
-        if args.archive:
-            files, left_out = write_archive(
-                args.archive,
-                [job.folder for job in jobs],
-                megabytes=args.max_mb,
-                to_continue=args.with_unfinished,
-            )
-            for file in files:
-                print(f'{file}: {file.stat().st_size / 1e6:.1f} MB')
+        return run(args)
     except KeyboardInterrupt:
         print('\nstopped: the same command goes on from the last checkpoints', file=sys.stderr)
         return 130
+
+
+def run(args: argparse.Namespace) -> int:
+    # Here, so that what is missing of training's packages is told in a sentence.
+    from ltzoo.plans.archive import collect, write_archive
+    from ltzoo.plans.plan import load_plan, plan_jobs
+    from ltzoo.plans.run import train
+    from ltzoo.plans.table import format_table, summarise, write_table
+
+    check_options(args)
+    plan = load_plan(args.plan, args.output)
+    jobs = plan_jobs(
+        plan,
+        args.plan.parent,
+        ROOT / 'recipes/train.py',
+        args.only,
+        args.data_dir,
+        args.set,
+        args.seeds,
+        into_folders=not args.table,
+    )
+    if args.pack:
+        write_pack(args, plan, jobs)
+        return 0
+    if args.collect:
+        for name, what in collect(args.collect, plan.output, {job.folder.name: job.recipe for job in jobs}).items():
+            print(f'{name}: {what}')
+    # Training makes it anew after each run; what it refuses is refused before hours of that.
+    write_table(plan)
+    stopped: Sequence[tuple[Job, int | None]] = ()
+    if not (args.table or args.collect):
+        stopped = train(jobs, args.jobs, plan, None if args.minutes is None else STARTED + 60 * args.minutes)
+    print(format_table(summarise(plan, args.only, args.seeds)))
+    left_out: list[str] = []
+    if args.archive:
+        folders = [job.folder for job in jobs]
+        files, left_out = write_archive(args.archive, folders, megabytes=args.max_mb, to_continue=args.with_unfinished)
+        for file in files:
+            print(f'{file}: {file.stat().st_size / 1e6:.1f} MB')
     failed = [job for job, code in stopped if code not in (0, None)]
     unfinished = [f'{job.name} with seed {job.seed}' for job, code in stopped if code is None]
     if unfinished:
@@ -120,8 +118,23 @@ def main() -> int:
     return 1 if failed or left_out else 0
 
 
+def write_pack(args: argparse.Namespace, plan: Plan, jobs: Sequence[Job]) -> None:
+    """Pack what another machine needs, and say how large its parts are."""
+    from ltzoo.plans.pack import pack, untracked
+
+    for name in untracked(ROOT):
+        print(f'not packed, as git does not track it: {name}', file=sys.stderr)
+    sizes = pack(args.pack, ROOT, plan, args.plan, jobs, changes=args.set, packages=args.packages, python=args.python)
+    told = ', '.join(f'{part} {size / 1e6:.1f} MB' for part, size in sizes.items() if size)
+    whole = sum(sizes.values()) / 1e6
+    print(f'{args.pack}: {whole:.1f} MB ({told}); its README.md has the command to run there')
+
+
 def check_options(args: argparse.Namespace) -> None:
     """Refuse options that mean nothing, before anything is done."""
+    from ltzoo.plans.archive import check_archive
+    from ltzoo.plans.plan import PlanError
+
     at_least('--jobs', args.jobs, 1)
     if args.minutes is not None and not args.minutes > 0:
         raise PlanError(f'--minutes must be above 0, not {args.minutes:g}')

@@ -39,7 +39,7 @@ class GkpGsa:
         module: everything that is trained: the model and what the objective adds to it.
         model: the classifier within it; `forward_head` hands its features to `get_classifier()`.
         class_counts: training samples of every class, int64, shape (C,).
-        labels: class of every training sample, int64, shape (N,).
+        labels: class of every training sample, in the order that `samples` of `end_epoch` counts in, int64, shape (N,).
         epochs: of the whole training, T of Eq. 20.
         settings: see `GkpGsaSettings`.
         log_prior: what the objective adds to the logits, shape (C,), for the Fisher; None for nothing.
@@ -48,17 +48,17 @@ class GkpGsa:
         seed: of the grouping and the Fisher's samples.
 
     Raises:
-        GkpGsaError: if the bank is needed and nothing of the encoder is trained, or the network drops activations to
-            compute them anew (`set_grad_checkpointing`) or has SyncBatchNorm, which groups with own weights cannot be
-            taken through.
+        GkpGsaError: if class counts or labels are no such numbers, the bank is needed and nothing of the encoder is
+            trained, or the network drops activations to compute them anew (`set_grad_checkpointing`) or has
+            SyncBatchNorm, which groups with own weights cannot be taken through.
     """
 
     def __init__(
         self,
         module: nn.Module,
         model: Any,
-        class_counts: Tensor,
-        labels: np.ndarray,
+        class_counts: Tensor | np.ndarray,
+        labels: np.ndarray | Tensor,
         epochs: int,
         settings: GkpGsaSettings,
         *,
@@ -68,7 +68,8 @@ class GkpGsa:
         seed: int = 0,
     ) -> None:
         self.model, self.settings = model, settings
-        self.class_counts, self.labels, self.epochs, self.seed = class_counts.cpu(), labels, epochs, seed
+        self.class_counts, self.labels = _checked(class_counts, labels)
+        self.epochs, self.seed = epochs, seed
         self.log_prior = None if log_prior is None else log_prior.to(next(module.parameters()).device)
         heads = model.get_classifier()
         # Distilled transformers have two; the first is the classifier that features are looked at for.
@@ -376,6 +377,27 @@ class GkpGsa:
             )  # fmt: skip
             preservation.add(parameters, fisher, None if sizes is None else max(sizes[g], 1))
         return preservation.to(device)
+
+
+def _checked(class_counts: Tensor | np.ndarray, labels: np.ndarray | Tensor) -> tuple[Tensor, np.ndarray]:
+    """Return class counts and labels where they are used, on the CPU.
+
+    Raises:
+        GkpGsaError: if they are something else.
+    """
+    counts, of_samples = torch.as_tensor(class_counts).cpu(), torch.as_tensor(labels).cpu()
+    for name, of_what, numbers in (('class_counts', 'class', counts), ('labels', 'training sample', of_samples)):
+        if numbers.ndim != 1 or numbers.is_floating_point() or not len(numbers):
+            found = f'{numbers.dtype} of shape {tuple(numbers.shape)}'
+            raise GkpGsaError(f'{name} must be whole numbers, one for each {of_what}, not {found}')
+    if counts.min() < 0:
+        raise GkpGsaError(f'class_counts must be 0 or more, not {int(counts.min())}')
+    if of_samples.min() < 0 or of_samples.max() >= len(counts):
+        wrong = int(of_samples.min() if of_samples.min() < 0 else of_samples.max())
+        raise GkpGsaError(
+            f'labels must be 0 to {len(counts) - 1}, as there are {len(counts)} class counts, not {wrong}'
+        )
+    return counts, of_samples.numpy()
 
 
 def _running_statistics(model: nn.Module) -> dict[str, Tensor]:

@@ -21,8 +21,8 @@ from ltzoo.gkpgsa.settings import SharpnessSettings
 
 __all__ = ['GroupedSharpness', 'StepReport']
 
-# So many groups share a GPU's arithmetic at once before slices are cheaper there even for a small network.
-MOST_AT_ONCE = 8
+# As many as the paper tries (Figure 8). The arithmetic grows with their number, which that of slices does not.
+MOST_AT_ONCE = 10
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class GroupedSharpness:
         class_groups: group of every class, int64, shape (C,).
         group_samples: training samples of every group, |G_g|, shape (G,).
         settings: see `SharpnessSettings`.
-        static_shapes: whether every tensor of a step with up to 8 groups (mode `focal`: any number) has a shape that
+        static_shapes: whether every tensor of a step with up to 10 groups (mode `focal`: any number) has a shape that
             does not depend on the groups' samples in the batch, and the host never waits for the device to learn them,
             so that the step can be recorded; see `ltzoo.gkpgsa.grouped_weights`. It costs the arithmetic of as many
             passes as there are groups.
@@ -231,8 +231,7 @@ class GroupedSharpness:
         for name in ('global_average', 'group_averages', 'seen'):
             # A copy: averages are updated in place.
             setattr(self, name, None if state[name] is None else state[name].to(device, copy=True))
-        # Without it, as in states of before it was kept by group, the next step has a first pass.
-        if (kept := state.get('kept_perturbation')) is not None:
+        if (kept := state['kept_perturbation']) is not None:
             self.kept = (kept[0].to(device), kept[1].to(device))
 
     @property

@@ -8,7 +8,8 @@ import logging
 import os
 import shutil
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,8 @@ def _train_epochs(folder: RunFolder, training: Training, progress: bool) -> None
         every = recipe.evaluation.every_epochs
         if every and (epoch + 1) % every == 0:
             scores = training.measure(training.dataset.test)
-            line['holdout'] = {key: getattr(scores, key) for key in ('top1', 'many', 'medium', 'few')}
+            shown = ('top1', 'many', 'medium', 'few', 'balanced_accuracy')
+            line['holdout'] = {key: getattr(scores, key) for key in shown}
         if recipe.trackers:
             accelerator.log(_numbers(line), step=epoch)
         if accelerator.is_main_process:
@@ -263,7 +265,8 @@ def _restore(folder: RunFolder, training: Training) -> None:
     with accelerator.main_process_first():
         state = folder.checkpoint_state()
         if state is not None:
-            _check_data(folder, recipe, training.dataset.identity, state)
+            with _saying_what_is_wrong(folder):
+                _check_data(folder, recipe, training.dataset.identity, state)
         if accelerator.is_main_process:
             folder.start(recipe, describe_environment(str(accelerator.device), accelerator.num_processes), state)
     if accelerator.num_processes > 1 and len(set(gather_object([0 if state is None else state['epoch']]))) > 1:
@@ -272,13 +275,24 @@ def _restore(folder: RunFolder, training: Training) -> None:
         )
     if state is None:
         return
-    try:
+    with _saying_what_is_wrong(folder):
         training.load_state_dict(state)
+
+
+@contextmanager
+def _saying_what_is_wrong(folder: RunFolder) -> Iterator[None]:
+    """Turn what a checkpoint of something else ends in into a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
     except LtzooError as error:
         raise CheckpointError(f'{folder.checkpoint} cannot be gone on from: {error}') from error
     except (RuntimeError, KeyError, ValueError) as error:
         reason = one_line(error)[:300]
-        raise CheckpointError(f'{folder.checkpoint} is not of this model and optimiser: {reason}') from error
+        raise CheckpointError(
+            f'{folder.checkpoint} is not of this model and optimiser, or of this version of ltzoo: {reason}'
+        ) from error
 
 
 def _check_data(folder: RunFolder, recipe: Recipe, now: dict[str, Any], state: dict[str, Any]) -> None:
@@ -288,7 +302,7 @@ def _check_data(folder: RunFolder, recipe: Recipe, now: dict[str, Any], state: d
         CheckpointError: with what to do instead.
     """
     counts = now['class_counts']
-    before = state.get('class_counts', counts)
+    before = state['class_counts']
     # A run that an unreadable image stopped goes on with fewer.
     fewer = len(before) == len(counts) and all(now <= then for now, then in zip(counts, before, strict=True))
     if before != counts and not (fewer and recipe.data.unreadable == 'skip'):
@@ -297,20 +311,20 @@ def _check_data(folder: RunFolder, recipe: Recipe, now: dict[str, Any], state: d
             f'{recipe.data.name} now has {sum(counts):,} in {len(counts)}, or others in one of them: '
             'put them back, or give another output'
         )
-    if state.get('class_names', now['class_names']) != now['class_names']:
+    if state['class_names'] != now['class_names']:
         raise CheckpointError(
             f'output={folder.path} was trained on classes of other names, or in another order, than '
             f'{recipe.data.name} has now: name them as they were, or give another output'
         )
-    if state.get('drawn_from', now['drawn_from']) != now['drawn_from']:
+    if state['drawn_from'] != now['drawn_from']:
         raise CheckpointError(
             f'output={folder.path} was trained on other images of {recipe.data.name} than are there now, and its '
             'test part would hold some of them: put them back as they were, or give another output'
         )
-    if state.get('images') != now['images']:
+    if state['images'] != now['images']:
         was, here = (with_place(of.data.name, of.data.data_dir) for of in (folder.read_recipe(), recipe))
         # In their own place an unreadable image may be missing by now; elsewhere they have to be the same.
-        if was != here or ('images' in state and recipe.data.unreadable == 'stop'):
+        if was != here or recipe.data.unreadable == 'stop':
             raise CheckpointError(
                 f'output={folder.path} was trained on {was}, and {here} has other images, or other names for '
                 'them: put them back as they were, or give another output'

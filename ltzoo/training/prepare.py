@@ -105,7 +105,8 @@ def prepare_training(
     loader = create_loader(recipe, dataset, learner, accelerator)
     optimizer = create_optimizer(learner, recipe.optimizer)
     counts = torch.from_numpy(dataset.class_counts)
-    try_step(learner, view_sizes(recipe, dataset), counts, recipe, accelerator)
+    recorded = can_record(recipe, accelerator)
+    try_step(learner, view_sizes(recipe, dataset), counts, recipe, accelerator, static_shapes=recorded)
     check_exportable(learner.model, image_config(recipe, dataset))
     if recipe.compile:
         learner.compile()
@@ -119,7 +120,7 @@ def prepare_training(
         method=method,
         accumulation=recipe.accumulation,
         clip_grad_norm=recipe.optimizer.clip_grad_norm,
-        recorded=can_record(recipe, accelerator),
+        recorded=recorded,
     )
     set_seed(recipe.seed, device_specific=True)
     return Training(recipe, accelerator, dataset, learner, loader, optimizer, method, step)
@@ -376,6 +377,8 @@ def warn_of_what_never_comes(recipe: Recipe) -> None:
     stage = run if first == recipe.epochs else f'a first stage of {first} epochs'
     if schedule.warmup_epochs > first > 0:
         logger.warning('schedule.warmup_epochs=%d: %s ends before the full rate', schedule.warmup_epochs, stage)
+    if schedule.name != 'multistep' and schedule.milestones:
+        logger.warning('schedule.milestones: the rate falls there with schedule.name=multistep, not %s', schedule.name)
     missed = [milestone for milestone in schedule.milestones if milestone >= first > 0]
     if schedule.name == 'multistep' and missed:
         logger.warning('schedule.milestones: %s ends before the rate falls at %s', stage, ', '.join(map(str, missed)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -147,20 +148,31 @@ class Training:
         self.epoch, self.seconds = state['epoch'], state['seconds']
 
 
-def _rng_states(device: torch.device) -> list[dict[str, Tensor]]:
-    """Return the state of the global random generators of every process, in order of rank."""
-    states = {'cpu': torch.get_rng_state()}
+def _rng_states(device: torch.device) -> list[dict[str, Any]]:
+    """Return the state of the global random generators of every process, in order of rank.
+
+    Nothing here draws from Python's and NumPy's; a view or an objective of one's own may.
+    """
+    kind, numbers, *rest = np.random.get_state()
+    states: dict[str, Any] = {
+        'cpu': torch.get_rng_state(),
+        'python': random.getstate(),
+        'numpy': (kind, torch.from_numpy(numbers.astype(np.int64)), *rest),
+    }
     if device.type == 'cuda':
         states['cuda'] = torch.cuda.get_rng_state(device)
     return gather_object([states])
 
 
-def _restore_rng(states: list[dict[str, Tensor]], accelerator: Accelerator) -> None:
+def _restore_rng(states: list[dict[str, Any]], accelerator: Accelerator) -> None:
     """Undo `_rng_states`; a run continued with more processes seeds the new ones by rank."""
     if accelerator.process_index >= len(states):
-        torch.manual_seed(accelerator.process_index)
+        set_seed(accelerator.process_index)
         return
     own = states[accelerator.process_index]
     torch.set_rng_state(own['cpu'])
+    random.setstate(own['python'])
+    kind, numbers, *rest = own['numpy']
+    np.random.set_state((kind, numbers.numpy().astype(np.uint32), *rest))
     if 'cuda' in own and accelerator.device.type == 'cuda':
         torch.cuda.set_rng_state(own['cuda'], accelerator.device)

@@ -237,16 +237,16 @@ def test_auto_augment_draws_the_policy() -> None:
         measured = torch.bincount(p['operation'][:, slot], minlength=len(NAMES)).numpy() / n
         np.testing.assert_allclose(measured, share[slot], atol=0.01)
     # Of every operation that is changed by an amount, the amounts that its levels in the policy stand for.
-    space = transform._augmentation_space(10, (32, 32))
     for slot in range(2):
         for name in {pair[slot][0] for pair in transform._policies}:
             levels = {pair[slot][2] for pair in transform._policies if pair[slot][0] == name}
-            amounts, signed = space[name]
-            told = {round(float(amounts[level]), 4) for level in levels if level is not None}
+            amounts, signed = transform._AUGMENTATION_SPACE[name]
+            told = {round(float(amounts(10, 32, 32)[level]), 4) for level in levels if level is not None}
             drawn = p['magnitude'][:, slot][p['operation'][:, slot] == NAMES.index(name)]
             if told:
                 assert {round(m, 4) for m in drawn.abs().unique().tolist()} == told, name
-                assert (0.4 < (drawn < 0).float().mean() < 0.6) if signed else drawn.min() >= 0
+                negative = (drawn[drawn != 0] < 0).float().mean().item()
+                assert negative == pytest.approx(0.5 if signed else 0, abs=0.1), name
     # Where the policy says level 9 of translation, the magnitude is 150/331 of the side, to either side.
     moved = p['magnitude'][:, 1][p['operation'][:, 1] == NAMES.index('TranslateY')]
     assert set(moved.abs().mul(100).round().int().tolist()) == {round(100 * 150 / 331 * 32)}

@@ -551,6 +551,42 @@ def test_an_encoder_of_which_nothing_is_trained_is_refused() -> None:
         GkpGsa(run.learner, run.learner.model, COUNTS, LABELS.numpy(), 4, GkpGsaSettings())
 
 
+@pytest.mark.parametrize(
+    ('counts', 'labels', 'message'),
+    [
+        ([3, -1], [0], 'class_counts must be 0 or more, not -1'),
+        ([0.6, 0.4], [0], r'class_counts must be whole numbers, one for each class, not torch.float64 of shape \(2,\)'),
+        (
+            [3, 1],
+            [[0, 1]],
+            r'labels must be whole numbers, one for each training sample, not torch.int64 of shape \(1, 2\)',
+        ),
+        ([3, 1], [], 'labels must be whole numbers'),
+        ([3, 1], [1, 2], 'labels must be 0 to 1, as there are 2 class counts, not 2'),
+        ([3, 1], [-1, 2], 'labels must be 0 to 1, as there are 2 class counts, not -1'),
+    ],
+)
+def test_counts_and_labels_that_cannot_be_are_refused(counts: list[Any], labels: list[Any], message: str) -> None:
+    model = Run().learner.model
+    with pytest.raises(GkpGsaError, match=f'^{message}'):
+        GkpGsa(
+            model,
+            model,
+            torch.tensor(counts, dtype=torch.float64 if 0.6 in counts else None),
+            np.array(labels),
+            4,
+            GkpGsaSettings(),
+        )
+
+
+def test_counts_and_labels_may_be_arrays_or_tensors() -> None:
+    model = Run().learner.model
+    counts, labels = np.array([3, 1]), torch.tensor([0, 0, 0, 1])
+    method = GkpGsa(model, model, counts, labels, 4, GkpGsaSettings())
+    assert method.class_counts.tolist() == [3, 1] and method.labels.tolist() == [0, 0, 0, 1]
+    assert isinstance(method.class_counts, Tensor) and isinstance(method.labels, np.ndarray)
+
+
 def test_gradient_checkpointing_is_refused() -> None:
     run = Run()
     model = run.learner.model

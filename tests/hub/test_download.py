@@ -39,7 +39,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server = Hub()
     use_endpoint(monkeypatch, server.url)
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
-    monkeypatch.delenv('HF_TOKEN', raising=False)
     yield server
     server.shutdown()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -125,6 +126,26 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     results.unlink()
     fit(make_recipe(*options, 'resume=auto'), tmp_path / 'cut', progress=False)
     assert json.loads(results.read_text()) == before
+
+
+def test_random_numbers_of_python_and_numpy_go_on_too(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[float, float]] = []
+    take = Step.__call__
+
+    def draws(step: Step, batch: Batch) -> torch.Tensor:
+        # As mixup in an objective of one's own.
+        drawn.append((random.random(), np.random.beta(1, 1)))
+        return take(step, batch)
+
+    monkeypatch.setattr(Step, '__call__', draws)
+    fit(make_recipe(), tmp_path / 'whole', progress=False)
+    whole = list(drawn)
+    drawn.clear()
+    fit_until(2, make_recipe(), tmp_path / 'cut')
+    fit(make_recipe('resume=auto'), tmp_path / 'cut', progress=False)
+    assert drawn == whole and len(set(whole)) == len(whole)
 
 
 def test_the_average_of_the_weights_is_what_is_exported(
@@ -953,7 +974,15 @@ def test_a_second_stage_that_comes_too_late_is_told(make_recipe: MakeRecipe, cap
     assert describe('epochs=4', 'retraining.start_epoch=4') == [
         'retraining.start_epoch=4: a run of 4 epochs ends before the classifier is trained alone'
     ]
-    weighed = ('epochs=4', 'schedule={name: cosine}', 'objective={name: ride, reweighting_epoch: 4}')
+    assert describe('schedule.name=cosine') == [
+        'schedule.milestones: the rate falls there with schedule.name=multistep, not cosine'
+    ]
+    weighed = (
+        'epochs=4',
+        'schedule.milestones=[]',
+        'schedule.name=cosine',
+        'objective={name: ride, reweighting_epoch: 4}',
+    )
     assert describe(*weighed) == ['objective.reweighting_epoch=4: a run of 4 epochs ends before any class is weighed']
     assert describe(*weighed, 'objective.reweighting_epoch=3') == []
 

@@ -70,20 +70,24 @@ FOCAL = {'group_by': 'frequency', 'preservation': None, 'sharpness': {'mode': 'f
 ADAM = {'name': 'adamw', 'lr': 0.001, 'clip_grad_norm': 1.0}
 
 
+FORMS: dict[str, dict[str, Any]] = {
+    'ce': {**CE, 'accumulation': 2, 'ema_decay': 0.9, 'reweighting': {'start_epoch': 3}},
+    'retraining': {**CE, 'retraining': {'start_epoch': 3}},
+    'scales': {**CE, **SCALES},
+    'ride': {**CE, **RIDE},
+    'bcl': BCL,
+    'gkpgsa': {**BCL, 'method': GKPGSA},
+    'gradient': {**BCL, 'method': GRADIENT},
+    'combined': {**BCL, 'method': COMBINED},
+    'averages': {**BCL, 'method': AVERAGES, 'optimizer': ADAM},
+    'focal': {**BCL, 'method': FOCAL},
+}
+AT_ONCE = ('ce', 'retraining', 'gkpgsa')
+
+
 @pytest.mark.parametrize(
     'changes',
-    [
-        pytest.param({**CE, 'accumulation': 2, 'ema_decay': 0.9, 'reweighting': {'start_epoch': 3}}, id='ce'),
-        pytest.param({**CE, 'retraining': {'start_epoch': 3}}, id='retraining'),
-        pytest.param({**CE, **SCALES}, id='scales', marks=pytest.mark.slow),
-        pytest.param({**CE, **RIDE}, id='ride', marks=pytest.mark.slow),
-        pytest.param({**BCL, 'method': GKPGSA}, id='gkpgsa'),
-        pytest.param({**BCL}, id='bcl', marks=pytest.mark.slow),
-        pytest.param({**BCL, 'method': GRADIENT}, id='gradient', marks=pytest.mark.slow),
-        pytest.param({**BCL, 'method': COMBINED}, id='combined', marks=pytest.mark.slow),
-        pytest.param({**BCL, 'method': AVERAGES, 'optimizer': ADAM}, id='averages', marks=pytest.mark.slow),
-        pytest.param({**BCL, 'method': FOCAL}, id='focal', marks=pytest.mark.slow),
-    ],
+    [pytest.param(form, id=name, marks=() if name in AT_ONCE else pytest.mark.slow) for name, form in FORMS.items()],
 )
 def test_a_recorded_training_is_the_same_bit_for_bit(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: list[emulated_graphs.Graph]
@@ -214,9 +218,9 @@ def test_half_precision_with_a_loss_scale_is_refused(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU to record on')
-@pytest.mark.parametrize('method', [None, GKPGSA], ids=['bcl', 'gkpgsa'])
-def test_a_recorded_training_on_a_gpu(method: dict[str, Any] | None, tmp_path: Path) -> None:
-    path = recipe_file(tmp_path, **BCL, **({} if method is None else {'method': method}))
+@pytest.mark.parametrize('form', FORMS)
+def test_a_recorded_training_on_a_gpu(form: str, tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, **FORMS[form])
     for name, graphed in (('plain', 'false'), ('recorded', 'true')):
         fit(load_recipe(path, [f'cuda_graphs={graphed}']), tmp_path / name, progress=False)
     logs = [[json.loads(line) for line in (tmp_path / name / 'log.jsonl').open()] for name in ('plain', 'recorded')]

@@ -87,6 +87,20 @@ class Unfit(nn.Module):
         return self.head(tokens.mean(1))
 
 
+def test_what_is_tried_is_the_form_that_will_be_recorded(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without what takes a step by slices.
+    monkeypatch.setattr('ltzoo.gkpgsa.grouped_weights.sliced', None)
+    counts = torch.tensor([5, 3, 1])
+    model = ltzoo.create_model('resnet8_cifar', num_classes=3)
+    learner = Learner(model, create_objective('ce', model, counts))
+    arguments = (learner, [(8, 8)], counts, make_recipe('method={groups: 2}'), Accelerator(cpu=True))
+    with pytest.raises(RecipeError, match=r"no step can be taken with .*'NoneType' object has no attribute"):
+        try_step(*arguments)
+    try_step(*arguments, static_shapes=True)
+
+
 @pytest.mark.parametrize(
     ('kind', 'settings', 'message'),
     [
