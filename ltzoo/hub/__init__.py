@@ -5,7 +5,8 @@ from ltzoo.hub.deploy import DeployError, deploy
 from ltzoo.hub.export import ExportError, export_model
 from ltzoo.hub.publish import Publication, PublishError, publish
 from ltzoo.hub.release import release
-from ltzoo.hub.verify import Verification, VerificationError, verify
+from ltzoo.hub.vectors import VerificationError
+from ltzoo.hub.verify import Verification, verify
 
 __all__ = [
     'DeployError',

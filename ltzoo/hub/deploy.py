@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ltzoo.errors import LtzooError
-from ltzoo.files import check_target, writing
+from ltzoo.files import check_target, write_atomically, writing
 from ltzoo.hub.export import ExportError
-from ltzoo.hub.release import make_vectors
-from ltzoo.hub.verify import LOGIT_TOLERANCE, logit_difference
+from ltzoo.hub.vectors import LOGIT_TOLERANCE, logit_difference, make_vectors
 
 __all__ = ['FORMATS', 'DeployError', 'deploy']
 
@@ -33,7 +32,7 @@ def deploy(model: nn.Module, file: str | os.PathLike[str]) -> float:
 
     Args:
         model: made by `ltzoo.create_model`; it is copied, not changed.
-        file: `NAME.onnx`, or `NAME.pt2` for `torch.export.load`; it appears whole or not at all.
+        file: `NAME.onnx`, or `NAME.pt2` for `torch.export.load`, or a link to it; it appears whole or not at all.
 
     Returns:
         Largest difference of a logit to the model's own, relative to the largest logit, for batches of 2 and 3.
@@ -51,7 +50,8 @@ def deploy(model: nn.Module, file: str | os.PathLike[str]) -> float:
     images = make_vectors(plain)['images']
     batches = [images[:1].repeat(2, 1, 1, 1).flip(-1), images[:1].repeat(3, 1, 1, 1), images[:1]]
     run = _onnx if file.suffix == '.onnx' else _program
-    with writing(file), tempfile.TemporaryDirectory(prefix=f'.{file.name}.', dir=file.parent) as place:
+    beside = Path(os.path.realpath(file)).parent
+    with writing(file), tempfile.TemporaryDirectory(prefix=f'.{file.name}.', dir=beside) as place:
         made = Path(place) / file.name
         try:
             outputs = run(plain, batches, made)
@@ -66,7 +66,7 @@ def deploy(model: nn.Module, file: str | os.PathLike[str]) -> float:
         difference = logit_difference(torch.cat(outputs), torch.cat(expected))
         if not difference <= LOGIT_TOLERANCE:
             raise DeployError(f'{file} was not written: its logits differ by {difference:.1e} of the largest')
-        os.replace(made, file)
+        write_atomically(file, made.read_bytes())
     return difference
 
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from ltzoo.errors import LtzooError, one_line
 from ltzoo.hub.card import METRICS, PLACE
-from ltzoo.hub.release import make_vectors, over_seeds
-from ltzoo.hub.verify import VerificationError, check_vectors
+from ltzoo.hub.release import over_seeds
+from ltzoo.hub.vectors import VerificationError, check_vectors, make_vectors
 from ltzoo.models import create_model
 from ltzoo.models.download import PICKLES, fetch, file_hash, probe
 from ltzoo.models.entries import NoResultsError, get_results

@@ -20,23 +20,20 @@ from types import NoneType
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from ltzoo.data import imbalance_ratio, without_folders
 from ltzoo.files import new_folder
 from ltzoo.hub.card import METRICS, PLACE, eval_results, licence_of, model_card
 from ltzoo.hub.export import ExportError, check_new_folder, model_as_published
-from ltzoo.hub.verify import check_vectors
+from ltzoo.hub.vectors import check_vectors, make_vectors
 from ltzoo.models import create_model
 from ltzoo.models.download import file_hash
 from ltzoo.models.entries import entry_of, method_of, paper_results
-from ltzoo.models.input_config import input_config
 from ltzoo.models.lt_zoo import METHODS, ZooEntry
 
-__all__ = ['make_vectors', 'over_seeds', 'release', 'summarise', 'write_card']
+__all__ = ['over_seeds', 'release', 'summarise', 'write_card']
 
 _PLOTS = ('accuracy.png', 'curves.png')
 # What is read of a run's results.json and of its model's config.json.
@@ -207,25 +204,6 @@ def write_card(folder: Path, to: Path | None = None) -> None:
 def _usual_shots(part: Mapping[str, Any]) -> bool:
     """Return whether Many, Medium and Few are told apart as everybody does."""
     return (part.get('many_above', 100), part.get('few_below', 20)) == (100, 20)
-
-
-@torch.inference_mode()
-def make_vectors(model: nn.Module) -> dict[str, Tensor]:
-    """Return images of noise, normalised as the model wants them, and its logits: what shows that it is still the same.
-
-    Args:
-        model: in evaluation mode, on the CPU.
-
-    Returns:
-        `images` (N, 3, H, W) and `logits` (N, C), float32; N is 4 for images of up to 64 pixels, else 1.
-    """
-    cfg = input_config(model)
-    channels, height, width = cfg['input_size']
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(4 if height <= 64 else 1, channels, height, width, generator=generator)
-    mean, std = (torch.tensor(cfg[key]).view(1, -1, 1, 1) for key in ('mean', 'std'))
-    images = (images - mean) / std
-    return {'images': images, 'logits': model(images)}
 
 
 def _record(run: Path) -> dict[str, Any]:

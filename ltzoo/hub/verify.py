@@ -6,27 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
-from ltzoo.errors import LtzooError, one_line
+from ltzoo.hub.vectors import VerificationError, check_vectors
 from ltzoo.models import create_model
 from ltzoo.models.download import file_hash
 from ltzoo.models.entries import entry_of, get_results
 from ltzoo.models.factory import weights_file
 
-__all__ = ['LOGIT_TOLERANCE', 'Verification', 'VerificationError', 'check_vectors', 'logit_difference', 'verify']
+__all__ = ['Verification', 'verify']
 
 # Points of accuracy that another machine's rounding may move: one image of 10,000 is 0.01.
 _SCORE_TOLERANCE = 0.05
-# The most that rounding, on another machine or by another runtime, may make of `logit_difference`.
-LOGIT_TOLERANCE = 1e-4
-
-
-class VerificationError(LtzooError, ValueError):
-    """A model that is not what its results say."""
 
 
 @dataclass(frozen=True)
@@ -69,35 +58,6 @@ def verify(name: str, data_dir: str | Path | None = None) -> Verification:
     difference = check_vectors(model, entry.folder / 'vectors.safetensors', entry.full_name)
     scores = None if data_dir is None else _check_scores(model, results, data_dir)
     return Verification(entry.full_name, digest, difference, scores)
-
-
-@torch.inference_mode()
-def check_vectors(model: Any, vectors: Path, name: str) -> float:
-    """Return how far a model's logits are from stored ones, relative to the largest of them.
-
-    Raises:
-        VerificationError: if they differ by more than rounding.
-    """
-    try:
-        stored = load_file(vectors)
-        logits, _ = model(stored['images']), stored['logits']
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise VerificationError(f'{vectors} is damaged, or not of {name}: {one_line(error)}') from error
-    if logits.shape != stored['logits'].shape:
-        raise VerificationError(
-            f'{name} gives logits of shape {tuple(logits.shape)}, stored are {tuple(stored["logits"].shape)}'
-        )
-    difference = logit_difference(logits, stored['logits'])
-    if not difference <= LOGIT_TOLERANCE:
-        raise VerificationError(
-            f'{name} gives other logits than those stored with it: off by {difference:.1e} of the largest'
-        )
-    return difference
-
-
-def logit_difference(logits: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference of a logit, relative to the largest of those wanted."""
-    return float((logits - wanted).abs().max() / wanted.abs().max())
 
 
 def _check_scores(model: Any, results: dict[str, Any], data_dir: str | Path) -> dict[str, float | None]:

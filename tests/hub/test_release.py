@@ -25,7 +25,7 @@ from ltzoo.errors import LtzooError
 from ltzoo.hub import ExportError, VerificationError, export_model, release
 from ltzoo.hub.export import model_as_published
 from ltzoo.hub.release import _NOT_RECIPE, _recipe_file, write_card
-from ltzoo.hub.verify import check_vectors
+from ltzoo.hub.vectors import check_vectors
 from ltzoo.training.recipe import Recipe, load_recipe
 
 Train = Callable[..., nn.Module]

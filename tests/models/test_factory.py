@@ -104,6 +104,15 @@ def test_unknown_names_are_refused_with_the_nearest(name: str, message: str) -> 
     assert '\n' not in str(caught.value)
 
 
+@pytest.mark.parametrize(('classes', 'known'), [(100, True), (7, False), (None, True)])
+def test_names_of_classes_stay_only_with_as_many_classes(classes: int | None, known: bool) -> None:
+    arguments = {} if classes is None else {'num_classes': classes}
+    for pretrained in (False, True):
+        model = ltzoo.create_model('resnet32_cifar_ce', pretrained=pretrained, **arguments)
+        names = model.pretrained_cfg['label_names']
+        assert names[0] == 'apple' if known else names is None
+
+
 def test_no_weights_says_which_recipe_makes_them() -> None:
     with pytest.raises(
         NoWeightsError,
