@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 # What the optional dependencies of training are imported as.
-_TRAINING = ('accelerate', 'filelock', 'matplotlib', 'omegaconf', 'psutil', 'pydantic', 'tqdm', 'yaml')
+_TRAINING = ('accelerate', 'matplotlib', 'omegaconf', 'psutil', 'pydantic', 'tqdm', 'yaml')
 
 
 class LtzooError(Exception):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
+import stat
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -57,9 +59,10 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         path.write_bytes(data)
         return
     path = Path(os.path.realpath(path))
-    beside = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    # Not by the process's number, which another machine that writes to the same disk may have given as well.
+    beside = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.part')
     try:
-        with open(beside, 'wb') as file:
+        with open(beside, 'xb') as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -141,20 +144,23 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone(folder: Path, patience: float = 0) -> Iterator[None]:
+def alone(folder: Path, patience: float = 0, on_acquired: Callable[[int], None] | None = None) -> Iterator[None]:
     """Keep other processes that ask for the same out of a folder.
 
     The operating system gives the lock back when the process ends, however it ends.
 
     Args:
         patience: seconds to wait for another process.
+        on_acquired: takes the descriptor of the lock; a process that inherits it holds the folder to its own end, if
+            this one does not come to the end of the block.
 
     Raises:
         BusyError: if another process is at it.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / LOCK, timeout=patience)
+    # Older versions of filelock, which are enough for a training, know nothing of the descriptor.
+    lock = FileLock(folder / LOCK, timeout=patience, **({} if on_acquired is None else {'on_acquired': on_acquired}))
     try:
         lock.acquire()
     except Timeout as error:
@@ -162,7 +168,8 @@ def alone(folder: Path, patience: float = 0) -> Iterator[None]:
     try:
         yield
     finally:
-        # While it is still held: afterwards the file may be another process's.
+        # While it is still held: afterwards the file may be another process's. One that waits with this file open sees
+        # that it is gone, with filelock from 3.30 on.
         with suppress(OSError):
             (folder / LOCK).unlink()
         lock.release()
@@ -182,7 +189,8 @@ def require_outside(folder: Path, error: type[LtzooError] = LtzooError) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to fill, which becomes `folder` when the block ends without an error.
 
-    What `folder` held before is replaced; after an error it is as it was, and so are the folders above it.
+    What `folder` held before is replaced, once the disk holds the new; after an error it is as it was, and so are the
+    folders above it.
 
     Raises:
         LtzooError: as `require_outside`.
@@ -197,9 +205,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
         made.mkdir()
         yield made
         _open_to_readers(made)
+        _sync_below(made)
         if folder.exists():
             os.replace(folder, old)
         os.replace(made, folder)
+        for place in (folder, *made_above):
+            _sync(place.parent)
     finally:
         if old.exists() and not folder.exists():
             os.replace(old, folder)
@@ -217,3 +228,24 @@ def _open_to_readers(folder: Path) -> None:
     for file in folder.rglob('*'):
         if file.is_file() and not file.is_symlink():
             file.chmod(probe.stat().st_mode)
+
+
+def _sync_below(folder: Path) -> None:
+    """Have the disk hold a folder and all that is in it."""
+    synced: set[int] = set()
+    for path in (*folder.rglob('*'), folder):
+        status = path.lstat()
+        # One file may have many names.
+        if status.st_ino not in synced and (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            _sync(path)
+            synced.add(status.st_ino)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file or a folder as it is now; not every file system does so for a folder."""
+    with suppress(OSError) if path.is_dir() else nullcontext():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

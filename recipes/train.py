@@ -26,17 +26,20 @@ def main() -> int:
     try:
         return run(args)
     except LtzooError as error:
-        from ltzoo.data import UnreadableImageError
+        from ltzoo.data import MissingImageError, UnreadableImageError
         from ltzoo.data.loader import is_killed_worker
 
         hint, cause = '', error.__cause__
-        if isinstance(error, UnreadableImageError):
+        of_image = isinstance(error, UnreadableImageError)
+        # To leave images out helps nobody whose images lie elsewhere.
+        if of_image and not isinstance(error, MissingImageError):
             hint = '; data.unreadable=skip leaves such images out'
         elif cause is not None and is_killed_worker(cause):
             hint = '; workers and evaluation.batch_size may be changed where resume=auto goes on'
         rank = int(os.environ.get('RANK', 0))
         # What all processes find is said once; an image, a disk or a device's memory may be one process's own.
-        if rank == 0 or hint or isinstance(cause, OSError) or (cause is not None and is_out_of_memory(cause)):
+        of_one = of_image or hint or isinstance(cause, OSError) or (cause is not None and is_out_of_memory(cause))
+        if rank == 0 or of_one:
             print(f'train.py{f" (process {rank})" if rank else ""}: {error}{hint}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:

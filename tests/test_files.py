@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +50,45 @@ def test_a_link_keeps_pointing_where_it_did(tmp_path: Path) -> None:
         (made / 'x').touch()
     assert (tmp_path / 'elsewhere').is_symlink()
     assert [path.name for path in (tmp_path / 'folder').iterdir()] == ['x']
+
+
+def test_a_process_of_the_same_number_on_another_machine_keeps_its_file(tmp_path: Path) -> None:
+    theirs = tmp_path / f'.file.{os.getpid()}.part'
+    theirs.write_text('half of theirs')
+    write_atomically(tmp_path / 'file', 'ours')
+    assert (tmp_path / 'file').read_text() == 'ours'
+    assert theirs.read_text() == 'half of theirs'
+
+
+def test_the_disk_holds_a_new_folder_before_what_it_replaces_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / 'new' / 'a'
+    fsync, replace, rmtree = os.fsync, os.replace, shutil.rmtree
+    done: list[str] = []
+
+    def note_sync(descriptor: int) -> None:
+        done.append(f'sync {Path(os.readlink(f"/proc/self/fd/{descriptor}")).name}')
+        fsync(descriptor)
+
+    def note_replace(source: Path, target: Path) -> None:
+        done.append(f'{source.name} to {target.name}')
+        replace(source, target)
+
+    def note_removal(path: Path, **options: Any) -> None:
+        done.append('remove')
+        rmtree(path, **options)
+
+    monkeypatch.setattr(os, 'fsync', note_sync)
+    monkeypatch.setattr(os, 'replace', note_replace)
+    monkeypatch.setattr(shutil, 'rmtree', note_removal)
+    for before, after in (([], [f'sync {tmp_path.name}']), (['a to old'], [])):
+        done.clear()
+        with new_folder(folder) as made:
+            (made / 'below').mkdir()
+            (made / 'below' / 'file').touch()
+        assert sorted(done[:3]) == ['sync below', 'sync file', 'sync new']
+        assert done[3:] == [*before, 'new to a', 'sync new', *after, 'remove']
 
 
 def test_what_is_no_file_is_written_into(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Evaluate a model on long-tailed data.
 
 python tools/evaluate.py MODEL --data cifar100_lt_r100 [--data-dir DIR] [--json FILE] [--csv FILE] [--plot FILE]
+                         [--predictions FILE]
 
 MODEL is a zoo name, timm/NAME, hf-hub:ORG/NAME[@REVISION], local-dir:PATH, or the folder of a run.
 """
@@ -23,7 +24,10 @@ def main() -> int:
         '--data',
         help='name of the data set, such as cifar100_lt_r100 (default: what a model of the zoo was trained on)',
     )
-    parser.add_argument('--data-dir', help='where its files are (default: $LTZOO_DATA, else data)')
+    parser.add_argument(
+        '--data-dir',
+        help='where its files are (default: $LTZOO_DATA, else data); beside csv:FILE, where its relative paths start',
+    )
     parser.add_argument(
         '--split',
         choices=['test', 'holdout', 'all'],
@@ -34,13 +38,17 @@ def main() -> int:
     parser.add_argument('--json', type=file_name, help='write all scores to this file')
     parser.add_argument('--csv', type=file_name, help='write the table of classes to this file')
     parser.add_argument('--plot', type=file_name, help='draw accuracy against class count to this file')
+    parser.add_argument(
+        '--predictions', type=file_name, help='write to this file, as CSV, what each image is taken for'
+    )
     correction = parser.add_mutually_exclusive_group()
     correction.add_argument(
         '--adjust-logits',
         type=float,
         metavar='TAU',
         help="take TAU times the log of the classes' shares of the training images off the logits of a model of "
-        'plain cross-entropy: 1 is the usual',
+        'plain cross-entropy: 1 is the usual; -1 makes the scores of one trained for equally frequent classes '
+        'probabilities for images as frequent as in training',
     )
     correction.add_argument(
         '--tau-normalize',
@@ -74,11 +82,13 @@ def check_options(args: argparse.Namespace) -> None:
     at_least('--workers', args.workers, 0)
     if args.many_above is not None and args.few_below is not None:
         check_thresholds(args.many_above, args.few_below, ('--many-above', '--few-below'))
-    targets = [path for path in (args.json, args.csv, args.plot) if path is not None]
+    targets = [path for path in (args.json, args.csv, args.plot, args.predictions) if path is not None]
     for path in targets:
         (check_figure if path is args.plot else check_target)(path)
         if targets.count(path) > 1:
-            raise LtzooError(f'{path} is given for two of --json, --csv and --plot: each needs a file of its own')
+            raise LtzooError(
+                f'{path} is given for two of --json, --csv, --plot and --predictions: each needs a file of its own'
+            )
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
@@ -100,13 +110,15 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             skip_unreadable=args.skip_unreadable,
             tau=args.adjust_logits,
             tau_norm=args.tau_normalize,
+            predictions=args.predictions is not None,
         )
 
 
 def write(args: argparse.Namespace, results: dict[str, Any]) -> None:
-    from ltzoo.evaluation import format_scores, per_class_csv, plot_accuracy
+    from ltzoo.evaluation import format_scores, per_class_csv, plot_accuracy, predictions_csv
     from ltzoo.files import write_atomically, writing
 
+    predictions = results.pop('predictions', [])
     print(format_scores(results))
     if args.json:
         with writing(args.json):
@@ -117,6 +129,9 @@ def write(args: argparse.Namespace, results: dict[str, Any]) -> None:
     if args.plot:
         with writing(args.plot):
             plot_accuracy(results, args.plot)
+    if args.predictions:
+        with writing(args.predictions):
+            write_atomically(args.predictions, predictions_csv(predictions))
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """Export finished runs: a folder that can be loaded, checked and published.
 
 python tools/export.py RUN [RUN ...] --to DIR
-python tools/export.py MODEL --to FILE.onnx|FILE.pt2
+python tools/export.py MODEL --to FILE.onnx|FILE.pt2 [--adjust-logits 1 | --tau-normalize 1]
 
 Several runs are the seeds of one recipe: DIR gets the first one's model and the scores of all. The first RUN may be a
 folder made before, to which the others add their seeds: python tools/export.py DIR RUN --to DIR --force
@@ -25,28 +25,52 @@ def main() -> int:
     parser.add_argument(
         '--to', type=Path, required=True, metavar='DIR', help='the folder, or .onnx or .pt2 file, to make'
     )
+    correction = parser.add_mutually_exclusive_group()
+    correction.add_argument(
+        '--adjust-logits',
+        type=float,
+        metavar='TAU',
+        help="of a FILE: take TAU times the log of the classes' shares of the training images off the logits",
+    )
+    correction.add_argument(
+        '--tau-normalize',
+        type=float,
+        metavar='TAU',
+        help="of a FILE: divide each class's weights in the classifier by the TAU-th power of their norm",
+    )
     parser.add_argument('--force', action='store_true', help='replace what is there')
     args = parser.parse_args()
     ending = args.to.suffix
     if ending in ('.onnx', '.pt2'):
-        export_file(args.runs, args.to, args.force)
+        export_file(args.runs, args.to, args.force, tau=args.adjust_logits, tau_norm=args.tau_normalize)
     elif ending.lower().startswith(('.onnx', '.pt', '.safetensors')):
         raise LtzooError(f'{args.to} ends in {args.to.suffix}: take .onnx or .pt2, or the name of a folder')
+    elif args.adjust_logits is not None or args.tau_normalize is not None:
+        raise LtzooError(
+            f'{args.to} is a folder, with the scores of the trained weights, which those of a corrected classifier are '
+            'not: give FILE.onnx or FILE.pt2'
+        )
     else:
         export([Path(run) for run in args.runs], args.to, args.force)
     return 0
 
 
-def export_file(models: list[str], file: Path, force: bool) -> None:
+def export_file(
+    models: list[str], file: Path, force: bool, *, tau: float | None = None, tau_norm: float | None = None
+) -> None:
     import ltzoo
     from ltzoo.evaluation import resolve_model
+    from ltzoo.evaluation.adjust import correct
+    from ltzoo.evaluation.trained_on import TrainedOn
     from ltzoo.hub import deploy
 
     if len(models) > 1:
         raise LtzooError(f'{file} takes one model, not {len(models)}')
     if file.exists() and not force:
         raise LtzooError(f'{file} exists already; give another name, or --force')
-    difference = deploy(ltzoo.create_model(resolve_model(models[0]), pretrained=True), file)
+    model = ltzoo.create_model(resolve_model(models[0]), pretrained=True)
+    correct(model, TrainedOn(models[0]), tau=tau, tau_norm=tau_norm)
+    difference = deploy(model, file)
     print(f"{file}: logits equal the model's, to {difference:.1e} of the largest")
 
 

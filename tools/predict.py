@@ -32,7 +32,9 @@ def main() -> int:
         '--adjust-logits',
         type=float,
         metavar='TAU',
-        help="take TAU times the log of the classes' shares of the model's training images off its logits: 1 is usual",
+        help="take TAU times the log of the classes' shares of the model's training images off its logits: 1 is usual; "
+        '-1 makes the probabilities of one trained for equally frequent classes those of images as frequent as in '
+        'training',
     )
     correction.add_argument(
         '--tau-normalize',

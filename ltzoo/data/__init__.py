@@ -17,7 +17,7 @@ from ltzoo.data.dataset import (
     without_folders,
 )
 from ltzoo.data.holdout import load_parts, split_off, with_holdout
-from ltzoo.data.images import ArrayImages, FileImages, Images, UnreadableImageError
+from ltzoo.data.images import ArrayImages, FileImages, Images, MissingImageError, UnreadableImageError
 from ltzoo.data.longtail import longtail_counts, longtail_indices
 from ltzoo.data.profile import Profile, gini_coefficient, imbalance_ratio, plot_profile, profile_data
 from ltzoo.data.shots import ShotError, check_thresholds, shot_classes
@@ -29,6 +29,7 @@ __all__ = [
     'FileImages',
     'Images',
     'MissingDataError',
+    'MissingImageError',
     'Profile',
     'ShotError',
     'Split',

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ltzoo.data.images import ArrayImages, Images, UnreadableImageError, examine
+from ltzoo.data.images import ArrayImages, Images, MissingImageError, UnreadableImageError, examine
 from ltzoo.data.longtail import ProfileKind, longtail_indices
 from ltzoo.errors import LtzooError, did_you_mean
 
@@ -108,10 +108,14 @@ def require_readable(split: Split) -> None:
     """Read every image file once.
 
     Raises:
-        UnreadableImageError: for the first one that cannot be decoded.
+        MissingDataError: for the first one, if it is not there.
+        UnreadableImageError: for the first one, if it cannot be decoded.
     """
     if not isinstance(split.images, ArrayImages):
         for found in examine(split.images, lambda image: None):
+            if isinstance(found, MissingImageError):
+                # To leave it out helps nobody whose images lie elsewhere.
+                raise MissingDataError(str(found)) from found
             if isinstance(found, UnreadableImageError):
                 raise found
 
@@ -209,9 +213,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class _Entry:
-    read: Source
+    read: Callable[..., Dataset]
     needs_location: bool
     default_ratio: float | None
+    takes_root: bool
 
 
 @dataclass(frozen=True)
@@ -229,7 +234,7 @@ _LONGTAIL = re.compile(
 
 
 def register_source(
-    name: str, *, needs_location: bool = False, default_ratio: float | None = None
+    name: str, *, needs_location: bool = False, default_ratio: float | None = None, takes_root: bool = False
 ) -> Callable[[Source], Source]:
     """Register a function that reads a data set under `name`.
 
@@ -237,6 +242,8 @@ def register_source(
         name: what users write.
         needs_location: there is no usual place: the user says where (`name:WHERE` or `data_dir`).
         default_ratio: imbalance ratio of plain `<name>_lt`.
+        takes_root: it has a third argument, `root`: where relative paths start from that it reads at its place. That is
+            the `data_dir` given beside the place.
 
     Raises:
         DataError: if the name is one of ltzoo's.
@@ -246,7 +253,7 @@ def register_source(
         # One's own may be made again, by a notebook's cell.
         if name in _SOURCES and getattr(_SOURCES[name].read, '__module__', '').startswith('ltzoo.'):
             raise DataError(f'{name} is a source of ltzoo: choose another name')
-        _SOURCES[name] = _Entry(read, needs_location, default_ratio)
+        _SOURCES[name] = _Entry(read, needs_location, default_ratio, takes_root)
         return read
 
     return decorate
@@ -266,26 +273,37 @@ def load_data(
         name: a source (`cifar100`, `imagenet_lt`), a source made long-tailed (`cifar100_lt_r100`,
             `cifar10_lt_r50_step`, `digits_lt`), with a smaller head class (`cifar10_lt_r100_n500`), or a source with
             its place (`folder:/my/images`, `csv:/my/list.csv`, `folder_lt_r50:/my/balanced/images`).
-        data_dir: the place, where the name does not say it; by default $LTZOO_DATA, else `data`.
+        data_dir: the place, where the name does not say it; by default $LTZOO_DATA, else `data`. Beside a list of
+            files, `csv:/my/list.csv`, the folder that its relative paths start from, by default the list's own.
         split_seed: seed of the long-tailed draw; published numbers use 0.
         download: fetch the official files if they are missing and the source can.
 
     Raises:
-        DataError: if the name is unknown, or what is found there is not such a data set.
+        DataError: if the name is unknown, what is found there is not such a data set, or `data_dir` or `split_seed` is
+            given for one that has no use for it.
         MissingDataError: if files are missing; the message says which and where they come from.
     """
-    name = with_place(name, data_dir)
     base, _, place = name.partition(':')
     entry, longtail = _resolve(base)
+    if split_seed and longtail is None:
+        raise DataError(
+            f'{name} is not drawn by a seed: leave split_seed={split_seed} out, which is for long-tailed forms such as '
+            'cifar100_lt_r100 or folder_lt_r50:/my/images'
+        )
+    root = data_dir if place and data_dir else None
+    if root is not None and not entry.takes_root:
+        raise DataError(
+            f'{name} says itself where it is: leave data_dir={os.fspath(root)} out; where others are can be LTZOO_DATA'
+        )
+    name = with_place(name, data_dir)
+    place = name.partition(':')[2]
     if not place and entry.needs_location:
         raise DataError(f'{base} needs a place: write {base}:WHERE or give data_dir')
     location = place or (os.fspath(data_dir) if data_dir is not None else os.environ.get('LTZOO_DATA', 'data'))
+    where = _expanded(location, name)
+    more = {} if root is None else {'root': _expanded(root, name)}
     try:
-        where = Path(location).expanduser()
-    except RuntimeError as error:
-        raise DataError(f'{name}: there is no home folder {Path(location).parts[0]}') from error
-    try:
-        dataset = entry.read(where, download)
+        dataset = entry.read(where, download, **more)
     except OSError as error:
         if isinstance(error, LtzooError):
             raise
@@ -296,6 +314,13 @@ def load_data(
         except (ValueError, OverflowError) as error:
             raise DataError(f'{name}: {error}') from error
     return replace(dataset, name=name)
+
+
+def _expanded(place: str | os.PathLike[str], name: str) -> Path:
+    try:
+        return Path(place).expanduser()
+    except RuntimeError as error:
+        raise DataError(f'{name}: there is no home folder {Path(place).parts[0]}') from error
 
 
 def check_data_name(name: str) -> None:
@@ -345,6 +370,10 @@ def _resolve(base: str) -> tuple[_Entry, _LongTail | None]:
             raise DataError(f'{base} does not say how long-tailed: write {base}_r100 for an imbalance ratio of 100')
         largest = int(match['largest']) if match['largest'] else None
         return entry, _LongTail(ratio, 'step' if match['kind'] == 'step' else 'exp', largest)
+    there = os.path.expanduser(base)
+    kind = 'folder' if os.path.isdir(there) else Path(base).suffix.lower().removeprefix('.')
+    if os.path.exists(there) and kind in ('folder', 'csv', 'npz'):
+        raise DataError(f'no data set is called {base!r}: write {kind}:{base} for what lies there')
     known = list_data()
     endings = {*_USUAL_ENDINGS, base.removeprefix(match['source'])} if match else _USUAL_ENDINGS
     forms = [source + ending for source in known if not source.endswith('_lt') for ending in sorted(endings)]

@@ -21,6 +21,7 @@ __all__ = [
     'FileImages',
     'Images',
     'JoinedImages',
+    'MissingImageError',
     'UnreadableImageError',
     'as_rgb',
     'decoding',
@@ -42,6 +43,10 @@ class Digest(Protocol):
 
 class UnreadableImageError(LtzooError, OSError):
     """An image that is missing, truncated or not an image; the message names it."""
+
+
+class MissingImageError(UnreadableImageError):
+    """An image whose file is not there."""
 
 
 class Images(Protocol):
@@ -138,7 +143,7 @@ def decoding(what: str) -> Iterator[None]:
     except MemoryError:
         raise
     except FileNotFoundError as error:
-        raise UnreadableImageError(f'{what} does not exist') from error
+        raise MissingImageError(f'{what} does not exist') from error
     # Pillow's plugins answer damaged files with errors of any kind, a TypeError or NotImplementedError among them.
     except Exception as error:
         raise UnreadableImageError(f'{what} cannot be decoded: {error}') from error

@@ -11,7 +11,7 @@ from ltzoo.evaluation.metrics import (
     shifted_accuracy,
 )
 from ltzoo.evaluation.predict import PredictionError, Predictions, predict, predict_files
-from ltzoo.evaluation.report import format_scores, per_class_csv, plot_accuracy
+from ltzoo.evaluation.report import format_scores, per_class_csv, plot_accuracy, predictions_csv
 from ltzoo.evaluation.trained_on import EvaluationError, resolve_model
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     'plot_accuracy',
     'predict',
     'predict_files',
+    'predictions_csv',
     'resolve_model',
     'score',
     'shifted_accuracy',

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ltzoo.evaluation.trained_on import EvaluationError, TrainedOn
-from ltzoo.losses import log_prior
+from ltzoo.losses import is_balanced, log_prior
 from ltzoo.models.entries import method_of
 from ltzoo.models.heads import classifier_of
 
-__all__ = ['adjust_logits', 'correct', 'tau_normalize']
+__all__ = ['adjust_logits', 'correct', 'tau_normalize', 'trains_for_equal_classes']
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar('_T', bound=nn.Module)
 
-# Objectives, and further parts of a recipe, that train for equally frequent classes.
-_BALANCED = {'logit_adjusted', 'bcl', 'ride', 'gkpgsa', 'reweighting', 'retraining', 'scaling'}
+# Parts of a recipe that train for equally frequent classes, whatever the objective.
+_BALANCED_PARTS = {'reweighting', 'retraining', 'scaling'}
 
 
 def adjust_logits(model: _T, class_counts: Tensor, tau: float = 1.0) -> _T:
@@ -30,14 +31,15 @@ def adjust_logits(model: _T, class_counts: Tensor, tau: float = 1.0) -> _T:
 
     It is put into the classifier's bias, in place: the model costs what it did, and is saved and exported as before. It
     is for models of plain cross-entropy: balanced softmax, BCL, RIDE, class weights, cRT and LWS train for equally
-    frequent classes already.
+    frequent classes already. Of those a tau of -1 makes models of classes as frequent as in training.
 
     Source: Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021, Sec. 4.
 
     Args:
         model: its classifier must have a bias of every class; a cosine head has none.
         class_counts: training images per class, shape (C,).
-        tau: strength; 1 is right where the model's probabilities are those of its training data, 0 changes nothing.
+        tau: strength; 1 is right where the model's probabilities are those of its training data, 0 changes nothing, -1
+            is right where they are those of equally frequent classes and are to be those of the training data.
 
     Returns:
         The model itself.
@@ -106,7 +108,7 @@ def correct(
 ) -> None:
     """Adjust a model's logits to the images that it says it was trained on, or tau-normalise it, in place.
 
-    A model that a recipe of ltzoo trained for equally frequent classes is warned of.
+    A model that a recipe of ltzoo trained for such classes already as the correction is for is warned of.
 
     Args:
         training: of this model.
@@ -120,7 +122,7 @@ def correct(
     """
     if tau is None and tau_norm is None:
         return
-    _warn_if_balanced(training)
+    _warn_if_needless(training, for_training=tau is not None and tau < 0)
     if tau_norm is not None:
         tau_normalize(model, tau_norm)
     if tau is None:
@@ -141,14 +143,19 @@ def _check_tau(tau: float) -> None:
         raise EvaluationError(f'tau must be a finite number, not {tau}')
 
 
-def _warn_if_balanced(training: TrainedOn) -> None:
+def _warn_if_needless(training: TrainedOn, for_training: bool) -> None:
+    """Log that a model was trained for what it is to be corrected for: classes as frequent as they were, or equally."""
     try:
-        trained_with = method_of(training.lt['recipe'])
+        recipe = training.lt['recipe']
+        trained_with, balanced = method_of(recipe), trains_for_equal_classes(recipe)
     except (KeyError, TypeError, AttributeError):
         return
-    if _BALANCED.intersection(trained_with.split(' + ')):
-        logger.warning(
-            '%s was trained for equally frequent classes (%s): it needs no correcting',
-            training.name,
-            trained_with,
-        )
+    if balanced != for_training:
+        classes = 'classes as frequent as in its training' if for_training else 'equally frequent classes'
+        logger.warning('%s was trained for %s (%s): it needs no correcting', training.name, classes, trained_with)
+
+
+def trains_for_equal_classes(recipe: Mapping[str, Any]) -> bool:
+    """Return whether a recipe trains for equally frequent classes, by its objective or another part."""
+    parts = method_of(recipe).split(' + ')
+    return is_balanced(recipe['objective']['name']) or not _BALANCED_PARTS.isdisjoint(parts)

@@ -124,21 +124,22 @@ def benchmark_models(
 
     Raises:
         BenchmarkError: if the folder holds something else, or cannot be made or written.
-        BusyError: if another process is at it.
+        BusyError: if another process is at it, such as the measurement of a call that was killed.
         LtzooError: if a data set cannot be loaded, or the device cannot be used.
     """
     if device:
         usable_device(device)
     # What no model can be measured on is said before anything is.
     data = list(dict.fromkeys(data))
-    images = {name: _images_of(load_data(name, data_dir)) for name in data}
+    # One that names its own place has no other.
+    places = {name: None if ':' in name else data_dir for name in data}
+    images = {name: _images_of(load_data(name, places[name])) for name in data}
     rows_folder = output / 'rows'
     if output.exists() and not output.is_dir():
         raise BenchmarkError(f'{output} is a file; give a folder')
     if output.is_dir() and not rows_folder.is_dir() and any(path.name != LOCK for path in output.iterdir()):
         raise BenchmarkError(f'{output} is not empty and holds no benchmark; give another folder')
-    options = ['--data-dir', data_dir] if data_dir else []
-    options += ['--device', device] if device else []
+    options = ['--device', device] if device else []
     options += ['--threads', str(threads)] if threads else []
     asked_of_all = {
         'data_dir': data_dir and os.path.abspath(data_dir),
@@ -148,11 +149,12 @@ def benchmark_models(
     }
     rows: list[dict[str, Any]] = []
     told: set[str] = set()
+    lock: list[int] = []
     pairs = [(model, name) for name in data for model in models]
     with ExitStack() as held:
         try:
             rows_folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(alone(output))
+            held.enter_context(alone(output, on_acquired=lock.append))
         except OSError as error:
             raise BenchmarkError(f'{output} cannot be written: {error.strerror}; give another folder') from error
         done = _read_rows(rows_folder)
@@ -165,7 +167,9 @@ def benchmark_models(
             if row is None or row['status'] == 'failed' or row.get('asked') != asked:
                 entry, earlier = entry_of(model), ''
                 row = {'model': model, 'data': name, 'method': entry.method if entry else _method_of(model)}
-                measured = _measure_apart(model, name, file.with_suffix('.part'), batch_size, options, told)
+                place = ['--data-dir', places[name]] if places[name] else []
+                part = file.with_suffix('.part')
+                measured = _measure_apart(model, name, part, batch_size, [*place, *options], told, lock)
                 row.update(measured, asked=asked)
                 with writing(file):
                     write_atomically(file, json.dumps(row, indent=1) + '\n')
@@ -197,14 +201,17 @@ def _listed(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measure_apart(
-    model: str, data: str, out: Path, batch_size: int, options: Sequence[str], told: set[str]
+    model: str, data: str, out: Path, batch_size: int, options: Sequence[str], told: set[str], lock: Sequence[int]
 ) -> dict[str, Any]:
-    """Return what a process of its own measures, and say what it warns of that is not told yet."""
+    """Return what a process of its own measures, and say what it warns of that is not told yet.
+
+    It inherits the descriptors of `lock`: where this process is killed, nothing is timed beside it.
+    """
     out.unlink(missing_ok=True)
     while True:
         command = [sys.executable, '-m', 'ltzoo.evaluation.benchmark_one', model, data, str(out.resolve())]
         child = subprocess.Popen(
-            [*command, '--batch-size', str(batch_size), *options], stderr=subprocess.PIPE, text=True
+            [*command, '--batch-size', str(batch_size), *options], stderr=subprocess.PIPE, text=True, pass_fds=lock
         )
         try:
             _, errors = child.communicate()

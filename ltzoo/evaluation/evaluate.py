@@ -16,6 +16,7 @@ from torch import nn
 
 from ltzoo.data import (
     Dataset,
+    MissingImageError,
     UnreadableImageError,
     check_thresholds,
     drop_unreadable,
@@ -24,7 +25,7 @@ from ltzoo.data import (
 from ltzoo.errors import LtzooError, one_of, saying_no_memory
 from ltzoo.evaluation.adjust import correct
 from ltzoo.evaluation.metrics import score, shifted_accuracy
-from ltzoo.evaluation.predict import predict
+from ltzoo.evaluation.predict import Predictions, predict
 from ltzoo.evaluation.trained_on import EvaluationError, TrainedOn, resolve_model
 from ltzoo.models import create_model
 from ltzoo.models.entries import entry_of
@@ -63,6 +64,7 @@ def evaluate_model(
     skip_unreadable: bool = False,
     tau: float | None = None,
     tau_norm: float | None = None,
+    predictions: bool = False,
 ) -> dict[str, Any]:
     """Score a model on the test set of a data set, on the hold-out that it was trained without, or on new images.
 
@@ -80,9 +82,12 @@ def evaluate_model(
         skip_unreadable: leave out images that cannot be decoded, with a warning that names each.
         tau: score with logits that `adjust_logits` has adjusted so strongly; None for the model as it is.
         tau_norm: score with a classifier that `tau_normalize` has normalised so strongly; None for the model as it is.
+        predictions: also return what the model says of every image.
 
     Returns:
-        `model`, `data`, `split`, the thresholds and the scores, in percent, with every class.
+        `model`, `data`, `split`, the thresholds and the scores, in percent, with every class. If asked for,
+        `predictions` has for each image, in the data set's order, its `path`, the names of its class (`label`) and of
+        the one found (`prediction`), and that one's probability (`confidence`), in 0..1.
 
     Raises:
         EvaluationError: as `adjust_logits` and `tau_normalize`, or if both are asked for; if the classes or the numbers
@@ -131,8 +136,11 @@ def evaluate_model(
         **thresholds,
         **({} if tau is None else {'tau': tau}),
         **({} if tau_norm is None else {'tau_norm': tau_norm}),
-        **score_model(model, dataset, batch_size, where, workers, class_counts=counts, shifted=shifted, **thresholds),
-    }
+        **score_model(
+            model, dataset, batch_size, where, workers,
+            class_counts=counts, shifted=shifted, predictions=predictions, **thresholds,
+        ),
+    }  # fmt: skip
 
 
 def _trained_on(name: str) -> str:
@@ -154,6 +162,7 @@ def score_model(
     few_below: int = 20,
     class_counts: Sequence[int] | None = None,
     shifted: bool = False,
+    predictions: bool = False,
 ) -> dict[str, Any]:
     """Return the scores of a model that lies on the device, as `evaluate_model` does.
 
@@ -167,14 +176,32 @@ def score_model(
     config = input_config(model)
     if config['input_size'][0] != 3:
         raise EvaluationError(f'the model takes images of shape {config["input_size"]}, {dataset.name} has 3 channels')
+    found = predict(model, dataset.test, config, batch_size=batch_size, device=device, workers=workers)
     scores = score(
-        *predict(model, dataset.test, config, batch_size=batch_size, device=device, workers=workers),
+        *found,
         dataset.class_counts if class_counts is None else np.array(class_counts, dtype=np.int64),
         dataset.class_names,
         many_above=many_above,
         few_below=few_below,
     )
-    return {**scores.to_json_dict(), **({'shifted': shifted_accuracy(scores)} if shifted else {})}
+    return {
+        **scores.to_json_dict(),
+        **({'shifted': shifted_accuracy(scores)} if shifted else {}),
+        **({'predictions': _by_name(found, dataset)} if predictions else {}),
+    }
+
+
+def _by_name(found: Predictions, dataset: Dataset) -> list[dict[str, Any]]:
+    names, images = dataset.class_names, dataset.test.images
+    return [
+        {
+            'path': images.name(i),
+            'label': names[label],
+            'prediction': names[prediction],
+            'confidence': float(confidence),
+        }
+        for i, (label, prediction, confidence) in enumerate(zip(*found, strict=True))
+    ]
 
 
 def check_classes(model: Any, dataset: Dataset, name: str, data: str) -> None:
@@ -212,6 +239,8 @@ def naming_options(batch_size: int) -> Iterator[None]:
     try:
         with saying_no_memory(less):
             yield
+    except MissingImageError:
+        raise
     except UnreadableImageError as error:
         raise LtzooError(f'{error}; --skip-unreadable leaves such images out') from error
 

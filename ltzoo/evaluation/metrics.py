@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import accuracy_score, recall_score
+from sklearn.metrics import accuracy_score, precision_score, recall_score
 
 from ltzoo.data.shots import shot_classes
 from ltzoo.errors import LtzooError
@@ -25,13 +25,19 @@ class ScoreError(LtzooError, ValueError):
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class: `accuracy` in percent, None where the test part has no image of it."""
+    """One class: how many images it has and how many were taken for it.
+
+    `accuracy`, the share of its test images that were taken for it, is None where there are none; `precision`, the
+    share of those taken for it that are its own, where none were. Both are in percent.
+    """
 
     label: int
     name: str
     train_count: int
     test_count: int
     accuracy: float | None
+    predicted_count: int
+    precision: float | None
 
 
 @dataclass(frozen=True)
@@ -92,13 +98,16 @@ def score(
     labels, predictions, confidences, class_counts = map(np.asarray, (labels, predictions, confidences, class_counts))
     num_classes = len(class_names)
     _check_predictions(labels, predictions, confidences, class_counts, num_classes)
-    recalls = 100 * recall_score(labels, predictions, labels=np.arange(num_classes), average=None, zero_division=np.nan)
-    accuracies = [None if np.isnan(recall) else float(recall) for recall in recalls]
+    recalls, precisions = (
+        100 * rate(labels, predictions, labels=np.arange(num_classes), average=None, zero_division=np.nan)
+        for rate in (recall_score, precision_score)
+    )
+    accuracies, precise = ([None if np.isnan(x) else float(x) for x in rates] for rates in (recalls, precisions))
     shots = {}
     for shot, classes in shot_classes(class_counts, many_above, few_below).items():
         known = [accuracy for accuracy in (accuracies[c] for c in classes) if accuracy is not None]
         shots[shot] = float(np.mean(known)) if known else None
-    test_counts = np.bincount(labels, minlength=num_classes)
+    test_counts, predicted = (np.bincount(of, minlength=num_classes) for of in (labels, predictions))
     return Scores(
         samples=len(labels),
         top1=100 * float(accuracy_score(labels, predictions)),
@@ -106,7 +115,15 @@ def score(
         balanced_accuracy=float(np.nanmean(recalls)),
         ece=100 * expected_calibration_error(labels == predictions, np.minimum(confidences, 1)),
         per_class=tuple(
-            ClassScore(c, str(class_names[c]), int(class_counts[c]), int(test_counts[c]), accuracies[c])
+            ClassScore(
+                label=c,
+                name=str(class_names[c]),
+                train_count=int(class_counts[c]),
+                test_count=int(test_counts[c]),
+                accuracy=accuracies[c],
+                predicted_count=int(predicted[c]),
+                precision=precise[c],
+            )
             for c in range(num_classes)
         ),
     )

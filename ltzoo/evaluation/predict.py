@@ -50,7 +50,7 @@ def predict(
     config: Mapping[str, Any],
     *,
     batch_size: int = 256,
-    device: torch.device | str = 'cpu',
+    device: torch.device | str | None = None,
     workers: int = 0,
 ) -> Predictions:
     """Classify every image of a split.
@@ -59,6 +59,7 @@ def predict(
         model: returns logits (B, C); it is run in evaluation mode and left in the mode it was in.
         split: N images.
         config: how the model wants its images, as `input_config` returns it.
+        device: where the model lies; by default where its parameters do, the CPU for one without any.
         workers: processes that read files.
 
     In full float32: by default a GPU's convolutions have ten bits, and a score would depend on the device.
@@ -69,7 +70,7 @@ def predict(
         UnreadableImageError: if a file cannot be decoded.
         PredictionError: if the outputs for an image are not finite.
     """
-    device = torch.device(device)
+    device = _device_of(model) if device is None else torch.device(device)
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     share = np.arange(rank, len(split), processes)
     predictions = torch.zeros(len(split), dtype=torch.int64, device=device)
@@ -92,7 +93,7 @@ def predict_files(
     *,
     top: int = 1,
     batch_size: int = 256,
-    device: torch.device | str = 'cpu',
+    device: torch.device | str | None = None,
     workers: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Say of image files what they show.
@@ -126,11 +127,16 @@ def predict_files(
     if config['input_size'][0] != 3:
         raise PredictionError(f'the model takes images of shape {config["input_size"]}, pictures have 3 channels')
     images = Split(FileImages(Path(), names), np.zeros(len(names), dtype=np.int64))
-    batches = _probabilities(model, images, config, batch_size, torch.device(device), workers)
+    device = _device_of(model) if device is None else torch.device(device)
+    batches = _probabilities(model, images, config, batch_size, device, workers)
     found = [probabilities.topk(min(top, probabilities.shape[1])) for probabilities in batches]
     confidences = torch.cat([part.values for part in found])
     _check_finite(confidences[:, 0])
     return torch.cat([part.indices for part in found]).cpu().numpy(), confidences.cpu().numpy()
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device('cpu'))
 
 
 def _probabilities(

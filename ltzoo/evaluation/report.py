@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import numpy as np
 from ltzoo.data.shots import SHOT_COLOURS, shot_classes
 from ltzoo.files import save_figure
 
-__all__ = ['format_scores', 'per_class_csv', 'plot_accuracy']
+__all__ = ['format_scores', 'per_class_csv', 'plot_accuracy', 'predictions_csv']
+
+_CLASS_COLUMNS = ('class', 'name', 'train_count', 'test_count', 'accuracy', 'predicted_count', 'precision')
 
 
 def format_scores(results: Mapping[str, Any]) -> str:
@@ -38,11 +40,24 @@ def format_scores(results: Mapping[str, Any]) -> str:
 
 
 def per_class_csv(results: Mapping[str, Any]) -> str:
-    """Return the table of classes as CSV; a class without test images has an empty accuracy."""
+    """Return the table of classes as CSV.
+
+    A class without test images has an empty accuracy, one that none was taken for an empty precision.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, ['class', 'name', 'train_count', 'test_count', 'accuracy'], lineterminator='\n')
+    writer = csv.DictWriter(text, _CLASS_COLUMNS, lineterminator='\n')
     writer.writeheader()
     writer.writerows(results['per_class'])
+    return text.getvalue()
+
+
+def predictions_csv(predictions: Sequence[Mapping[str, Any]]) -> str:
+    """Return as CSV, a line for each image, what `evaluate_model` says of every image."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['path', 'label', 'prediction', 'confidence'])
+    for row in predictions:
+        writer.writerow([row['path'], row['label'], row['prediction'], f'{row["confidence"]:.4f}'])
     return text.getvalue()
 
 

@@ -96,6 +96,8 @@ class TrainedOn:
     def check_draw(self, dataset: Dataset, unknown: str = 'are scored whole by tools/evaluate.py --split all') -> None:
         """Refuse a test part drawn from other images than when the model was trained, which may know some of it.
 
+        Where that is not known, there is a warning.
+
         Args:
             unknown: what can be done with images that the model knows none of.
 
@@ -103,6 +105,11 @@ class TrainedOn:
             EvaluationError: if so.
         """
         own, drawn_from = self.on(dataset), dataset.drawn_from
+        if drawn_from is not None and not self.lt.get('data') and not self.name.startswith('timm/'):
+            logger.warning(
+                'the test part of %s is drawn from its images, and whether %s was trained on some of them is not known',
+                dataset.name, self.name,
+            )  # fmt: skip
         # A run with a hold-out records what that was drawn from; a drawn test part comes from the same images. A run
         # whose test part was not drawn records None, and may have been trained on all that is there now.
         if drawn_from is not None and own.get('drawn_from', drawn_from) != drawn_from:

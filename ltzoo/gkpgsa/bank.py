@@ -10,16 +10,16 @@ import os
 import re
 from collections import deque
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ltzoo.errors import LtzooError
+from ltzoo.files import write_atomically
 
 __all__ = ['BankError', 'DiskStore', 'HostStore', 'MemoryBank', 'SnapshotStore']
 
@@ -108,22 +108,15 @@ class DiskStore:
 
     def put(self, epoch: int, parameters: Mapping[str, Tensor]) -> None:
         path = self.path(epoch)
-        beside = path.with_name(f'.{path.name}.{os.getpid()}.part')
         tensors = _copy(parameters, self.dtype)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, beside)
-            with open(beside, 'rb') as file:
-                os.fsync(file.fileno())
-            os.replace(beside, path)
+            write_atomically(path, save(tensors))
         except (OSError, SafetensorError) as error:
             size = sum(tensor.nbytes for tensor in tensors.values()) / 2**20
             raise BankError(
                 f'the snapshot {path} ({size:.0f} MiB) cannot be written: {error}; make room or choose another folder'
             ) from error
-        finally:
-            with suppress(OSError):
-                beside.unlink()
 
     def get(self, epoch: int) -> dict[str, Tensor]:
         try:

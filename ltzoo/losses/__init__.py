@@ -9,6 +9,7 @@ from ltzoo.losses.objective import (
     ObjectiveError,
     check_objective,
     create_objective,
+    is_balanced,
     list_objectives,
     register_objective,
 )
@@ -28,6 +29,7 @@ __all__ = [
     'check_objective',
     'class_balanced_weights',
     'create_objective',
+    'is_balanced',
     'list_objectives',
     'log_prior',
     'register_objective',

@@ -81,6 +81,7 @@ class BCL(Objective):
     """
 
     num_views = 3
+    balanced = True
     logit_adjustment: Tensor
 
     def __init__(

@@ -72,6 +72,7 @@ class LogitAdjusted(Objective):
         tau: strength of the adjustment; 0 is plain cross-entropy.
     """
 
+    balanced = True
     logit_adjustment: Tensor
 
     def __init__(self, model: nn.Module, class_counts: Tensor, tau: float = 1.0) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     'ObjectiveError',
     'check_objective',
     'create_objective',
+    'is_balanced',
     'list_objectives',
     'register_objective',
 ]
@@ -33,19 +34,18 @@ class Objective(nn.Module):
 
     Attributes:
         num_views: how many views of every image it takes.
+        balanced: whether it makes up for the classes' numbers by itself; where it adds to the logits, it does.
     """
 
     num_views: int = 1
+    balanced: bool = False
     logit_adjustment: Tensor | None
 
     def __init__(self, logit_adjustment: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer('logit_adjustment', logit_adjustment, persistent=False)
-
-    @property
-    def balanced(self) -> bool:
-        """Whether it makes up for the classes' numbers by itself."""
-        return self.logit_adjustment is not None
+        if logit_adjustment is not None:
+            self.balanced = True
 
     def start_epoch(self, epoch: int) -> None:
         """Be told which epoch begins, counted from 0; what changes by it is a buffer that is changed in place."""
@@ -81,6 +81,11 @@ def register_objective(name: str) -> Callable[[_T], _T]:
 def list_objectives() -> list[str]:
     """Return the names of all objectives."""
     return sorted(_OBJECTIVES)
+
+
+def is_balanced(name: str) -> bool:
+    """Return whether the class of an objective says that it is `balanced`; of a name that is not registered, False."""
+    return bool(getattr(_OBJECTIVES.get(name), 'balanced', False))
 
 
 def create_objective(name: str, model: nn.Module, class_counts: Tensor, **options: Any) -> Objective:

@@ -10,7 +10,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ltzoo.errors import LtzooError
 from ltzoo.files import BusyError, alone, check_target, new_folder, write_atomically, writing
@@ -142,6 +142,7 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
             brought.mkdir()
             try:
                 with tarfile.open(archive, 'r:gz') as tar:
+                    _check_members(archive, tar)
                     tar.extractall(brought, filter='data')
                     # To the end, where the sum stands that shows damage: tar itself stops before it.
                     while tar.fileobj is not None and tar.fileobj.read(2**20):
@@ -199,6 +200,17 @@ def _tar(files: Sequence[tuple[Path, str]]) -> bytes:
         for path, name in files:
             tar.add(path, name)
     return content.getvalue()
+
+
+def _check_members(archive: Path, tar: tarfile.TarFile) -> None:
+    """Refuse what no archive of ours holds: by links the filter of an older Python is led out of the folder."""
+    for member in tar:
+        path = PurePosixPath(member.name)
+        if not (member.isfile() or member.isdir()) or path.is_absolute() or '..' in path.parts:
+            raise ArchiveError(
+                f'{archive} holds {member.name}, which is no file or folder of a run: take an archive that '
+                'tools/reproduce.py --archive wrote'
+            )
 
 
 def _check_recipe(archive: Path, folder: Path, recipe: Recipe) -> None:

@@ -9,6 +9,7 @@ README.md                                          the command to run there
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -25,7 +26,7 @@ from ltzoo.data.sources.packed_cifar import pack_file, write_packed
 from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder, writing
 from ltzoo.plans.plan import Job, Plan, load_plan
-from ltzoo.training.prepare import prepare_data
+from ltzoo.training.prepare import check_names, prepare_data
 from ltzoo.training.recipe import Recipe, with_bases
 from ltzoo.training.run import COMMIT_FILE, commit_of
 
@@ -90,10 +91,16 @@ def pack(
     Raises:
         PackError: if the folder is not empty, a recipe, or one that it starts from, is not a file that git tracks in
             the checkout (the commit would not say what was trained), its data or the weights that it starts from cannot
-            be packed, or a wheel cannot be had.
+            be packed, LTZOO_IMPORTS names modules, or a wheel cannot be had.
         DataError: if images are missing here.
-        LtzooError: if the folder cannot be written.
+        LtzooError: if a recipe names what does not exist, or the folder cannot be written.
     """
+    named = os.environ.get('LTZOO_IMPORTS', '')
+    if named:
+        raise PackError(
+            f'LTZOO_IMPORTS={named} cannot be packed, and the other machine would refuse what these modules register: '
+            'put the parts under ltzoo/, import them there, and unset it'
+        )
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise PackError(f'{folder} cannot be packed into: it is not an empty folder; give a new one')
     recipes = [job.recipe for job in jobs]
@@ -109,6 +116,7 @@ def pack(
                 f'the weights that {recipe.model.name} starts from cannot be packed: choose runs that start from none '
                 'with --only'
             )
+        check_names(recipe)
     if python is not None and not re.fullmatch(r'3\.\d+', python):
         raise PackError(f'--python must be a version such as 3.12, not {python}')
     commit = commit_of(root)

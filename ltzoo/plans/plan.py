@@ -122,7 +122,7 @@ def plan_jobs(
         folder: that the plan's recipes are relative to.
         script: what trains a recipe, `recipes/train.py`.
         only: names of runs, in the order to train them in; None for all.
-        data_dir: where the data lies, if not where the recipes say.
+        data_dir: where the data lies whose place the recipes do not name, if not where they say.
         changes: `key=value`, what is changed in all recipes.
         seeds: those to train, in order; None for all of the plan.
         into_folders: whether something is to be put into the run folders, which must then be of these recipes.
@@ -149,9 +149,11 @@ def plan_jobs(
             run = plan.runs[name]
             output = plan.folder(name, seed)
             overrides = [*run.overrides, *changes, f'seed={seed}', f'output={output}', 'resume=auto']
-            if data_dir is not None:
-                overrides.append(f'data.data_dir={data_dir}')
             recipe = load_recipe(folder / run.recipe, overrides)
+            # Own images that a recipe names the place of have theirs.
+            if data_dir is not None and ':' not in recipe.data.name:
+                overrides.append(f'data.data_dir={data_dir}')
+                recipe = load_recipe(folder / run.recipe, overrides)
             if into_folders:
                 RunFolder(output).check(recipe)
             command = [sys.executable, str(script), str(folder / run.recipe), *overrides]

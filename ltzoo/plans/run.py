@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ltzoo.errors import LtzooError
-from ltzoo.files import writing
+from ltzoo.files import BusyError, alone, writing
 from ltzoo.plans.plan import Job, Plan, PlanError
 from ltzoo.plans.table import write_table
 
@@ -22,10 +22,14 @@ __all__ = ['train']
 
 # Seconds that a training has between being asked to stop and being killed.
 _GRACE = 15
+# Seconds between two looks whether another process still trains a run.
+_PAUSE = 1.0
 
 
 def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None = None) -> list[tuple[Job, int | None]]:
     """Run every training that is not finished; each one's output goes to its log.
+
+    What another process trains, as one does whose call was killed, is waited for.
 
     Ctrl-C and, in the main thread, SIGTERM end the trainings too and raise KeyboardInterrupt.
 
@@ -40,17 +44,25 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
 
     Raises:
         PlanError: if the folder of the runs cannot be made.
-        LtzooError: if a log or the table cannot be written.
+        LtzooError: if a recipe names what does not exist, before anything is trained; if a log or the table cannot be
+            written.
     """
+    # Here, as a table or an archive needs nothing of all that trains.
+    from ltzoo.training.prepare import check_names
+
+    waiting = [job for job in jobs if not job.finished]
+    for job in waiting:
+        check_names(job.recipe)
     try:
         plan.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PlanError(f'output: {plan.output} cannot be made: {error.strerror}') from error
-    threads = os.environ.get('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // at_once)))
+    # A scheduler may have left this process fewer cores than there are.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    threads = os.environ.get('OMP_NUM_THREADS', str(max(1, cores // at_once)))
     environment = {**os.environ, 'OMP_NUM_THREADS': threads}
     stopped = threading.Event()
     lock = threading.Lock()
-    waiting = [job for job in jobs if not job.finished]
     print(f'{len(jobs) - len(waiting)} of {len(jobs)} trainings are finished', flush=True)
     last_call = None if deadline is None else deadline - min(_GRACE, (deadline - time.monotonic()) / 4)
     running: set[subprocess.Popen[bytes]] = set()
@@ -65,11 +77,7 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
         # What runs in the background may ignore Ctrl-C, and what it starts then too; it is how they are stopped.
         handlers[signal.SIGINT] = signal.default_int_handler
 
-    def run(job: Job) -> int | None:
-        if stopped.is_set():
-            return 130
-        if last_call is not None and time.monotonic() >= last_call:
-            return None
+    def run_apart(job: Job) -> int | None:
         with writing(job.log):
             # What an earlier attempt said stays.
             log = open(job.log, 'a')  # noqa: SIM115
@@ -80,6 +88,16 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
                 process.terminate()
             code = _wait(process, last_call, deadline)
             running.discard(process)
+        return code
+
+    def run(job: Job) -> int | None:
+        _wait_for_others(job, stopped, last_call)
+        if stopped.is_set():
+            return 130
+        if last_call is not None and time.monotonic() >= last_call:
+            return None
+        # By now another process may have brought it to its end.
+        code = 0 if job.finished else run_apart(job)
         # Ctrl-C reaches the trainings too, and one may have ended before this process hears of it.
         if code in (130, -signal.SIGINT):
             stopped.set()
@@ -123,6 +141,26 @@ def _handling(handlers: Mapping[int, Any]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _wait_for_others(job: Job, stopped: threading.Event, last_call: float | None) -> None:
+    """Wait while another process trains into a run's folder, until `last_call` and for as long as nobody stops it."""
+    told = False
+    while job.folder.is_dir() and not stopped.is_set():
+        left = _PAUSE if last_call is None else last_call - time.monotonic()
+        if left <= 0:
+            return
+        try:
+            with alone(job.folder):
+                return
+        except BusyError:
+            if not told:
+                print(f'{job.name}, seed {job.seed}: waits for another process that trains {job.folder}', flush=True)
+            told = True
+        except OSError:
+            # The training itself says what is wrong with its folder.
+            return
+        stopped.wait(min(_PAUSE, left))
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -10,14 +10,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from ltzoo.data import without_folders
-from ltzoo.files import write_atomically, writing
+from ltzoo.files import alone, write_atomically, writing
 from ltzoo.plans.plan import Plan
 from ltzoo.training.recipe import Recipe
 from ltzoo.training.run import RunFolder
 
 __all__ = ['format_table', 'summarise', 'write_table']
 
-_SCORES = {'top1': 'top-1', 'many': 'Many', 'medium': 'Medium', 'few': 'Few', 'train_top1': 'training images'}
+_SCORES = {
+    **{'top1': 'top-1', 'many': 'Many', 'medium': 'Medium', 'few': 'Few'},
+    **{'balanced_accuracy': 'balanced', 'ece': 'ECE', 'train_top1': 'training images'},
+}
+# Seconds to wait for another call of the same plan, which writes the table in less than one.
+_PATIENCE = 60.0
 
 
 def summarise(
@@ -48,16 +53,19 @@ def summarise(
 
 
 def write_table(plan: Plan) -> None:
-    """Write the table of all that is finished of a plan.
+    """Write the table of all that is finished of a plan, if anything is.
 
     Raises:
+        BusyError: if another process has been writing it for a minute.
         LtzooError: if it cannot be written, or results are damaged.
     """
-    summaries = summarise(plan)
-    if summaries:
-        with writing(plan.output / 'table.md'):
-            write_atomically(plan.output / 'table.md', format_table(summaries) + '\n')
-            write_atomically(plan.output / 'table.json', json.dumps(summaries, indent=2) + '\n')
+    if not any(RunFolder(plan.folder(name, seed)).finished for name in plan.runs for seed in plan.seeds):
+        return
+    # Of two calls, as for two GPUs, one would else put a table in place that lacks what the other has finished since.
+    with writing(plan.output / 'table.md'), alone(plan.output, _PATIENCE):
+        summaries = summarise(plan)
+        write_atomically(plan.output / 'table.md', format_table(summaries) + '\n')
+        write_atomically(plan.output / 'table.json', json.dumps(summaries, indent=2) + '\n')
 
 
 def format_table(summaries: list[dict[str, Any]]) -> str:

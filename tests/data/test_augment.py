@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -389,3 +391,35 @@ def test_bad_settings_are_named(name: str, settings: dict[str, Any], message: st
         create_op(name, **settings)
     assert message in str(caught.value)
     assert len(list_ops()) == len(ALL)
+
+
+def test_settings_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op, '_OPS', dict(op._OPS))
+
+    @op.register_op('own')
+    @dataclass(frozen=True)
+    class Own(HorizontalFlip):
+        on: bool = False
+        word: str = 'a'
+        kind: Literal['soft', 'hard', 1] = 'soft'
+        side: float | Literal['auto'] | None = None
+        pair: tuple[str, bool] = ('a', True)
+        place: Path = Path()
+
+    given = {'on': True, 'word': 'b', 'kind': 'hard', 'side': 'auto', 'pair': ['c', False], 'place': Path('x')}
+    assert create_op('own', **given) == Own(**{**given, 'pair': ('c', False)})  # type: ignore[arg-type]
+    for setting, value, words in (
+        ('on', 1, 'true or false'),
+        ('on', 'yes', 'true or false'),
+        ('word', 1, 'a word'),
+        ('word', True, 'a word'),
+        ('kind', 'sof', "'soft' or 'hard' or 1"),
+        ('kind', True, "'soft' or 'hard' or 1"),
+        ('side', 'Auto', "a number or 'auto' or null"),
+        ('side', True, "a number or 'auto' or null"),
+        ('pair', ['c', 1], 'a pair of'),
+        ('place', 'x', 'Path'),
+    ):
+        with pytest.raises(ViewError) as caught:
+            create_op('own', **{setting: value})
+        assert str(caught.value).startswith(f'own: {setting} must be {words}')

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +13,12 @@ from torch import nn
 
 import ltzoo
 from ltzoo.evaluation import EvaluationError, adjust_logits, tau_normalize
-from ltzoo.evaluation.adjust import _BALANCED
+from ltzoo.evaluation.adjust import correct, trains_for_equal_classes
 from ltzoo.losses import ObjectiveError
 from ltzoo.models.lt_zoo import METHODS
+from ltzoo.training.recipe import load_recipe
 
+RECIPES = Path(__file__).resolve().parents[2] / 'recipes' / 'cifar100_lt_r100'
 COUNTS = torch.tensor([70, 25, 4, 1])
 
 
@@ -120,5 +124,30 @@ def test_a_class_without_weights_is_named_and_the_model_left_alone() -> None:
 
 
 def test_every_method_of_the_zoo_but_two_needs_no_correction() -> None:
-    needy = [name for name, method in METHODS.items() if not _BALANCED.intersection(method.trained_with.split(' + '))]
-    assert needy == ['ce', 'focal']
+    recipes = {name: load_recipe(RECIPES / f'{name}.yaml').decides_result() for name in METHODS}
+    assert [name for name, recipe in recipes.items() if not trains_for_equal_classes(recipe)] == ['ce', 'focal']
+
+
+@pytest.mark.parametrize(
+    ('recipe', 'tau', 'told'),
+    [
+        ({'objective': {'name': 'ce'}}, 1.0, None),
+        ({'objective': {'name': 'ce'}}, -1.0, 'classes as frequent as in its training (ce)'),
+        ({'objective': {'name': 'logit_adjusted'}}, -1.0, None),
+        ({'objective': {'name': 'logit_adjusted'}}, 1.0, 'equally frequent classes (logit_adjusted)'),
+        ({'objective': {'name': 'ce'}, 'retraining': {'start_epoch': 3}}, -0.5, None),
+        # Of a part that is registered elsewhere nothing is known.
+        ({'objective': {'name': 'their own'}}, 1.0, None),
+        ({}, 1.0, None),
+    ],
+)
+def test_who_needs_no_correcting_is_told(
+    recipe: dict[str, Any], tau: float, told: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = ltzoo.create_model('resnet8_cifar', num_classes=4)
+    training: Any = SimpleNamespace(name='net', lt={'recipe': recipe, 'class_counts': COUNTS.tolist()})
+    before = model.get_classifier().bias.clone()
+    correct(model, training, tau=tau)
+    assert caplog.messages == ([] if told is None else [f'net was trained for {told}: it needs no correcting'])
+    prior = torch.tensor([0.7, 0.25, 0.04, 0.01]).log()
+    torch.testing.assert_close(model.get_classifier().bias, before - tau * prior)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -340,6 +342,32 @@ def test_ctrl_c_ends_the_child_and_keeps_what_is_done(
     assert sorted(path.suffix for path in (output / 'rows').iterdir()) == ['.json']
     assert not (output / '.lock').exists()
     assert [row['model'] for row in json.loads((output / 'results.json').read_text())['rows']] == ['timm/a']
+
+
+def test_nothing_is_timed_beside_a_measurement_whose_call_was_killed(stub: Any, tmp_path: Path) -> None:
+    orphan, output = tmp_path / 'orphan', tmp_path / 'out'
+    stub(
+        f'if not os.path.exists({str(orphan)!r}):\n'
+        f'    open({str(orphan)!r}, "w").write(str(os.getpid()))\n'
+        '    os.kill(os.getppid(), signal.SIGKILL)\n'
+        '    signal.pause()\n'
+        'done()'
+    )
+    call = (
+        'from pathlib import Path; from ltzoo.evaluation import benchmark\n'
+        f'benchmark.sys.executable = {benchmark.sys.executable!r}\n'
+        f'benchmark.benchmark_models(["timm/a"], ["digits_lt"], Path({str(output)!r}))'
+    )
+    assert subprocess.run([PYTHON, '-c', call]).returncode == -signal.SIGKILL
+    try:
+        with pytest.raises(BusyError, match='out is being written by another process'):
+            quiet(['timm/a'], ['digits_lt'], output)
+    finally:
+        os.kill(int(orphan.read_text()), signal.SIGKILL)
+    with open(output / '.lock') as lock:
+        # Until the kernel has ended it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    assert quiet(['timm/a'], ['digits_lt'], output)[0]['status'] == 'ok'
 
 
 def test_a_call_that_is_stopped_keeps_what_it_had_not_reached_in_the_tables(stub: Any, tmp_path: Path) -> None:

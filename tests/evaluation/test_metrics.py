@@ -37,6 +37,9 @@ def test_shots_are_means_over_classes_at_the_fields_thresholds() -> None:
     assert [row.accuracy for row in scores.per_class] == pytest.approx([75, 0, 100, 50, 0, 100])
     assert [row.train_count for row in scores.per_class] == COUNTS.tolist()
     assert [row.test_count for row in scores.per_class] == [4, 1, 1, 2, 1, 2]
+    # Class 3 is what one of its own images and the one of class 4 are taken for.
+    assert [row.predicted_count for row in scores.per_class] == [3, 1, 2, 2, 0, 3]
+    assert [row.precision for row in scores.per_class] == [100, 0, 50, 50, None, pytest.approx(200 / 3)]
     other = make([0, 1, 2], [0, 0, 2], many_above=100, few_below=101)
     assert other.medium is None
 
@@ -56,7 +59,7 @@ def test_a_class_without_test_images_counts_for_nothing() -> None:
     assert scores.medium is None
     assert scores.many == 50
     assert scores.balanced_accuracy == 50
-    assert per_class_csv({'per_class': scores.to_json_dict()['per_class']}).splitlines()[-1] == '5,class 5,1,0,'
+    assert per_class_csv({'per_class': scores.to_json_dict()['per_class']}).splitlines()[-1] == '5,class 5,1,0,,1,0.0'
 
 
 def test_json_keys() -> None:
@@ -64,6 +67,7 @@ def test_json_keys() -> None:
     assert list(values) == ['samples', 'top1', 'many', 'medium', 'few', 'balanced_accuracy', 'ece', 'per_class']
     assert values['per_class'][0] == {
         'class': 0, 'name': 'class 0', 'train_count': 500, 'test_count': 1, 'accuracy': 100.0,
+        'predicted_count': 1, 'precision': 100.0,
     }  # fmt: skip
 
 

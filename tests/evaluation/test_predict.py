@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,29 @@ def test_full_precision_also_where_a_gpu_would_take_less(monkeypatch: pytest.Mon
     predict(model, make_split(), CONFIG)
     assert set(allowed) == {False}
     assert torch.backends.cudnn.allow_tf32
+
+
+def test_the_device_is_that_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def stop(split: Split, config: object, batch_size: int, device: torch.device, workers: int) -> None:
+        asked.append(device.type)
+        raise InterruptedError
+
+    # The package has a function of the module's name.
+    monkeypatch.setattr(importlib.import_module('ltzoo.evaluation.predict'), 'image_batches', stop)
+    # The one device beside the CPU that every machine has.
+    there, files = ltzoo.create_model('resnet8_cifar').to('meta'), [tmp_path / 'a.png']
+    for call in (
+        lambda: predict(there, make_split(), CONFIG),
+        lambda: predict_files(there, files),
+        lambda: predict(there, make_split(), CONFIG, device='cpu'),
+        lambda: predict_files(there, files, device='cpu'),
+        lambda: predict(Recorder(), make_split(), CONFIG),
+    ):
+        with pytest.raises(InterruptedError):
+            call()
+    assert asked == ['meta', 'meta', 'cpu', 'cpu', 'cpu']
 
 
 def test_files_give_what_arrays_give(tmp_path: Path) -> None:

@@ -52,11 +52,24 @@ def test_the_csv_reads_back_as_it_was(results: dict[str, Any]) -> None:
             'train_count': int(row['train_count']),
             'test_count': int(row['test_count']),
             'accuracy': float(row['accuracy']) if row['accuracy'] else None,
+            'predicted_count': int(row['predicted_count']),
+            'precision': float(row['precision']) if row['precision'] else None,
         }
         for row in rows
     ]
     assert read == results['per_class']
     assert [row['accuracy'] for row in read] == [75.0, 50.0, 100.0, None]
+
+
+def test_results_of_before_have_a_table_too(results: dict[str, Any]) -> None:
+    for row in results['per_class']:
+        del row['predicted_count'], row['precision']
+    assert per_class_csv(results).splitlines()[1:] == [
+        '0,cat,200,4,75.0,,',
+        '1,"dog, small",60,2,50.0,,',
+        '2,"a ""quoted"" one",30,2,100.0,,',
+        '3,never tested,25,0,,,',
+    ]
 
 
 @pytest.mark.parametrize('counts', [COUNTS, np.array([0, 5, 3, 1])], ids=['no few', 'only few, one untrained'])

@@ -211,6 +211,13 @@ def test_a_new_run_removes_what_an_earlier_one_left(tmp_path: Path) -> None:
     assert files(tmp_path) == [0]
 
 
+def test_whoever_may_read_new_files_may_read_snapshots(tmp_path: Path) -> None:
+    (tmp_path / 'usual').touch()
+    store = DiskStore(tmp_path / 'bank')
+    store.put(0, parameters(0))
+    assert store.path(0).stat().st_mode == (tmp_path / 'usual').stat().st_mode
+
+
 def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:
     store = DiskStore(tmp_path)
     bank = MemoryBank(2, store)

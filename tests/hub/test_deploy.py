@@ -65,6 +65,14 @@ def test_a_model_that_comes_out_otherwise_is_not_left_behind(
     assert os.listdir(tmp_path) == []
 
 
+def test_a_link_keeps_pointing_where_it_did(train: Train, tmp_path: Path) -> None:
+    (tmp_path / 'disk').mkdir()
+    (tmp_path / 'model.pt2').symlink_to('disk/new.pt2')
+    deploy(train('resnet20_cifar'), tmp_path / 'model.pt2')
+    assert (tmp_path / 'model.pt2').is_symlink()
+    assert os.listdir(tmp_path / 'disk') == ['new.pt2']
+
+
 def test_a_full_disk(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

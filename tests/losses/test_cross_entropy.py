@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 import ltzoo
-from ltzoo.losses import Objective, ObjectiveError, create_objective, list_objectives, log_prior, objective
+from ltzoo.losses import (
+    Objective,
+    ObjectiveError,
+    create_objective,
+    is_balanced,
+    list_objectives,
+    log_prior,
+    objective,
+)
 
 COUNTS = torch.tensor([90, 9, 1])
 
@@ -89,6 +97,26 @@ def test_options_that_a_new_objective_needs_or_does_not_name(monkeypatch: pytest
         objective.register_objective('ce')(Own)
     with pytest.raises(ObjectiveError, match=r'must be a subclass of ltzoo\.losses\.Objective'):
         objective.register_objective('other')(Logits)  # type: ignore[type-var]
+
+
+def test_a_name_says_whether_it_is_balanced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objective, '_OBJECTIVES', dict(objective._OBJECTIVES))
+    cosine, experts = ({'name': name, 'num_classes': 3} for name in ('resnet8_cifar', 'resnet32_cifar_ride'))
+    for name in list_objectives():
+        model = ltzoo.create_model(**(experts if name == 'ride' else {**cosine, 'head': 'cosine'}))
+        made = create_objective(name, model, COUNTS, **({'reweighting_epoch': 1} if name == 'ride' else {}))
+        # RIDE weighs its losses; the others make up for the numbers by the logits.
+        assert made.balanced == is_balanced(name) == (name == 'ride' or made.logit_adjustment is not None), name
+
+    @objective.register_objective('own')
+    class Own(Objective):
+        def __init__(self, model: nn.Module, counts: Tensor, adjusted: bool) -> None:
+            super().__init__(log_prior(counts) if adjusted else None)
+
+    assert [create_objective('own', Logits(), COUNTS, adjusted=on).balanced for on in (True, False)] == [True, False]
+    assert not is_balanced('own') and not is_balanced('unknown')
+    Own.balanced = True
+    assert is_balanced('own')
 
 
 def test_unknown_names_get_the_nearest() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import io
 import json
 import os
 import tarfile
@@ -145,6 +146,20 @@ def test_what_was_damaged_on_the_way_is_not_taken(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r'runs-1\.tar\.gz cannot be unpacked: '):
         collect([archive], tmp_path / 'home', {run.name: load_recipe(RECIPE)})
     assert not (tmp_path / 'home').exists()
+
+
+@pytest.mark.parametrize('name', ['base_seed0/model', '../base_seed0', '/base_seed0'])
+def test_what_leads_out_of_the_folder_is_not_unpacked(name: str, tmp_path: Path) -> None:
+    archive = tmp_path / 'runs-1.tar.gz'
+    with tarfile.open(archive, 'w:gz') as tar:
+        tar.addfile(tarfile.TarInfo('base_seed0.log'), io.BytesIO())
+        member = tarfile.TarInfo(name)
+        if name.startswith('base'):
+            member.type, member.linkname = tarfile.SYMTYPE, 'base_seed0.log'
+        tar.addfile(member)
+    with pytest.raises(ArchiveError, match=f'runs-1.tar.gz holds {name}, which is no file or folder of a run'):
+        collect([archive], tmp_path / 'home', {'base_seed0': load_recipe(RECIPE)})
+    assert list(tmp_path.iterdir()) == [archive]
 
 
 def test_only_the_files_that_follow_in_number_are_removed(tmp_path: Path) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from ltzoo.errors import LtzooError
-from ltzoo.plans.plan import Plan, load_plan, plan_jobs
+from ltzoo.files import alone
+from ltzoo.plans.pack import PackError, pack
+from ltzoo.plans.plan import Job, Plan, load_plan, plan_jobs
 from ltzoo.plans.run import _wait, train
 
 RECIPE = Path(__file__).parents[2] / 'recipes' / 'digits_lt' / 'ce.yaml'
@@ -55,3 +61,97 @@ def test_what_does_not_stop_is_killed() -> None:
     now = time.monotonic()
     assert _wait(process, now + 0.2, now + 0.5) is None
     assert process.returncode == -signal.SIGKILL and time.monotonic() - now < 10
+
+
+def one_job(tmp_path: Path, script: str, *changes: str) -> tuple[Plan, list[Job]]:
+    """A plan of one training, in whose place a script runs that prints."""
+    (tmp_path / 'plan.yaml').write_text(f'output: {tmp_path}/runs\nseeds: [0]\nruns: {{base: {{recipe: {RECIPE}}}}}')
+    (tmp_path / 'train.py').write_text(script)
+    plan = load_plan(tmp_path / 'plan.yaml')
+    return plan, plan_jobs(plan, tmp_path, tmp_path / 'train.py', changes=changes)
+
+
+@contextmanager
+def another_process_at(folder: Path, results: str | None, let_go: threading.Event) -> Iterator[None]:
+    """Hold a run's lock, as a training does, until it is to be let go; it may come to its end then."""
+    held = threading.Event()
+
+    def hold() -> None:
+        with alone(folder):
+            held.set()
+            let_go.wait(30)
+            if results is not None:
+                (folder / 'results.json').write_text(results)
+
+    folder.mkdir(parents=True)
+    holder = threading.Thread(target=hold)
+    holder.start()
+    try:
+        assert held.wait(30)
+        yield
+    finally:
+        let_go.set()
+        holder.join()
+
+
+@pytest.mark.parametrize('results', [None, '{"training_seconds": 60.0}'])
+def test_a_run_that_another_process_trains_is_waited_for(
+    results: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, (job,) = one_job(tmp_path, 'print("begun")')
+    told: list[str] = []
+    let_go = threading.Event()
+
+    def say(line: str, **options: object) -> None:
+        told.append(line)
+        if 'waits' in line:
+            assert not job.log.exists()
+            let_go.set()
+
+    monkeypatch.setattr('ltzoo.plans.run.print', say, raising=False)
+    with another_process_at(job.folder, results, let_go):
+        assert train([job], 1, plan) == [(job, 0)]
+    assert told[1:] == [f'base, seed 0: waits for another process that trains {job.folder}', 'base, seed 0: finished']
+    assert job.log.exists() == (results is None)
+    assert (plan.output / 'table.md').exists() == (results is not None)
+
+
+def test_waiting_for_another_process_ends_in_time_and_by_sigterm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, (job,) = one_job(tmp_path, 'print("begun")')
+    with another_process_at(job.folder, None, threading.Event()):
+        assert train([job], 1, plan, time.monotonic() + 0.5) == [(job, None)]
+        # To the process, as it is the main thread that has to hear of it.
+        monkeypatch.setattr(
+            'ltzoo.plans.run.print',
+            lambda line, **options: 'waits' in line and os.kill(os.getpid(), signal.SIGTERM),
+            raising=False,
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train([job], 1, plan)
+    assert not job.log.exists()
+
+
+def test_threads_are_shared_among_the_cores_that_a_process_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, (job,) = one_job(tmp_path, 'import os; print(os.environ["OMP_NUM_THREADS"])')
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: set(range(1000)))
+    train([job], 2, plan)
+    assert job.log.read_text() == '500\n'
+
+
+def test_what_is_misspelled_or_cannot_travel_is_refused_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, jobs = one_job(tmp_path, 'print("begun")', 'optimizer.name=adamv')
+    with pytest.raises(LtzooError, match="timm has no 'adamv'"):
+        train(jobs, 1, plan)
+    with pytest.raises(LtzooError, match="timm has no 'adamv'"):
+        pack(tmp_path / 'pack', RECIPE.parents[2], plan, tmp_path / 'plan.yaml', jobs)
+    monkeypatch.setenv('LTZOO_IMPORTS', 'my_parts')
+    with pytest.raises(PackError, match=r'LTZOO_IMPORTS=my_parts cannot be packed, .* put the parts under ltzoo/'):
+        pack(tmp_path / 'pack', RECIPE.parents[2], plan, tmp_path / 'plan.yaml', jobs)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['plan.yaml', 'train.py']

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from ltzoo.files import BusyError, alone
 from ltzoo.plans.plan import load_plan
-from ltzoo.plans.table import format_table, summarise
+from ltzoo.plans.table import format_table, summarise, write_table
 from ltzoo.training.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[2] / 'recipes' / 'digits_lt' / 'ce.yaml'
@@ -36,14 +37,15 @@ def test_scores_minutes_and_what_the_method_did(plan_file: Path, tmp_path: Path)
         **{'perturbation': [0.4, 0.4], 'group_sizes': [5, 5], 'classes_moved': 2},
         **{'penalty_to_loss_gradient': 0.25},
     }
-    scores = {'top1': 60.0, 'many': 80.0, 'medium': None, 'few': 20.0}
+    scores = {'top1': 60.0, 'many': 80.0, 'medium': None, 'few': 20.0, 'ece': 7.0}
     finish(tmp_path, 0, {**scores, 'training_seconds': 120.0}, [{'method': line} for line in (*first, last)])
     finish(tmp_path, 1, {**scores, 'top1': 64.0, 'training_seconds': 240.0}, [{'method': {'perturbation': [0.9]}}, {}])
     (summary,) = summaries = summarise(load_plan(plan_file))
     assert summary == {
         **{'name': 'base', 'seeds': [0, 1], 'alike': True, 'measured_on': []},
         **{'top1': [62.0, pytest.approx(8**0.5)], 'many': [80.0, 0.0], 'medium': None, 'few': [20.0, 0.0]},
-        **{'train_top1': None, 'minutes': [3.0, pytest.approx(2**0.5)]},
+        **{'balanced_accuracy': None, 'ece': [7.0, 0.0], 'train_top1': None},
+        **{'minutes': [3.0, pytest.approx(2**0.5)]},
         'method': {
             'perturbation': pytest.approx(0.4),
             'penalty_to_loss_gradient': 0.25,
@@ -52,6 +54,21 @@ def test_scores_minutes_and_what_the_method_did(plan_file: Path, tmp_path: Path)
         },
     }
     assert format_table(summaries).splitlines()[2::4] == [
-        '| base | 2 | 62.0 ± 2.8 | 80.0 ± 0.0 | 20.0 ± 0.0 | 3.0 |',
+        '| base | 2 | 62.0 ± 2.8 | 80.0 ± 0.0 | 20.0 ± 0.0 | 7.0 ± 0.0 | 3.0 |',
         '| base | 0.4 | 0.25 | [5, 5] | 2 |',
     ]
+
+
+def test_two_calls_of_a_plan_write_its_table_one_after_the_other(
+    plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('ltzoo.plans.table._PATIENCE', 0.1)
+    plan = load_plan(plan_file)
+    write_table(plan)
+    assert not (tmp_path / 'runs').exists()
+    finish(tmp_path, 0, {'top1': 60.0, 'training_seconds': 120.0}, [])
+    with alone(tmp_path / 'runs'), pytest.raises(BusyError, match='runs is being written by another process'):
+        write_table(plan)
+    assert [path.name for path in (tmp_path / 'runs').iterdir()] == ['base_seed0']
+    write_table(plan)
+    assert sorted(path.name for path in (tmp_path / 'runs').iterdir()) == ['base_seed0', 'table.json', 'table.md']

@@ -102,9 +102,71 @@ def test_the_scores_are_those_of_the_logits(
             'train_count': COUNTS[c],
             'test_count': 40,
             'accuracy': pytest.approx(accuracy[c]),
+            'predicted_count': (predicted == c).sum(),
+            'precision': pytest.approx(100 * correct[predicted == c].mean()) if (predicted == c).any() else None,
         }
         for c in range(10)
     ]
+
+
+def test_every_image_has_a_line_that_says_what_it_was_taken_for(
+    script: Script, digits_run: Path, probabilities: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    def lines(*options: object) -> list[list[str]]:
+        files = ('--predictions', tmp_path / 'p.csv', '--json', tmp_path / 'scores.json', '--csv', tmp_path / 'c.csv')
+        assert script('tools/evaluate.py', digits_run, *options, *files) == 0
+        header, *rows = csv.reader((tmp_path / 'p.csv').open(newline=''))
+        assert header == ['path', 'label', 'prediction', 'confidence']
+        assert 'predictions' not in scores_of(tmp_path)
+        return rows
+
+    probability, labels = probabilities
+    rows = lines('--data', 'digits_lt', '--batch-size', 7)
+    assert [row[0] for row in rows] == [f'image {i}' for i in range(400)]
+    assert [row[1:3] for row in rows] == [[str(y), str(p)] for y, p in zip(labels, probability.argmax(1), strict=True)]
+    np.testing.assert_allclose([float(row[3]) for row in rows], probability.max(1), atol=2e-4)
+    # Of files their paths, with the names of classes; what is left out has no line.
+    folder = write_digits(tmp_path / 'digits', [f'the {c}' for c in range(10)])
+    files = sorted((folder / 'test').rglob('*.png'))
+    files[5].write_bytes(b'')
+    rows = lines('--data', f'folder:{folder}', '--skip-unreadable')
+    assert [row[:2] for row in rows] == [[str(file), file.parent.name] for file in files if file is not files[5]]
+    assert {row[2] for row in rows} <= {f'the {c}' for c in range(10)}
+
+
+def test_an_image_that_is_not_there_is_not_to_be_skipped(
+    script: Script, digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f'{part}/{c}.png,{c},{part}' for part in ('train', 'test') for c in range(10)]
+    (tmp_path / 'list.csv').write_text('\n'.join(['path,label,split', *rows]))
+    data = ('--data', f'csv:{tmp_path / "list.csv"}', '--workers', 1)
+    assert script('tools/evaluate.py', digits_run, *data) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f'evaluate.py: image {tmp_path}/test/0.png does not exist'
+    images = load_data('digits_lt').test.images
+    (tmp_path / 'elsewhere' / 'test').mkdir(parents=True)
+    for c in range(10):
+        images[c].save(tmp_path / 'elsewhere' / 'test' / f'{c}.png')
+    assert script('tools/evaluate.py', digits_run, *data, '--data-dir', tmp_path / 'elsewhere') == 0
+    assert '10 images' in capsys.readouterr().out
+
+
+def test_a_drawn_test_part_that_a_silent_model_may_know_is_told(
+    digits_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_digits(tmp_path / 'digits', [str(c) for c in range(10)])
+    model = ltzoo.create_model(f'local-dir:{digits_run / "model"}', pretrained=True)
+    save_for_hf(model, str(tmp_path / 'silent'), safe_serialization=True)
+    name = f'local-dir:{tmp_path / "silent"}'
+    evaluate_model(name, f'folder:{folder}')
+    assert not caplog.messages
+    shutil.rmtree(folder / 'test')
+    evaluate_model(name, f'folder:{folder}')
+    told = f'and whether {name} was trained on some of them is not known'
+    assert caplog.messages == [f'the test part of folder:{folder} is drawn from its images, {told}']
+    caplog.clear()
+    TrainedOn('timm/resnet18').check_draw(load_data(f'folder:{folder}'))
+    assert not caplog.messages
 
 
 def test_adjusted_logits_are_those_of_equally_frequent_classes(
@@ -190,7 +252,8 @@ def test_table_csv_and_plot_say_what_the_json_says(evaluated: tuple[str, Path]) 
     keys = {'top-1': 'top1', 'Many': 'many', 'Medium': 'medium', 'Few': 'few', 'balanced': 'balanced_accuracy'}
     assert shown == {name: f'{results[key]:.2f}' for name, key in (keys | {'ECE': 'ece'}).items()}
     rows = list(csv.DictReader((out / 'classes.csv').open(newline='')))
-    assert rows == [{key: str(value) for key, value in row.items()} for row in results['per_class']]
+    shown = [{key: '' if value is None else str(value) for key, value in row.items()} for row in results['per_class']]
+    assert rows == shown
     with Image.open(out / 'plot.png') as image:
         assert image.format == 'PNG'
     assert sorted(os.listdir(out)) == ['classes.csv', 'plot.png', 'scores.json']
@@ -350,6 +413,7 @@ def broken(digits_run: Path, tmp_path: Path) -> Path:
         ('{run}', ['--data', 'digits_lt', '--device', 'quantum'], '--device quantum cannot be used'),
         ('{run}', ['--data', 'digits_lt', '--device', 'meta'], '--device meta cannot be used'),
         ('{run}', ['--data', 'digits_lt', '--csv', '{tmp}/s.json'], '{tmp}/s.json is given for two of --json, --csv'),
+        ('{run}', ['--data', 'digits_lt', '--predictions', '{tmp}/s.json'], '--csv, --plot and --predictions: each'),
         ('{run}', ['--data', 'digits_lt', '--plot', ''], "--plot: the file's name is empty"),
         (
             'local-dir:{tmp}/broken/grey',
@@ -440,6 +504,17 @@ def test_a_model_on_the_hub_says_what_it_was_trained_on(digits_run: Path, monkey
     training = TrainedOn('hf-hub:me/digits@v1', 'cache')
     assert asked == [('hf-hub:me/digits@v1', ('config.json',), 'cache')]
     assert training.lt['class_counts'] == COUNTS
+
+
+def test_new_images_of_some_classes_by_their_numbers(digits_run: Path, tmp_path: Path) -> None:
+    test = load_data('digits_lt').test
+    some = np.isin(test.labels, (1, 4, 9))
+    images = np.stack([np.asarray(test.images[i])[..., 0] for i in np.flatnonzero(some)])
+    np.savez(tmp_path / 'later.npz', x_train=images, y_train=test.labels[some])
+    scores = evaluate_model(digits_run, f'npz:{tmp_path / "later.npz"}', split='all')
+    whole = evaluate_model(digits_run, 'digits_lt')
+    for row, known in zip(scores['per_class'], whole['per_class'], strict=True):
+        assert row['accuracy'] == (known['accuracy'] if row['class'] in (1, 4, 9) else None)
 
 
 def test_shots_of_another_form_of_a_benchmark_are_told(digits_run: Path, caplog: pytest.LogCaptureFixture) -> None:

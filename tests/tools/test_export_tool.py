@@ -57,6 +57,29 @@ def test_a_run_becomes_a_folder_that_loads(
     assert (out / 'log.jsonl').read_bytes() == (digits_run / 'log.jsonl').read_bytes()
 
 
+@pytest.mark.parametrize('option', ['--adjust-logits', '--tau-normalize'])
+def test_a_file_has_the_correction(
+    script: Script, digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    before = contents(digits_run)
+    assert script('tools/export.py', digits_run, '--to', tmp_path / 'a.pt2', option, 0.5) == 0
+    model = ltzoo.create_model(f'local-dir:{digits_run / "model"}', pretrained=True).eval()
+    images = torch.randn(3, *model.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        features, weight = model.forward_head(model.forward_features(images), pre_logits=True), model.fc.weight
+        if option == '--tau-normalize':
+            expected = features @ (weight / weight.square().sum(1, keepdim=True) ** 0.25).T
+        else:
+            counts = torch.tensor(json.loads((digits_run / 'model' / 'config.json').read_text())['lt']['class_counts'])
+            expected = model(images) - 0.5 * (counts / counts.sum()).log()
+        found = torch.export.load(tmp_path / 'a.pt2').module()(images)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert script('tools/export.py', digits_run, '--to', tmp_path / 'out', option, 0.5) == 2
+    said = 'which those of a corrected classifier are not: give FILE.onnx or FILE.pt2'
+    assert capsys.readouterr().err.endswith(f'{said}\n')
+    assert os.listdir(tmp_path) == ['a.pt2'] and contents(digits_run) == before
+
+
 def test_force_replaces_what_is_there(script: Script, digits_run: Path, tmp_path: Path) -> None:
     out = tmp_path / 'out'
     out.mkdir()

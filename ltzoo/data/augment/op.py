@@ -6,8 +6,8 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from types import NoneType
-from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -95,22 +95,30 @@ def create_op(name: str, /, **settings: Any) -> Op:
 
 def _is_of(value: Any, kind: Any) -> bool:
     """Return whether a setting is of the type that its operation declares; a whole number is a number, true is not."""
-    if get_origin(kind) is tuple:
-        kinds = get_args(kind)
+    origin, kinds = get_origin(kind), get_args(kind)
+    if origin is tuple:
         return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
-    if get_args(kind):
-        return any(_is_of(value, option) for option in get_args(kind))
+    if origin is Literal:
+        return any(value == option and type(value) is type(option) for option in kinds)
+    if origin in (Union, UnionType):
+        return any(_is_of(value, option) for option in kinds)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, kind) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, origin or kind)
 
 
 def _in_words(kind: Any) -> str:
-    if get_origin(kind) is tuple:
+    origin, kinds = get_origin(kind), get_args(kind)
+    if origin is tuple:
         return 'a pair of numbers such as [0.2, 1.0]'
-    if get_args(kind):
-        return ' or '.join(map(_in_words, get_args(kind)))
-    return {int: 'a whole number', float: 'a number', NoneType: 'null'}[kind]
+    if origin is Literal:
+        return ' or '.join(map(repr, kinds))
+    if origin in (Union, UnionType):
+        return ' or '.join(map(_in_words, kinds))
+    words = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a word', NoneType: 'null'}
+    return words.get(kind, kind.__name__ if isinstance(kind, type) else str(kind))
 
 
 def take_rows(params: Params, rows: Any) -> Params:

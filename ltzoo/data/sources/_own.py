@@ -12,25 +12,27 @@ from ltzoo.data.dataset import DataError
 logger = logging.getLogger(__name__)
 
 
-def names_of_integers(labels: np.ndarray, where: str) -> tuple[str, ...]:
-    """Return '0' to 'C - 1' as the class names of integer labels.
+def classes_of_integers(labels: np.ndarray, where: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the integers that occur, in their order, as class names, and the labels as indices into them.
+
+    A label below the largest that never occurs is no class; there is a warning, as labels may count from 1 or be codes.
 
     Args:
         labels: of all parts together, shape (N,).
-        where: what they are, for the error message.
+        where: what they are, for messages.
 
     Raises:
-        DataError: if a label is negative, or one below the largest never occurs (labels that count from 1, or codes).
+        DataError: if a label is negative.
     """
-    present = np.unique(labels)
+    present, indices = np.unique(labels, return_inverse=True)
     if present[0] < 0:
         raise DataError(f'{where} have label {present[0]}; labels count from 0')
-    gaps = np.flatnonzero(present != np.arange(len(present)))
-    if len(gaps):
-        raise DataError(
-            f'{where} go up to {present[-1]} but no image has label {gaps[0]}; labels must be 0 to C - 1, all in use'
-        )
-    return tuple(str(label) for label in present)
+    if present[-1] >= len(present):
+        logger.warning(
+            '%s go up to %d but no image has label %d: the %d labels that occur are the classes, named by them',
+            where, present[-1], np.flatnonzero(present != np.arange(len(present)))[0], len(present),
+        )  # fmt: skip
+    return tuple(str(label) for label in present), indices
 
 
 def warn_of_left_out(where: str, train: str, test: str | None, left_out: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
 from ltzoo.data.holdout import from_parts
 from ltzoo.data.images import ArrayImages
-from ltzoo.data.sources._own import names_of_integers
+from ltzoo.data.sources._own import classes_of_integers
 
 _READING_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 # Images and labels of the training part, the test part and the validation part.
@@ -27,10 +27,10 @@ _KEYS = (
 def npz(location: Path, download: bool) -> Dataset:
     """Read an .npz file of arrays x_train, y_train, x_test, y_test, or train_images, train_labels, test_images, ...
 
-    Images are uint8 of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3); labels are the integers 0 to C - 1, shape (N,) or
-    (N, 1). x_val and y_val (val_images, val_labels) are the validation part, which hold-outs are, or the test part if
-    there is none. Without either, 20 % of every class become the test part, always the same ones
-    (`ltzoo.data.split_off`). Mean and standard deviation are those of the training part.
+    Images are uint8 of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3); labels are integers of 0 or more, shape (N,) or
+    (N, 1); those that occur are the classes. x_val and y_val (val_images, val_labels) are the validation part, which
+    hold-outs are, or the test part if there is none. Without either, 20 % of every class become the test part, always
+    the same ones (`ltzoo.data.split_off`). Mean and standard deviation are those of the training part.
     """
     if not location.is_file():
         raise MissingDataError(f'{location} is not a file; npz takes a .npz file')
@@ -80,8 +80,9 @@ def _dataset(name: str, available: Collection[str], load: Callable[[str], np.nda
         return images, labels
 
     parts = [part(*pair) for pair in used]
-    class_names = names_of_integers(np.concatenate([labels for _, labels in parts]), f'the labels of {name}')
-    splits = [Split(ArrayImages(images), labels) for images, labels in parts]
+    class_names, labels = classes_of_integers(np.concatenate([labels for _, labels in parts]), f'the labels of {name}')
+    ends = np.cumsum([len(images) for images, _ in parts])[:-1]
+    splits = [Split(ArrayImages(images), own) for (images, _), own in zip(parts, np.split(labels, ends), strict=True)]
     shapes = [images.shape[1:3] for images, _ in parts]
     for shape, key in zip(shapes, (pair[0] for pair in used), strict=True):
         if shape != shapes[0]:

@@ -13,7 +13,11 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from ltzoo.data.dataset import Dataset, MissingDataError, Split, register_source
 from ltzoo.data.images import ArrayImages
 from ltzoo.data.sources.packed_cifar import pack_file, read_packed
+from ltzoo.files import BusyError, alone
 from ltzoo.normalisation import CIFAR_MEAN, CIFAR_STD
+
+# Seconds to wait for another process that downloads the same, on however slow a line.
+_PATIENCE = 3600.0
 
 
 def _read(reader: type[CIFAR10], location: Path, download: bool) -> Dataset:
@@ -24,7 +28,12 @@ def _read(reader: type[CIFAR10], location: Path, download: bool) -> Dataset:
     parts = []
     for train in (True, False):
         try:
-            part = reader(str(location), train=train, download=download)
+            part = _part(reader, location, train, download)
+        except BusyError as error:
+            raise MissingDataError(
+                f'{location} is in the hands of another process that downloads, for an hour now: end it, or give '
+                'another folder'
+            ) from error
         except RuntimeError as error:
             wanted = f'{location / reader.base_folder} does not hold the official {reader.__name__} files'
             if download:
@@ -36,6 +45,18 @@ def _read(reader: type[CIFAR10], location: Path, download: bool) -> Dataset:
         parts.append((Split(ArrayImages(part.data), np.array(part.targets, dtype=np.int64)), part.classes))
     (train_split, classes), (test_split, _) = parts
     return Dataset(reader.__name__, train_split, test_split, tuple(classes), CIFAR_MEAN, CIFAR_STD, image_size=32)
+
+
+def _part(reader: type[CIFAR10], location: Path, train: bool, download: bool) -> CIFAR10:
+    """Return what torchvision reads; where files are missing, one process after the other may download them."""
+    try:
+        return reader(str(location), train=train)
+    except RuntimeError:
+        if not download:
+            raise
+    location.mkdir(parents=True, exist_ok=True)
+    with alone(location, _PATIENCE):
+        return reader(str(location), train=train, download=True)
 
 
 @register_source('cifar10')

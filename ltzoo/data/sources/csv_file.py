@@ -12,31 +12,34 @@ import numpy as np
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
 from ltzoo.data.holdout import from_parts
 from ltzoo.data.images import FileImages
-from ltzoo.data.sources._own import names_of_integers
+from ltzoo.data.sources._own import classes_of_integers
 
 _PARTS = ('train', 'test', 'val')
 
 
-@register_source('csv', needs_location=True)
-def csv_file(location: Path, download: bool) -> Dataset:
+@register_source('csv', needs_location=True, takes_root=True)
+def csv_file(location: Path, download: bool, root: Path | None = None) -> Dataset:
     """Read a CSV file (UTF-8, commas) whose first line names the columns path, label and, optionally, split.
 
-    Paths start from the file's folder. Labels are class names, sorted into an order, or the integers 0 to C - 1. The
-    split is train, test or val; val rows are the validation part, which hold-outs are, or the test part if there are no
-    test rows. Without either, 20 % of every class become the test part, always the same ones (`ltzoo.data.split_off`).
-    Further columns are ignored.
+    Relative paths start from `root`, by default the file's folder. Labels are class names, sorted into an order, or
+    integers of 0 or more, of which those that occur are the classes. The split is train, test or val; val rows are the
+    validation part, which hold-outs are, or the test part if there are no test rows. Without either, 20 % of every
+    class become the test part, always the same ones (`ltzoo.data.split_off`). Further columns are ignored.
     """
-    rows = _read_rows(location)
+    if root is not None and not root.is_dir():
+        raise MissingDataError(f'{root} is not a folder; data_dir is where the relative paths of {location} start from')
+    root = root or location.parent
+    rows = _read_rows(location, root)
     written = [row['label'] for row in rows]
     if all(re.fullmatch(r'-?\d{1,18}', label) for label in written):
         labels = np.array([int(label) for label in written], dtype=np.int64)
-        class_names = names_of_integers(labels, f'the labels of {location}')
+        class_names, labels = classes_of_integers(labels, f'the labels of {location}')
     else:
         class_names = tuple(sorted(set(written)))
         label_of = {name: label for label, name in enumerate(class_names)}
         labels = np.array([label_of[name] for name in written], dtype=np.int64)
     parts = np.array([row.get('split', 'train') for row in rows])
-    whole = Split(FileImages(location.parent, [row['path'] for row in rows]), labels)
+    whole = Split(FileImages(root, [row['path'] for row in rows]), labels)
     train = whole.select(np.flatnonzero(parts == 'train'))
     others = [whole.select(np.flatnonzero(parts == part)) for part in ('test', 'val') if (parts == part).any()]
     dataset = from_parts(f'csv:{location}', [train, *others], class_names)
@@ -45,7 +48,7 @@ def csv_file(location: Path, download: bool) -> Dataset:
     return dataset
 
 
-def _read_rows(file: Path) -> list[dict[str, str]]:
+def _read_rows(file: Path, root: Path) -> list[dict[str, str]]:
     if not file.is_file():
         raise MissingDataError(f'{file} is not a file; csv takes a CSV file with the columns path and label')
     try:
@@ -67,7 +70,7 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
                     raise DataError(
                         f'line {reader.line_num} of {file} has split {values["split"]!r}; it must be train, test or val'
                     )
-                path = os.path.abspath(file.parent / values['path'])
+                path = os.path.abspath(root / values['path'])
                 if path in lines:
                     raise DataError(
                         f'line {reader.line_num} of {file} names {values["path"]} again, after line {lines[path]}'
