@@ -160,7 +160,8 @@ def alone(folder: Path, patience: float = 0, on_acquired: Callable[[int], None] 
     from filelock import FileLock, Timeout
 
     # Older versions of filelock, which are enough for a training, know nothing of the descriptor.
-    lock = FileLock(folder / LOCK, timeout=patience, **({} if on_acquired is None else {'on_acquired': on_acquired}))
+    asked: dict[str, Any] = {} if on_acquired is None else {'on_acquired': on_acquired}
+    lock = FileLock(folder / LOCK, timeout=patience, **asked)
     try:
         lock.acquire()
     except Timeout as error:

@@ -167,7 +167,7 @@ def benchmark_models(
             if row is None or row['status'] == 'failed' or row.get('asked') != asked:
                 entry, earlier = entry_of(model), ''
                 row = {'model': model, 'data': name, 'method': entry.method if entry else _method_of(model)}
-                place = ['--data-dir', places[name]] if places[name] else []
+                place = [f'--data-dir={places[name]}'] if places[name] else []
                 part = file.with_suffix('.part')
                 measured = _measure_apart(model, name, part, batch_size, [*place, *options], told, lock)
                 row.update(measured, asked=asked)

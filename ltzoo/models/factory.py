@@ -178,11 +178,12 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         _device(kwargs)
     except RuntimeError as error:
         raise ModelArgumentError(f'device {kwargs["device"]!r} does not exist: write cpu, cuda, cuda:1, mps') from error
-    model = _create(name, pretrained, kwargs)
-    names, classes = (getattr(model, 'pretrained_cfg', None) or {}).get('label_names'), kwargs.get('num_classes')
+    model: Any = _create(name, pretrained, kwargs)
+    config = getattr(model, 'pretrained_cfg', None) or {}
+    names, classes = config.get('label_names'), kwargs.get('num_classes')
     if names and classes and classes != len(names):
         # They are those of the classes that it was published for.
-        model.pretrained_cfg = {**model.pretrained_cfg, 'label_names': None}
+        model.pretrained_cfg = {**config, 'label_names': None}
     if checkpoint:
         _load_checkpoint(model, Path(checkpoint), name)
     return model

@@ -37,7 +37,7 @@ class _Part(BaseModel):
 
 
 class DataPart(_Part):
-    """Which images. `name` as `ltzoo.data.load_data` takes it; `data_dir` is where they lie."""
+    """Which images. `name` as `ltzoo.data.load_data` takes it; `data_dir` is where they lie, or its paths start."""
 
     name: str
     data_dir: str | None = None

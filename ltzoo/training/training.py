@@ -153,7 +153,8 @@ def _rng_states(device: torch.device) -> list[dict[str, Any]]:
 
     Nothing here draws from Python's and NumPy's; a view or an objective of one's own may.
     """
-    kind, numbers, *rest = np.random.get_state()
+    of_numpy: Any = np.random.get_state()
+    kind, numbers, *rest = of_numpy
     states: dict[str, Any] = {
         'cpu': torch.get_rng_state(),
         'python': random.getstate(),

@@ -942,7 +942,7 @@ def test_cifar_files_missing(tmp_path: Path) -> None:
 def test_cifar_is_downloaded_by_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, seen = tmp_path / 'new', []
     monkeypatch.setattr(CIFAR100, 'download', lambda reader: seen.append((folder / '.lock').exists()))
-    with pytest.raises(MissingDataError, match='downloading .* gave others'):
+    with pytest.raises(MissingDataError, match=r'downloading .* gave others'):
         load_data('cifar100', folder, download=True)
     with pytest.raises(MissingDataError, match='does not hold the official CIFAR100 files'):
         load_data('cifar100', folder)
