@@ -14,7 +14,7 @@ from PIL import Image
 
 from ltzoo.data.dataset import Dataset
 from ltzoo.data.images import UnreadableImageError, examine
-from ltzoo.data.shots import SHOT_COLOURS, shot_classes
+from ltzoo.data.shots import FEW_BELOW, MANY_ABOVE, SHOT_COLOURS, shot_classes
 from ltzoo.files import save_figure
 
 __all__ = ['ImagesCheck', 'Profile', 'gini_coefficient', 'imbalance_ratio', 'plot_profile', 'profile_data']
@@ -110,7 +110,9 @@ def gini_coefficient(class_counts: np.ndarray) -> float:
     return float((2 * np.arange(1, n + 1) - n - 1) @ counts / (n * counts.sum()))
 
 
-def profile_data(dataset: Dataset, *, many_above: int = 100, few_below: int = 20, check_images: bool = True) -> Profile:
+def profile_data(
+    dataset: Dataset, *, many_above: int = MANY_ABOVE, few_below: int = FEW_BELOW, check_images: bool = True
+) -> Profile:
     """Describe a data set and look for what is wrong with it.
 
     Args:

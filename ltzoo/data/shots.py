@@ -9,7 +9,10 @@ import numpy as np
 
 from ltzoo.errors import LtzooError
 
-__all__ = ['SHOT_COLOURS', 'ShotError', 'check_thresholds', 'shot_classes']
+__all__ = ['FEW_BELOW', 'MANY_ABOVE', 'SHOT_COLOURS', 'ShotError', 'check_thresholds', 'shot_classes']
+
+# The thresholds of the literature: Many has more training images, Few has fewer.
+MANY_ABOVE, FEW_BELOW = 100, 20
 
 # In every plot.
 SHOT_COLOURS = {'many': 'tab:blue', 'medium': 'tab:orange', 'few': 'tab:red'}
@@ -29,7 +32,9 @@ def check_thresholds(many_above: int, few_below: int, names: tuple[str, str] = (
         raise ShotError(f'{names[1]} {few_below} must be at most {names[0]} + 1, which is {many_above + 1}')
 
 
-def shot_classes(class_counts: np.ndarray, many_above: int = 100, few_below: int = 20) -> dict[str, np.ndarray]:
+def shot_classes(
+    class_counts: np.ndarray, many_above: int = MANY_ABOVE, few_below: int = FEW_BELOW
+) -> dict[str, np.ndarray]:
     """Group classes by their number of training images.
 
     Args:

@@ -22,6 +22,7 @@ from ltzoo.data import (
     drop_unreadable,
     load_data,
 )
+from ltzoo.data.shots import FEW_BELOW, MANY_ABOVE
 from ltzoo.errors import LtzooError, one_of, saying_no_memory
 from ltzoo.evaluation.adjust import correct
 from ltzoo.evaluation.metrics import score, shifted_accuracy
@@ -119,8 +120,8 @@ def evaluate_model(
         dataset = training.all_of(dataset)
     own = training.lt if split == 'all' else training.on(dataset)
     thresholds = {
-        'many_above': own.get('many_above', 100) if many_above is None else many_above,
-        'few_below': own.get('few_below', 20) if few_below is None else few_below,
+        'many_above': own.get('many_above', MANY_ABOVE) if many_above is None else many_above,
+        'few_below': own.get('few_below', FEW_BELOW) if few_below is None else few_below,
     }
     check_thresholds(thresholds['many_above'], thresholds['few_below'])
     if skip_unreadable:
@@ -158,8 +159,8 @@ def score_model(
     batch_size: int,
     device: str,
     workers: int = 2,
-    many_above: int = 100,
-    few_below: int = 20,
+    many_above: int = MANY_ABOVE,
+    few_below: int = FEW_BELOW,
     class_counts: Sequence[int] | None = None,
     shifted: bool = False,
     predictions: bool = False,

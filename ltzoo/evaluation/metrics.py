@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import accuracy_score, precision_score, recall_score
 
-from ltzoo.data.shots import shot_classes
+from ltzoo.data.shots import FEW_BELOW, MANY_ABOVE, shot_classes
 from ltzoo.errors import LtzooError
 
 __all__ = ['SCORES', 'ClassScore', 'ScoreError', 'Scores', 'expected_calibration_error', 'score', 'shifted_accuracy']
@@ -76,8 +76,8 @@ def score(
     class_counts: ArrayLike,
     class_names: Sequence[str],
     *,
-    many_above: int = 100,
-    few_below: int = 20,
+    many_above: int = MANY_ABOVE,
+    few_below: int = FEW_BELOW,
 ) -> Scores:
     """Score predictions on a test set.
 

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ltzoo.data import imbalance_ratio, without_folders
+from ltzoo.data.shots import FEW_BELOW, MANY_ABOVE
 from ltzoo.files import new_folder
 from ltzoo.hub.card import METRICS, PLACE, eval_results, licence_of, model_card
 from ltzoo.hub.export import ExportError, check_new_folder, model_as_published
@@ -203,7 +204,8 @@ def write_card(folder: Path, to: Path | None = None) -> None:
 
 def _usual_shots(part: Mapping[str, Any]) -> bool:
     """Return whether Many, Medium and Few are told apart as everybody does."""
-    return (part.get('many_above', 100), part.get('few_below', 20)) == (100, 20)
+    usual = (MANY_ABOVE, FEW_BELOW)
+    return (part.get('many_above', usual[0]), part.get('few_below', usual[1])) == usual
 
 
 def _record(run: Path) -> dict[str, Any]:

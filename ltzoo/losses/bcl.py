@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 from ltzoo.losses.cross_entropy import log_prior, widen
 from ltzoo.losses.objective import Objective, ObjectiveError, register_objective
@@ -43,8 +42,7 @@ def balanced_contrastive_loss(features: Tensor, labels: Tensor, prototypes: Tens
     anchors, anchor_labels, first = features, labels, 0
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         first = dist.get_rank() * len(features)
-        features = torch.cat(all_gather(features))
-        labels = torch.cat(all_gather(labels))
+        features, labels = _Gathered.apply(features), _gathered(labels)
     classes = torch.arange(len(prototypes), device=labels.device)
     contrast_labels = torch.cat([labels, classes])
     with torch.autocast(features.device.type, enabled=False):
@@ -60,6 +58,26 @@ def balanced_contrastive_loss(features: Tensor, labels: Tensor, prototypes: Tens
     divisor = torch.where(positive, positives[:, None], items[contrast_labels])
     log_denominator = (similarity - divisor.log()).masked_fill(is_self, -torch.inf).logsumexp(1)
     return log_denominator - (similarity * positive).sum(1) / positives
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+class _Gathered(torch.autograd.Function):
+    """The rows of all processes, in order of rank. A row's gradient is the sum of those that all of them have for it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return _gathered(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 @register_objective('bcl')

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ltzoo.data import check_thresholds
+from ltzoo.data.shots import FEW_BELOW, MANY_ABOVE
 from ltzoo.errors import LtzooError, one_line
 from ltzoo.gkpgsa import GkpGsaSettings
 
@@ -130,8 +131,8 @@ class EvaluationPart(_Part):
     train: bool = False
     batch_size: int = Field(128, ge=1)
     crop_pct: float = Field(0.875, gt=0, le=1)
-    many_above: int = Field(100, ge=0)
-    few_below: int = Field(20, ge=0)
+    many_above: int = Field(MANY_ABOVE, ge=0)
+    few_below: int = Field(FEW_BELOW, ge=0)
 
     @model_validator(mode='after')
     def _consistent(self) -> EvaluationPart:

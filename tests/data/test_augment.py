@@ -406,6 +406,9 @@ def test_settings_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
         pair: tuple[str, bool] = ('a', True)
         place: Path = Path()
 
+    assert op.register_op('own')(Own) is Own
+    with pytest.raises(ViewError, match='cutout is an operation of ltzoo: choose another name'):
+        op.register_op('cutout')(Own)
     given = {'on': True, 'word': 'b', 'kind': 'hard', 'side': 'auto', 'pair': ['c', False], 'place': Path('x')}
     assert create_op('own', **given) == Own(**{**given, 'pair': ('c', False)})  # type: ignore[arg-type]
     for setting, value, words in (

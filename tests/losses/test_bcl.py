@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,6 +138,8 @@ def test_a_classifier_without_class_vectors_is_refused() -> None:
 
 
 def _local_loss(rank: int, file: str, results: mp.Queue[tuple[float, Tensor, Tensor]]) -> None:
+    # Of what PyTorch is about to drop.
+    warnings.simplefilter('error', FutureWarning)
     dist.init_process_group('gloo', init_method=f'file://{file}', rank=rank, world_size=2)
     features, prototypes = unit(8, 5, seed=0).detach(), unit(6, 5, seed=1).detach().requires_grad_()
     labels = torch.tensor([0, 0, 1, 2, 3, 0, 0, 5])

@@ -56,9 +56,16 @@ _T = TypeVar('_T')
 
 
 def register_op(name: str) -> Callable[[_T], _T]:
-    """Register an operation class under the name that recipes use."""
+    """Register an operation class under the name that recipes use.
+
+    Raises:
+        ViewError: if the name is one of ltzoo's.
+    """
 
     def decorate(cls: _T) -> _T:
+        # One's own may be made again, by a notebook's cell.
+        if name in _OPS and _OPS[name].__module__.startswith('ltzoo.'):
+            raise ViewError(f'{name} is an operation of ltzoo: choose another name')
         _OPS[name] = cls  # type: ignore[assignment]
         return cls
 
