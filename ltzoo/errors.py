@@ -127,9 +127,8 @@ def command_line(main: Callable[[], int]) -> Callable[[], int]:
     """Let the `main` of a tool end as users of a shell expect, whatever ends it.
 
     An LtzooError, a package of training that is missing, or a file or folder that may not be used, becomes one sentence
-    and exit code 2, Ctrl-C exit code 130,
-    and a reader that has gone, as `head` does when it has its lines, exit code 141, as the shell has it of a program
-    that knows nothing of this.
+    and exit code 2, Ctrl-C exit code 130, and a reader that has gone, as `head` does when it has its lines, exit code
+    141, as the shell has it of a program that knows nothing of this.
 
     Before it, `import_named` imports what the user's environment asks for. Names of files that are no UTF-8 are printed
     as their bytes.

@@ -159,7 +159,7 @@ def alone(folder: Path, patience: float = 0, on_acquired: Callable[[int], None] 
     """
     from filelock import FileLock, Timeout
 
-    # Older versions of filelock, which are enough for a training, know nothing of the descriptor.
+    # Where a pack was brought to there may be an older filelock, which knows nothing of the descriptor.
     asked: dict[str, Any] = {} if on_acquired is None else {'on_acquired': on_acquired}
     lock = FileLock(folder / LOCK, timeout=patience, **asked)
     try:

@@ -27,13 +27,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ltzoo.errors import at_least, command_line
+# What follows may take a minute on a busy machine.
+STARTED = time.monotonic()
+
+from ltzoo.errors import at_least, command_line  # noqa: E402
 
 if TYPE_CHECKING:
     from ltzoo.plans.plan import Job, Plan
-
-# What main imports may take a minute on a busy machine.
-STARTED = time.monotonic()
 
 ROOT = Path(__file__).resolve().parents[1]
 

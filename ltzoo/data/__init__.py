@@ -13,6 +13,7 @@ from ltzoo.data.dataset import (
     register_source,
     require_readable,
     source_of,
+    takes_data_dir,
     with_place,
     without_folders,
 )
@@ -52,6 +53,7 @@ __all__ = [
     'source_of',
     'sources',
     'split_off',
+    'takes_data_dir',
     'with_holdout',
     'with_place',
     'without_folders',

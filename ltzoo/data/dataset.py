@@ -347,6 +347,16 @@ def with_place(name: str, data_dir: str | os.PathLike[str] | None) -> str:
     return f'{base}:{os.fspath(data_dir)}'
 
 
+def takes_data_dir(name: str) -> bool:
+    """Return whether `data_dir` means something beside a name: where its files are, or where a list's paths start.
+
+    Raises:
+        DataError: if there is no such data set.
+    """
+    base, _, place = name.partition(':')
+    return not place or _resolve(base)[0].takes_root
+
+
 def without_folders(name: str) -> str:
     """Return the name of a data set, or of a model, as it is published: `folder:images` for `folder:/my/images`.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ltzoo.evaluation.trained_on import EvaluationError, TrainedOn
-from ltzoo.losses import is_balanced, log_prior
+from ltzoo.losses import is_balanced, list_objectives, log_prior
 from ltzoo.models.entries import method_of
 from ltzoo.models.heads import classifier_of
 
@@ -150,7 +150,8 @@ def _warn_if_needless(training: TrainedOn, for_training: bool) -> None:
         trained_with, balanced = method_of(recipe), trains_for_equal_classes(recipe)
     except (KeyError, TypeError, AttributeError):
         return
-    if balanced != for_training:
+    # Of one that is not registered here nothing is known.
+    if balanced != for_training and (balanced or recipe['objective']['name'] in list_objectives()):
         classes = 'classes as frequent as in its training' if for_training else 'equally frequent classes'
         logger.warning('%s was trained for %s (%s): it needs no correcting', training.name, classes, trained_with)
 

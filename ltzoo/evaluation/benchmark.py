@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ltzoo.data import ArrayImages, Dataset, load_data
+from ltzoo.data import ArrayImages, Dataset, load_data, takes_data_dir
 from ltzoo.errors import LtzooError, did_you_mean
 from ltzoo.evaluation.benchmark_one import FAILED, OUT_OF_MEMORY, UNFIT
 from ltzoo.evaluation.evaluate import usable_device
@@ -132,7 +132,7 @@ def benchmark_models(
     # What no model can be measured on is said before anything is.
     data = list(dict.fromkeys(data))
     # One that names its own place has no other.
-    places = {name: None if ':' in name else data_dir for name in data}
+    places = {name: data_dir if takes_data_dir(name) else None for name in data}
     images = {name: _images_of(load_data(name, places[name])) for name in data}
     rows_folder = output / 'rows'
     if output.exists() and not output.is_dir():

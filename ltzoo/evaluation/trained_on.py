@@ -21,6 +21,9 @@ __all__ = ['EvaluationError', 'TrainedOn', 'resolve_model']
 
 logger = logging.getLogger(__name__)
 
+# Models of others, trained on data that is known.
+_PUBLIC = ('timm/', 'hf-hub:timm/')
+
 
 class EvaluationError(LtzooError, ValueError):
     """A model, data set or device that do not go together."""
@@ -105,10 +108,11 @@ class TrainedOn:
             EvaluationError: if so.
         """
         own, drawn_from = self.on(dataset), dataset.drawn_from
-        if drawn_from is not None and not self.lt.get('data') and not self.name.startswith('timm/'):
+        if drawn_from is not None and not self.lt.get('data') and not self.name.startswith(_PUBLIC):
             logger.warning(
-                'the test part of %s is drawn from its images, and whether %s was trained on some of them is not known',
-                dataset.name, self.name,
+                'the test part of %s is drawn from its images, and whether %s was trained on some of them is not '
+                'known; images that it knows none of %s',
+                dataset.name, self.name, unknown,
             )  # fmt: skip
         # A run with a hold-out records what that was drawn from; a drawn test part comes from the same images. A run
         # whose test part was not drawn records None, and may have been trained on all that is there now.

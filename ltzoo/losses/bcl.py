@@ -61,13 +61,14 @@ def balanced_contrastive_loss(features: Tensor, labels: Tensor, prototypes: Tens
 
 
 def _gathered(rows: Tensor) -> Tensor:
+    rows = rows.contiguous()
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, rows.contiguous())
+    dist.all_gather(parts, rows)
     return torch.cat(parts)
 
 
 class _Gathered(torch.autograd.Function):
-    """The rows of all processes, in order of rank. A row's gradient is the sum of those that all of them have for it."""
+    """The rows of all processes, in order of rank; a row's gradient is the sum of what all of them have for it."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ltzoo.data import takes_data_dir
 from ltzoo.errors import LtzooError, did_you_mean, one_line
 from ltzoo.training.recipe import Recipe, load_recipe
 from ltzoo.training.run import RunFolder
@@ -150,8 +151,8 @@ def plan_jobs(
             output = plan.folder(name, seed)
             overrides = [*run.overrides, *changes, f'seed={seed}', f'output={output}', 'resume=auto']
             recipe = load_recipe(folder / run.recipe, overrides)
-            # Own images that a recipe names the place of have theirs.
-            if data_dir is not None and ':' not in recipe.data.name:
+            # Own images whose place a recipe names have theirs.
+            if data_dir is not None and takes_data_dir(recipe.data.name):
                 overrides.append(f'data.data_dir={data_dir}')
                 recipe = load_recipe(folder / run.recipe, overrides)
             if into_folders:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ltzoo.errors import LtzooError
@@ -48,11 +48,14 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
             written.
     """
     # Here, as a table or an archive needs nothing of all that trains.
+    from ltzoo.models.factory import ModelFilesError
     from ltzoo.training.prepare import check_names
 
     waiting = [job for job in jobs if not job.finished]
     for job in waiting:
-        check_names(job.recipe)
+        # The weights that one starts from may be another's of the plan.
+        with suppress(ModelFilesError):
+            check_names(job.recipe)
     try:
         plan.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -91,13 +94,17 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
         return code
 
     def run(job: Job) -> int | None:
-        _wait_for_others(job, stopped, last_call)
-        if stopped.is_set():
-            return 130
-        if last_call is not None and time.monotonic() >= last_call:
-            return None
-        # By now another process may have brought it to its end.
-        code = 0 if job.finished else run_apart(job)
+        while True:
+            _wait_for_others(job, stopped, last_call)
+            if stopped.is_set():
+                return 130
+            if last_call is not None and time.monotonic() >= last_call:
+                return None
+            # By now another process may have brought it to its end.
+            code = 0 if job.finished else run_apart(job)
+            # It is refused, too, where another process has begun it a moment before.
+            if code != 2 or not _is_held(job):
+                break
         # Ctrl-C reaches the trainings too, and one may have ended before this process hears of it.
         if code in (130, -signal.SIGINT):
             stopped.set()
@@ -105,6 +112,9 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
             if not stopped.is_set():
                 try:
                     write_table(plan)
+                except BusyError as error:
+                    # The next one makes it.
+                    print(f'{job.name}, seed {job.seed}: {error}', file=sys.stderr, flush=True)
                 except LtzooError as error:
                     # Those that run go on to their end, hours from now, before it is raised.
                     print(f'nothing more is begun: {error}', file=sys.stderr, flush=True)
@@ -146,21 +156,28 @@ def _handling(handlers: Mapping[int, Any]) -> Iterator[None]:
 def _wait_for_others(job: Job, stopped: threading.Event, last_call: float | None) -> None:
     """Wait while another process trains into a run's folder, until `last_call` and for as long as nobody stops it."""
     told = False
-    while job.folder.is_dir() and not stopped.is_set():
+    while not stopped.is_set() and _is_held(job):
         left = _PAUSE if last_call is None else last_call - time.monotonic()
         if left <= 0:
             return
-        try:
-            with alone(job.folder):
-                return
-        except BusyError:
-            if not told:
-                print(f'{job.name}, seed {job.seed}: waits for another process that trains {job.folder}', flush=True)
-            told = True
-        except OSError:
-            # The training itself says what is wrong with its folder.
-            return
+        if not told:
+            print(f'{job.name}, seed {job.seed}: waits for another process that trains {job.folder}', flush=True)
+        told = True
         stopped.wait(min(_PAUSE, left))
+
+
+def _is_held(job: Job) -> bool:
+    """Return whether a process trains into a run's folder now."""
+    if not job.folder.is_dir():
+        return False
+    try:
+        with alone(job.folder):
+            return False
+    except BusyError:
+        return True
+    except OSError:
+        # The training itself says what is wrong with its folder.
+        return False
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -39,7 +39,7 @@ from ltzoo.training.prepare import (
     prepare_training,
     warn_of_what_never_comes,
 )
-from ltzoo.training.recipe import Recipe
+from ltzoo.training.recipe import DataPart, Recipe
 from ltzoo.training.run import RunFolder, describe_environment
 from ltzoo.training.sizes import image_config
 from ltzoo.training.training import Training
@@ -291,7 +291,8 @@ def _saying_what_is_wrong(folder: RunFolder) -> Iterator[None]:
     except (RuntimeError, KeyError, ValueError) as error:
         reason = one_line(error)[:300]
         raise CheckpointError(
-            f'{folder.checkpoint} is not of this model and optimiser, or of this version of ltzoo: {reason}'
+            f'{folder.checkpoint} is not of this model and optimiser, or not of this version of ltzoo: {reason}; go on '
+            'with the commit that environment.json names, or give another output'
         ) from error
 
 
@@ -322,13 +323,18 @@ def _check_data(folder: RunFolder, recipe: Recipe, now: dict[str, Any], state: d
             'test part would hold some of them: put them back as they were, or give another output'
         )
     if state['images'] != now['images']:
-        was, here = (with_place(of.data.name, of.data.data_dir) for of in (folder.read_recipe(), recipe))
+        was, here = (_place_of(of.data) for of in (folder.read_recipe(), recipe))
         # In their own place an unreadable image may be missing by now; elsewhere they have to be the same.
         if was != here or recipe.data.unreadable == 'stop':
             raise CheckpointError(
                 f'output={folder.path} was trained on {was}, and {here} has other images, or other names for '
                 'them: put them back as they were, or give another output'
             )
+
+
+def _place_of(data: DataPart) -> str:
+    name = with_place(data.name, data.data_dir)
+    return name if data.data_dir is None or name != data.name else f'{name} with data_dir={data.data_dir}'
 
 
 def _results(folder: RunFolder, training: Training, scores: Scores) -> dict[str, Any]:

@@ -35,6 +35,8 @@ __all__ = ['COMMIT_FILE', 'RunFolder', 'commit_of', 'describe_environment', 'dif
 
 # Beside the package in what `ltzoo.plans.pack` made, where there is no git to ask.
 COMMIT_FILE = 'COMMIT'
+# Seconds to wait for a process that only looks whether another one is at a run.
+_PATIENCE = 2.0
 
 
 class RunFolder:
@@ -109,7 +111,7 @@ class RunFolder:
                 f'output={self.path} cannot be made: {error.strerror}; give another folder'
             ) from error
         try:
-            with alone(self.path):
+            with alone(self.path, _PATIENCE):
                 yield
         finally:
             with suppress(OSError):

@@ -420,7 +420,7 @@ def test_settings_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
         ('kind', True, "'soft' or 'hard' or 1"),
         ('side', 'Auto', "a number or 'auto' or null"),
         ('side', True, "a number or 'auto' or null"),
-        ('pair', ['c', 1], 'a pair of'),
+        ('pair', ['c', 1], '2 values in brackets: a word, true or false, not'),
         ('place', 'x', 'Path'),
     ):
         with pytest.raises(ViewError) as caught:

@@ -138,6 +138,7 @@ def test_every_method_of_the_zoo_but_two_needs_no_correction() -> None:
         ({'objective': {'name': 'ce'}, 'retraining': {'start_epoch': 3}}, -0.5, None),
         # Of a part that is registered elsewhere nothing is known.
         ({'objective': {'name': 'their own'}}, 1.0, None),
+        ({'objective': {'name': 'their own'}}, -1.0, None),
         ({}, 1.0, None),
     ],
 )

@@ -51,7 +51,7 @@ def test_of_two_unfinished_runs_the_one_of_more_epochs_is_taken(order: int, tmp_
 
 
 @pytest.mark.parametrize('order', [1, -1])
-def test_of_two_archives_archives_of_one_run_the_further_one_is_taken_whole(
+def test_of_two_archives_of_one_run_the_further_one_is_taken_whole(
     order: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_recipe(RECIPE)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ltzoo.errors import LtzooError
-from ltzoo.files import alone
+from ltzoo.files import BusyError, alone
 from ltzoo.plans.pack import PackError, pack
 from ltzoo.plans.plan import Job, Plan, load_plan, plan_jobs
 from ltzoo.plans.run import _wait, train
@@ -52,6 +52,34 @@ def test_a_table_that_cannot_be_made_is_told_at_once_and_ends_the_plan(
         train(plan_jobs(plan, tmp_path, tmp_path / 'train.py'), 1, plan)
     assert len(begun) == 1
     assert capsys.readouterr().err == 'nothing more is begun: the table cannot be written\n'
+
+
+@pytest.mark.parametrize(
+    ('name', 'place'), [('cifar10_lt_r100', '/data'), ('folder:/mine', None), ('csv:/mine/list.csv', '/data')]
+)
+def test_images_that_say_where_they_are_have_no_other_place(name: str, place: str | None, tmp_path: Path) -> None:
+    (tmp_path / 'plan.yaml').write_text(
+        f'output: {tmp_path}/runs\nseeds: [0]\nruns: {{base: {{recipe: {RECIPE}, overrides: ["data.name={name}"]}}}}'
+    )
+    (job,) = plan_jobs(load_plan(tmp_path / 'plan.yaml'), tmp_path, tmp_path / 'train.py', data_dir='/data')
+    assert job.recipe.data.data_dir == place
+    assert (f'data.data_dir={place}' in job.command) == (place is not None)
+
+
+def test_a_table_that_another_call_is_making_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'plan.yaml').write_text(f'output: {tmp_path}/runs\nseeds: [0, 1]\nruns: {{base: {{recipe: {RECIPE}}}}}')
+    (tmp_path / 'train.py').write_text('')
+    plan = load_plan(tmp_path / 'plan.yaml')
+
+    def busy(plan: Plan) -> None:
+        raise BusyError('the table is being written by another process')
+
+    monkeypatch.setattr('ltzoo.plans.run.write_table', busy)
+    codes = train(plan_jobs(plan, tmp_path, tmp_path / 'train.py'), 1, plan)
+    assert [code for _, code in codes] == [0, 0]
+    assert 'base, seed 1: the table is being written by another process' in capsys.readouterr().err
 
 
 def test_what_does_not_stop_is_killed() -> None:

@@ -119,7 +119,9 @@ def _is_of(value: Any, kind: Any) -> bool:
 def _in_words(kind: Any) -> str:
     origin, kinds = get_origin(kind), get_args(kind)
     if origin is tuple:
-        return 'a pair of numbers such as [0.2, 1.0]'
+        if kinds == (float, float):
+            return 'a pair of numbers such as [0.2, 1.0]'
+        return f'{len(kinds)} values in brackets: {", ".join(map(_in_words, kinds))}'
     if origin is Literal:
         return ' or '.join(map(repr, kinds))
     if origin in (Union, UnionType):
