@@ -90,6 +90,8 @@ def test_shifted_distributions_weigh_classes() -> None:
     scores = make([0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 0, 0])
     shifted = shifted_accuracy(scores, ratios=(50, 2))
     assert list(shifted) == ['forward50', 'forward2', 'uniform', 'backward2', 'backward50']
+    usual = (*(f'forward{r}' for r in (50, 25, 10, 5, 2)), 'uniform', *(f'backward{r}' for r in (2, 5, 10, 25, 50)))
+    assert tuple(shifted_accuracy(scores)) == usual
     weights = [50 ** (-c / 5) for c in range(6)]
     assert shifted['forward50'] == pytest.approx(100 * sum(weights[:3]) / sum(weights))
     assert shifted['backward50'] == pytest.approx(100 * sum(weights[3:]) / sum(weights))
