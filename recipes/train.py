@@ -3,6 +3,7 @@
 accelerate launch recipes/train.py RECIPE.yaml [key=value ...] [--dry-run]
 
 Keys are those of the recipe: optimizer.lr=0.1, data.name=cifar100_lt_r50, output=runs/mine, resume=auto.
+docs/training.md explains them; --dry-run shows all with their values.
 """
 
 from __future__ import annotations

@@ -8,8 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+import ltzoo
+from ltzoo.plans.plan import load_plan, plan_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 BLOCKS = [
     block
     for page in ('extending', 'evaluation')
@@ -25,3 +30,49 @@ def test_what_the_pages_on_own_code_and_evaluation_show_runs(block: str, tmp_pat
     (tmp_path / 'recipes').symlink_to(ROOT / 'recipes')
     done = subprocess.run([sys.executable, '-c', block], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_first_lines_of_python_in_readme_run(tmp_path: Path) -> None:
+    block = re.search(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(encoding='utf-8'), re.DOTALL)
+    assert block is not None
+    Image.effect_noise((40, 30), 80).save(tmp_path / 'image.jpg')
+    program = block[1] + 'print(tuple(logits.shape), model.num_classes)'
+    done = subprocess.run([sys.executable, '-c', program], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, '(1, 100) 100\n'), done.stderr
+
+
+def test_readme_lists_the_checkpoints_with_their_scores() -> None:
+    rows = re.findall(r'^\| `(resnet\S+)` \| (.*) \|$', (ROOT / 'README.md').read_text(encoding='utf-8'), re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(ltzoo.list_pretrained())
+    for name, cells in rows:
+        results = ltzoo.get_results(name)
+        scores = [results['scores'][key] for key in ('top1', 'many', 'medium', 'few', 'ece')]
+        told = ['none' if score is None else f'{score["mean"]:.2f}' for score in scores]
+        assert cells.split(' | ')[1:] == [str(len(results['seeds'])), *told], name
+
+
+@pytest.mark.parametrize('page', PAGES, ids=[page.stem for page in PAGES])
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r'```.*?```', '', page.read_text(encoding='utf-8'), flags=re.DOTALL)
+    targets = [target for target in re.findall(r'\]\(([^)\s]+)\)', text) if not target.startswith('http')]
+    for target in targets:
+        file, _, anchor = target.partition('#')
+        place = (page.parent / file).resolve() if file else page
+        assert place.exists(), target
+        if anchor:
+            headings = re.findall(r'^#+ (.*)$', place.read_text(encoding='utf-8'), re.MULTILINE)
+            # As GitHub makes them.
+            anchors = {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+            assert anchor in anchors, target
+
+
+def test_the_plan_of_own_losses_is_one(tmp_path: Path) -> None:
+    (tmp_path / 'recipes').symlink_to(ROOT / 'recipes')
+    block = re.search(
+        r'```yaml\n(output.*?)```', (ROOT / 'docs' / 'extending.md').read_text(encoding='utf-8'), re.DOTALL
+    )
+    assert block is not None
+    (tmp_path / 'my_plan.yaml').write_text(block[1])
+    jobs = plan_jobs(load_plan(tmp_path / 'my_plan.yaml'), tmp_path, tmp_path / 'train.py', into_folders=False)
+    assert [job.recipe.objective.name for job in jobs[:3]] == ['ce', 'logit_adjusted', 'smoothed']
+    assert len(jobs) == 9

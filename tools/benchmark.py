@@ -1,4 +1,4 @@
-"""Measure what the docs claim of speed.
+"""Measure speed and memory, as docs/speed.md and docs/large.md report them; with zoo, scores of many models too.
 
 python tools/benchmark.py views [--data cifar100_lt_r100] [--data-dir DIR] [--json FILE]
 python tools/benchmark.py step  [--recipe recipes/cifar100_lt_r100/bcl.yaml] [--json FILE]

@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument('--from', dest='family', required=True, metavar='FAMILY', help='the project that wrote it')
     parser.add_argument('--to', type=Path, required=True, metavar='DIR', help='the folder to make')
     parser.add_argument('--data', metavar='NAME', help='the data set it was trained on, such as cifar100_lt_r100')
-    parser.add_argument('--data-dir', help='where its files are; needed by mislas, but not on CIFAR')
+    parser.add_argument('--data-dir', help='where its files are; needed by mislas, except on CIFAR')
     parser.add_argument('--num-classes', type=int, metavar='N', help='checked against FILE')
     parser.add_argument('--arch', metavar='NAME', help='needed by timm; checked against FILE for the others')
     parser.add_argument('--tau', type=float, help="needed by tau_norm: exponent of the class vectors' lengths")

@@ -32,8 +32,8 @@ def main() -> int:
         '--split',
         choices=['test', 'holdout', 'all'],
         default='test',
-        help='holdout: what a run with evaluation.split=holdout was measured on; all: every image of data '
-        'that the model knows none of (default: test)',
+        help='which images: test, the test part (default); holdout, what a run with evaluation.split=holdout was '
+        'measured on; all, all images of data, none of which the model knows',
     )
     parser.add_argument('--json', type=file_name, help='write all scores to this file')
     parser.add_argument('--csv', type=file_name, help='write the table of classes to this file')

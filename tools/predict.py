@@ -1,4 +1,4 @@
-"""Say of images what a model sees in them.
+"""Classify images that have no labels.
 
 python tools/predict.py MODEL IMAGE_OR_FOLDER ... [--top 3] [--csv FILE] [--adjust-logits 1 | --tau-normalize 1]
 

@@ -145,7 +145,7 @@ training of this recipe has been finished.
 ## Make the weights
 
 ```bash
-accelerate launch recipes/train.py {entry.recipe}
+accelerate launch recipes/train.py {entry.recipe} data.data_dir=DATA output=RUN
 python tools/export.py RUN --to DIR
 ```
 
