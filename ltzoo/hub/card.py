@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
-from ltzoo.models.entries import method_of
+from ltzoo.models.entries import entry_of, method_of
 from ltzoo.models.lt_zoo import METHODS, ZooEntry
 from ltzoo.models.papers import citation
 
@@ -59,7 +59,10 @@ def model_card(
         place: the name that loads the model.
     """
     recipe, data = lt['recipe'], lt['data']
-    title = f'{recipe["model"]["name"]} on {data}'
+    name = recipe['model']['name']
+    # The zoo's own names say the data.
+    title = name if name.endswith(f'.{data}') else f'{name} on {data}'
+    entry = entry_of(name)
     results = results or {}
     scores = {key: lt['scores'][key] for key in METRICS}
     counts = lt['class_counts']
@@ -75,7 +78,7 @@ def model_card(
 
 An image classifier for long-tailed data, trained with ltzoo.
 
-- Architecture: {pretrained_cfg['architecture']}
+- Architecture: {pretrained_cfg['architecture'] if entry is None else entry.backbone}
 - Classes: {len(counts)}, with {max(counts)} to {min(counts)} training images ({sum(counts):,} in all)
 {source}- Method: {method_of(recipe)}, {recipe['epochs']} epochs of batches of {recipe['batch_size']}
 - Seed: {lt['seed']}

@@ -118,6 +118,10 @@ def test_a_model_without_weights_says_so_and_prints_no_score_of_ours(name: str) 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_a_model_with_weights_has_its_scores_and_usage_that_runs(name: str) -> None:
     found, results = card(name), ltzoo.get_results(name)
+    assert f'\n# {name}\n' in found.text and '\n- Architecture: resnet32_cifar\n' in found.text
+    # That beside the weights is the same, but for the name that loads them.
+    beside = ModelCard.load(ZOO[name].folder / 'README.md').text
+    assert beside.replace('local-dir:FOLDER', name) == found.text
     by_name = {result.metric_name: result.metric_value for result in found.data.eval_results}
     # The Hub shows what the weights score, not the mean over seeds.
     own = results['seeds'].index(results['weights_seed'])
