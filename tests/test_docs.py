@@ -76,3 +76,29 @@ def test_the_plan_of_own_losses_is_one(tmp_path: Path) -> None:
     jobs = plan_jobs(load_plan(tmp_path / 'my_plan.yaml'), tmp_path, tmp_path / 'train.py', into_folders=False)
     assert [job.recipe.objective.name for job in jobs[:3]] == ['ce', 'logit_adjusted', 'smoothed']
     assert len(jobs) == 9
+
+
+METHODS = {
+    'cross-entropy': 'ce',
+    'LDAM-DRW': 'ldam_drw',
+    'LDAM-DRW + SAM': 'ldam_drw_sam',
+    'balanced softmax': 'bs',
+    'BCL': 'bcl',
+}
+
+
+@pytest.mark.parametrize(('section', 'tag'), [('CIFAR-100-LT', 'cifar100_lt_r100'), ('CIFAR-10-LT', 'cifar10_lt_r100')])
+def test_the_results_of_the_zoo_are_those_of_its_files(section: str, tag: str) -> None:
+    text = (ROOT / 'docs' / 'results.md').read_text(encoding='utf-8')
+    table = text.split(f'## {section}, r = 100, ResNet-32\n')[1].split('\n#')[0]
+    rows = {name: cells for name, cells in re.findall(r'^\| (.+?) \| (\d \(seed.*) \|$', table, re.MULTILINE)}
+    published = {name: f'resnet32_cifar_{method}.{tag}' for name, method in METHODS.items()}
+    assert rows.keys() == {name for name, model in published.items() if model in ltzoo.list_pretrained()}
+    for name, cells in rows.items():
+        results = ltzoo.get_results(published[name])
+        seeds, *told = cells.split(' | ')
+        assert int(seeds.partition(' ')[0]) == len(results['seeds'])
+        for key, cell in zip(('top1', 'many', 'medium', 'few', 'ece'), told, strict=True):
+            score = results['scores'][key]
+            deviation = '' if score is None or score['std'] is None else f' ± {score["std"]:.2f}'
+            assert cell == ('none' if score is None else f'{score["mean"]:.2f}{deviation}'), (name, key)
