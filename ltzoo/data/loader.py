@@ -104,7 +104,7 @@ def train_loader(
 
 def _mix(*numbers: int) -> int:
     """Return a 63-bit seed of these numbers; a 0 at the end makes no difference."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data import resolve_input_data_config
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,7 +35,6 @@ from ltzoo.evaluation.metrics import SCORES
 from ltzoo.evaluation.trained_on import TrainedOn, resolve_model
 from ltzoo.files import write_atomically
 from ltzoo.models import create_model
-from ltzoo.models.input_config import input_config
 
 __all__ = ['FAILED', 'OUT_OF_MEMORY', 'UNFIT', 'macs', 'measure']
 
@@ -62,7 +62,7 @@ def measure(
     training = TrainedOn(name)
     training.check_draw(dataset)
     training.warn_of_other_shots(dataset)
-    size = input_config(model)['input_size']
+    size = resolve_input_data_config(model)['input_size']
     gmacs = macs(model, size, where) / 1e9
     rate = _images_per_second(model, size, batch_size, where)
     scores = score_model(model, dataset, batch_size, where)

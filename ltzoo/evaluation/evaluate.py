@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from timm.data import resolve_input_data_config
 from torch import nn
 
 from ltzoo.data import (
@@ -31,7 +32,6 @@ from ltzoo.evaluation.trained_on import EvaluationError, TrainedOn, resolve_mode
 from ltzoo.models import create_model
 from ltzoo.models.entries import entry_of
 from ltzoo.models.factory import check_model_name
-from ltzoo.models.input_config import input_config
 
 __all__ = [
     'ClassesError',
@@ -174,7 +174,7 @@ def score_model(
         EvaluationError: if the model does not take images of three channels.
         PredictionError: if its outputs are not finite.
     """
-    config = input_config(model)
+    config = resolve_input_data_config(model)
     if config['input_size'][0] != 3:
         raise EvaluationError(f'the model takes images of shape {config["input_size"]}, {dataset.name} has 3 channels')
     found = predict(model, dataset.test, config, batch_size=batch_size, device=device, workers=workers)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
-from timm.data import create_transform
+from timm.data import create_transform, resolve_input_data_config
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
@@ -21,7 +21,6 @@ from ltzoo.data.images import ArrayImages, FileImages
 from ltzoo.data.loader import ImageLoader
 from ltzoo.data.views import normalise
 from ltzoo.errors import LtzooError
-from ltzoo.models.input_config import input_config
 from ltzoo.models.mode import evaluating
 
 __all__ = ['PredictionError', 'Predictions', 'image_batches', 'predict', 'predict_files']
@@ -58,7 +57,7 @@ def predict(
     Args:
         model: returns logits (B, C); it is run in evaluation mode and left in the mode it was in.
         split: N images.
-        config: how the model wants its images, as `input_config` returns it.
+        config: how the model wants its images, as timm's `resolve_input_data_config` returns it.
         device: where the model lies; by default where its parameters do, the CPU for one without any.
         workers: processes that read files.
 
@@ -123,7 +122,7 @@ def predict_files(
         raise ValueError(f'top must be 1 or more, not {top}')
     if getattr(model, 'num_classes', None) == 0:
         raise PredictionError('the model has no classifier (num_classes is 0): what it gives are features')
-    config = input_config(model)
+    config = resolve_input_data_config(model)
     if config['input_size'][0] != 3:
         raise PredictionError(f'the model takes images of shape {config["input_size"]}, pictures have 3 channels')
     images = Split(FileImages(Path(), names), np.zeros(len(names), dtype=np.int64))

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.data import resolve_input_data_config
 from torch import Tensor, nn
 
 from ltzoo.errors import LtzooError, one_line
-from ltzoo.models.input_config import input_config
 
 __all__ = ['LOGIT_TOLERANCE', 'VerificationError', 'check_vectors', 'logit_difference', 'make_vectors']
 
@@ -33,7 +33,7 @@ def make_vectors(model: nn.Module) -> dict[str, Tensor]:
     Returns:
         `images` (N, 3, H, W) and `logits` (N, C), float32; N is 4 for images of up to 64 pixels, else 1.
     """
-    cfg = input_config(model)
+    cfg = resolve_input_data_config(model)
     channels, height, width = cfg['input_size']
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(4 if height <= 64 else 1, channels, height, width, generator=generator)

@@ -17,7 +17,7 @@ import torch.nn as nn
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data import create_transform
+from timm.data import create_transform, resolve_input_data_config
 from timm.data.transforms import str_to_interp_mode
 from timm.models import PretrainedCfg, get_deprecated_models, is_model, load_checkpoint, split_model_name_tag
 from torch import Tensor
@@ -26,7 +26,6 @@ from torchvision import transforms
 from ltzoo.errors import LtzooError, one_line
 from ltzoo.models.download import fetch, fetch_named
 from ltzoo.models.entries import entry_of, get_results
-from ltzoo.models.input_config import input_config
 from ltzoo.models.lt_zoo import METHODS, ZOO, ZooEntry
 
 __all__ = [
@@ -269,7 +268,7 @@ def create_model_and_transforms(
         As `create_model`; the transforms a ValueError for an image of 32-bit numbers.
     """
     model = create_model(name, pretrained, **kwargs)
-    config = input_config(model)
+    config = resolve_input_data_config(model)
     height, width = config['input_size'][1:]
     if max(height, width) > _SMALL_IMAGE:
         train = create_transform(**config, is_training=True, color_jitter=0.0)

@@ -143,7 +143,9 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
             try:
                 with tarfile.open(archive, 'r:gz') as tar:
                     _check_members(archive, tar)
-                    tar.extractall(brought, filter='data')
+                    # Pythons before 3.10.12 and 3.11.4 have no filter.
+                    safely = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}
+                    tar.extractall(brought, **safely)
                     # To the end, where the sum stands that shows damage: tar itself stops before it.
                     while tar.fileobj is not None and tar.fileobj.read(2**20):
                         pass

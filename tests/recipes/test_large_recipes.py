@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from timm.data import resolve_input_data_config
 
 import ltzoo
 from ltzoo.data import load_data, loader
 from ltzoo.data.standin import STANDINS, make_standin
 from ltzoo.evaluation import predict
-from ltzoo.models.input_config import input_config
 from ltzoo.training import fit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +93,7 @@ def check(run: Path, file: Path, data: Path, epochs: int) -> None:
     assert {key for key in ('many', 'medium', 'few') if results[key] is not None} == {'many', 'medium', 'few'}
     model, _, _ = ltzoo.create_model_and_transforms(f'local-dir:{run / "model"}', pretrained=True)
     assert model.num_classes == dataset.num_classes
-    again = predict(model, dataset.test, input_config(model), batch_size=8)
+    again = predict(model, dataset.test, resolve_input_data_config(model), batch_size=8)
     assert 100 * np.mean(again.predictions == dataset.test.labels) == pytest.approx(results['top1'])
 
 
