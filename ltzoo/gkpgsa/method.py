@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltzoo.gkpgsa.affinity import GramMatrix, parameter_affinity
 from ltzoo.gkpgsa.bank import DiskStore, HostStore, MemoryBank, SnapshotStore
+from ltzoo.gkpgsa.epoch_sums import EpochSums
 from ltzoo.gkpgsa.fisher import diagonal_fisher, group_sample_indices
 from ltzoo.gkpgsa.grouping import classes_moved, group_anchors, group_classes
 from ltzoo.gkpgsa.passes import Losses, Views
@@ -109,8 +110,7 @@ class GkpGsa:
         self.quality: FeatureQuality | None = None
         self.epoch = 0
         self.alpha = 1.0
-        self._lengths = torch.zeros(0)
-        self._restart_log()
+        self.sums = self._empty_sums()
 
     @property
     def sharp(self) -> bool:
@@ -138,7 +138,10 @@ class GkpGsa:
         self.epoch = epoch
         if self.settings.alpha_start is not None and self.settings.alpha_end is not None:
             self.alpha = alpha_schedule(epoch, self.epochs, self.settings.alpha_start, self.settings.alpha_end)
-        self._restart_log()
+        if self.sums.groups == self.sharpness.groups:
+            self.sums.reset()
+        else:
+            self.sums = self._empty_sums()
         if self.quality is not None:
             self.quality.reset()
 
@@ -178,15 +181,7 @@ class GkpGsa:
         report = self.sharpness.step(observed, pieces, perturbed=self.sharp, loss_scale=loss_scale, autocast=autocast)
         for features, labels in seen:
             self._observe(features, labels)
-        self._lengths += report.length
-        self._perturbed += report.length > 0
-        # A step that overflowed in half precision, which the loss scaler skips, says nothing of the gradient.
-        finite = report.grad_norm.isfinite()
-        self._grad_norm += torch.where(finite, report.grad_norm, 0)
-        self._finite += finite
-        self._perturbed_loss += report.perturbed_loss
-        self._regulariser += report.regulariser
-        self._steps += 1
+        self.sums.add(report)
         return report
 
     @torch.no_grad()
@@ -221,21 +216,19 @@ class GkpGsa:
                 module that the model's `get_classifier()` returns.
         """
         log: dict[str, Any] = {'alpha': self._loss_weight}
-        if self._steps > 0:
-            # Over the steps in which a group was perturbed: a rare one is in few batches.
-            log['perturbation'] = (self._lengths / self._perturbed.clamp(min=1)).tolist()
+        if self.sums.steps > 0:
+            log['perturbation'] = self.sums.perturbation
             if self.sharp:
-                log['perturbed_loss'] = float(self._perturbed_loss / self._steps)
-                log['regulariser'] = float(self._regulariser / self._steps)
-        if self.preservation is not None and self.preservation.groups > 0 and self._finite > 0:
+                log.update(perturbed_loss=self.sums.perturbed_loss, regulariser=self.sums.regulariser)
+        if self.preservation is not None and self.preservation.groups > 0 and self.sums.finite > 0:
             pull = self.preservation.gradient(self.encoder, self._penalty_weight)
             norm = torch.stack([g.double().norm() for g in pull.values()]).norm()
             log['penalty'] = self.preservation.penalty(self.encoder, self._penalty_weight).item()
-            log['penalty_to_loss_gradient'] = float(norm * self._finite / (self._grad_norm * self._loss_weight))
+            log['penalty_to_loss_gradient'] = float(norm * self.sums.finite / (self.sums.grad_norm * self._loss_weight))
         if not self.needs_bank:
             return log
         if self.quality is None:
-            if self._steps == 0:
+            if self.sums.steps == 0:
                 return log
             raise GkpGsaError(
                 f'no features were seen: the losses never call the module that get_classifier() of '
@@ -298,19 +291,8 @@ class GkpGsa:
         assert self.settings.preservation is not None
         return self.settings.preservation.form
 
-    def _restart_log(self) -> None:
-        """Forget what the steps of an epoch left to be logged; it lies on the device, and always in the same place."""
-        parameter = self.sharpness.layout.parameters[0]
-        if len(self._lengths) != self.sharpness.groups:
-            self._lengths = torch.zeros(self.sharpness.groups, device=parameter.device, dtype=parameter.dtype)
-            self._perturbed = torch.zeros_like(self._lengths)
-            # Sums over the steps.
-            self._steps, self._finite, self._grad_norm, self._perturbed_loss, self._regulariser = (
-                torch.zeros((), device=parameter.device) for _ in range(5)
-            )
-        counts = (self._perturbed, self._steps, self._finite)
-        for seen in (*counts, self._lengths, self._grad_norm, self._perturbed_loss, self._regulariser):
-            seen.zero_()
+    def _empty_sums(self) -> EpochSums:
+        return EpochSums(self.sharpness.groups, self.sharpness.layout.parameters[0])
 
     def _observe(self, features: Tensor, labels: Tensor) -> None:
         if self.quality is None:
