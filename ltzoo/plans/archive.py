@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ltzoo.errors import LtzooError
 from ltzoo.files import BusyError, alone, check_target, new_folder, write_atomically, writing
@@ -144,7 +145,7 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
                 with tarfile.open(archive, 'r:gz') as tar:
                     _check_members(archive, tar)
                     # Pythons before 3.10.12 and 3.11.4 have no filter.
-                    safely = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}
+                    safely: dict[str, Any] = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}
                     tar.extractall(brought, **safely)
                     # To the end, where the sum stands that shows damage: tar itself stops before it.
                     while tar.fileobj is not None and tar.fileobj.read(2**20):

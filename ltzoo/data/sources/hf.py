@@ -69,7 +69,8 @@ def hf(location: Path, download: bool) -> Dataset:
     try:
         import datasets
     except ImportError as error:
-        raise DataError(f"hf: needs the package datasets ({error}): pip install 'ltzoo[datasets]'") from error
+        reason = _first_line(error)
+        raise DataError(f"hf: needs the package datasets ({reason}): pip install 'ltzoo[datasets]'") from error
     place = location.as_posix()
     if location.is_absolute() and not location.exists():
         raise MissingDataError(f'{place} does not exist; write hf:org/name for a data set on the hub')
