@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,10 +23,20 @@ from ltzoo.plans.run import _wait, train
 RECIPE = Path(__file__).parents[2] / 'recipes' / 'digits_lt' / 'ce.yaml'
 
 
-def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / 'plan.yaml').write_text(f'output: {tmp_path}/runs\nseeds: [0]\nruns: {{base: {{recipe: {RECIPE}}}}}')
+def make_jobs(
+    tmp_path: Path, script: str, *changes: str, seeds: Sequence[int] = (0,), data_dir: str | None = None
+) -> tuple[Plan, list[Job]]:
+    """A plan of one training for each seed, in whose place a script runs that prints."""
+    (tmp_path / 'plan.yaml').write_text(
+        f'output: {tmp_path}/runs\nseeds: {list(seeds)}\nruns: {{base: {{recipe: {RECIPE}}}}}'
+    )
+    (tmp_path / 'train.py').write_text(script)
     plan = load_plan(tmp_path / 'plan.yaml')
-    jobs = plan_jobs(plan, tmp_path, tmp_path / 'train.py')
+    return plan, plan_jobs(plan, tmp_path, tmp_path / 'train.py', data_dir=data_dir, changes=changes)
+
+
+def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+    plan, jobs = make_jobs(tmp_path, '')
     # A write-protected folder does not keep root out.
     jobs[0].log.mkdir(parents=True)
     before = signal.getsignal(signal.SIGTERM)
@@ -38,9 +48,7 @@ def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_table_that_cannot_be_made_is_told_at_once_and_ends_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / 'plan.yaml').write_text(f'output: {tmp_path}/runs\nseeds: [0, 1]\nruns: {{base: {{recipe: {RECIPE}}}}}')
-    (tmp_path / 'train.py').write_text('')
-    plan = load_plan(tmp_path / 'plan.yaml')
+    plan, jobs = make_jobs(tmp_path, '', seeds=(0, 1))
     begun = []
 
     def fail(plan: Plan) -> None:
@@ -49,7 +57,7 @@ def test_a_table_that_cannot_be_made_is_told_at_once_and_ends_the_plan(
 
     monkeypatch.setattr('ltzoo.plans.run.write_table', fail)
     with pytest.raises(LtzooError, match='the table cannot be written'):
-        train(plan_jobs(plan, tmp_path, tmp_path / 'train.py'), 1, plan)
+        train(jobs, 1, plan)
     assert len(begun) == 1
     assert capsys.readouterr().err == 'nothing more is begun: the table cannot be written\n'
 
@@ -58,10 +66,7 @@ def test_a_table_that_cannot_be_made_is_told_at_once_and_ends_the_plan(
     ('name', 'place'), [('cifar10_lt_r100', '/data'), ('folder:/mine', None), ('csv:/mine/list.csv', '/data')]
 )
 def test_images_that_say_where_they_are_have_no_other_place(name: str, place: str | None, tmp_path: Path) -> None:
-    (tmp_path / 'plan.yaml').write_text(
-        f'output: {tmp_path}/runs\nseeds: [0]\nruns: {{base: {{recipe: {RECIPE}, overrides: ["data.name={name}"]}}}}'
-    )
-    (job,) = plan_jobs(load_plan(tmp_path / 'plan.yaml'), tmp_path, tmp_path / 'train.py', data_dir='/data')
+    _, (job,) = make_jobs(tmp_path, '', f'data.name={name}', data_dir='/data')
     assert job.recipe.data.data_dir == place
     assert (f'data.data_dir={place}' in job.command) == (place is not None)
 
@@ -69,15 +74,13 @@ def test_images_that_say_where_they_are_have_no_other_place(name: str, place: st
 def test_a_table_that_another_call_is_making_is_left_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / 'plan.yaml').write_text(f'output: {tmp_path}/runs\nseeds: [0, 1]\nruns: {{base: {{recipe: {RECIPE}}}}}')
-    (tmp_path / 'train.py').write_text('')
-    plan = load_plan(tmp_path / 'plan.yaml')
+    plan, jobs = make_jobs(tmp_path, '', seeds=(0, 1))
 
     def busy(plan: Plan) -> None:
         raise BusyError('the table is being written by another process')
 
     monkeypatch.setattr('ltzoo.plans.run.write_table', busy)
-    codes = train(plan_jobs(plan, tmp_path, tmp_path / 'train.py'), 1, plan)
+    codes = train(jobs, 1, plan)
     assert [code for _, code in codes] == [0, 0]
     assert 'base, seed 1: the table is being written by another process' in capsys.readouterr().err
 
@@ -89,14 +92,6 @@ def test_what_does_not_stop_is_killed() -> None:
     now = time.monotonic()
     assert _wait(process, now + 0.2, now + 0.5) is None
     assert process.returncode == -signal.SIGKILL and time.monotonic() - now < 10
-
-
-def one_job(tmp_path: Path, script: str, *changes: str) -> tuple[Plan, list[Job]]:
-    """A plan of one training, in whose place a script runs that prints."""
-    (tmp_path / 'plan.yaml').write_text(f'output: {tmp_path}/runs\nseeds: [0]\nruns: {{base: {{recipe: {RECIPE}}}}}')
-    (tmp_path / 'train.py').write_text(script)
-    plan = load_plan(tmp_path / 'plan.yaml')
-    return plan, plan_jobs(plan, tmp_path, tmp_path / 'train.py', changes=changes)
 
 
 @contextmanager
@@ -126,7 +121,7 @@ def another_process_at(folder: Path, results: str | None, let_go: threading.Even
 def test_a_run_that_another_process_trains_is_waited_for(
     results: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, (job,) = one_job(tmp_path, 'print("begun")')
+    plan, (job,) = make_jobs(tmp_path, 'print("begun")')
     told: list[str] = []
     let_go = threading.Event()
 
@@ -147,7 +142,7 @@ def test_a_run_that_another_process_trains_is_waited_for(
 def test_waiting_for_another_process_ends_in_time_and_by_sigterm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, (job,) = one_job(tmp_path, 'print("begun")')
+    plan, (job,) = make_jobs(tmp_path, 'print("begun")')
     with another_process_at(job.folder, None, threading.Event()):
         assert train([job], 1, plan, time.monotonic() + 0.5) == [(job, None)]
         # To the process, as it is the main thread that has to hear of it.
@@ -164,7 +159,7 @@ def test_waiting_for_another_process_ends_in_time_and_by_sigterm(
 def test_threads_are_shared_among_the_cores_that_a_process_may_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, (job,) = one_job(tmp_path, 'import os; print(os.environ["OMP_NUM_THREADS"])')
+    plan, (job,) = make_jobs(tmp_path, 'import os; print(os.environ["OMP_NUM_THREADS"])')
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: set(range(1000)))
     train([job], 2, plan)
@@ -174,7 +169,7 @@ def test_threads_are_shared_among_the_cores_that_a_process_may_use(
 def test_what_is_misspelled_or_cannot_travel_is_refused_before_anything_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, jobs = one_job(tmp_path, 'print("begun")', 'optimizer.name=adamv')
+    plan, jobs = make_jobs(tmp_path, 'print("begun")', 'optimizer.name=adamv')
     with pytest.raises(LtzooError, match="timm has no 'adamv'"):
         train(jobs, 1, plan)
     with pytest.raises(LtzooError, match="timm has no 'adamv'"):
