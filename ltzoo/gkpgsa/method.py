@@ -23,6 +23,7 @@ from ltzoo.gkpgsa.grouping import classes_moved, group_anchors, group_classes
 from ltzoo.gkpgsa.passes import Losses, Views
 from ltzoo.gkpgsa.preservation import KnowledgePreservation
 from ltzoo.gkpgsa.quality import FeatureQuality
+from ltzoo.gkpgsa.rows import RowsForm
 from ltzoo.gkpgsa.schedule import alpha_schedule
 from ltzoo.gkpgsa.settings import GkpGsaError, GkpGsaSettings, PreservationSettings
 from ltzoo.gkpgsa.sharpness import GroupedSharpness, StepReport
@@ -45,7 +46,7 @@ class GkpGsa:
         settings: see `GkpGsaSettings`.
         log_prior: what the objective adds to the logits, shape (C,), for the Fisher; None for nothing.
         folder: of the bank's snapshots, if they are kept on disk.
-        static_shapes: as for `GroupedSharpness`.
+        rows: as for `GroupedSharpness`.
         seed: of the grouping and the Fisher's samples.
 
     Raises:
@@ -65,7 +66,7 @@ class GkpGsa:
         *,
         log_prior: Tensor | None = None,
         folder: Path | None = None,
-        static_shapes: bool = False,
+        rows: RowsForm = 'sliced',
         seed: int = 0,
     ) -> None:
         self.model, self.settings = model, settings
@@ -105,7 +106,7 @@ class GkpGsa:
             self.class_groups,
             self._samples_by_group(self.class_groups),
             settings.sharpness,
-            static_shapes=static_shapes,
+            rows=rows,
         )
         self.quality: FeatureQuality | None = None
         self.epoch = 0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ltzoo.gkpgsa.direction import SharpnessError
 from ltzoo.gkpgsa.flat import FlatParameters
 from ltzoo.gkpgsa.grouped_weights import GroupedWeights
-from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, SampleRows
+from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, RowsForm, SampleRows, SortedRows
 
 __all__ = ['Losses', 'Passes', 'Views', 'buffers_kept', 'of_each']
 
@@ -33,7 +33,7 @@ class Passes:
         layout: the parameters that gradients are taken of, d numbers in all.
         class_groups: group of every class, int64, shape (C,).
         groups: G.
-        static: whether every tensor's shape is to be independent of the groups' samples in the batch.
+        form: of the rows, see `GroupedSharpness`.
         autocast: makes the context of the forward passes.
         loss_scale: what the loss is multiplied by for fp16; the gradients keep it.
     """
@@ -43,7 +43,7 @@ class Passes:
     layout: FlatParameters
     class_groups: Tensor
     groups: int
-    static: bool
+    form: RowsForm
     autocast: Callable[[], Any] | None
     loss_scale: Tensor | float
     # Places of the parameters that a loss used, and which groups are in the batch, over all pieces and processes.
@@ -159,7 +159,11 @@ class Passes:
         assert self.present is not None
         groups, slots = self.class_groups[labels], self.groups + 1
         class_slots = torch.where(self.present[self.class_groups], self.class_groups, self.groups)
-        if self.static:
+        if self.form == 'sorted':
+            counts = torch.zeros(self.groups, dtype=torch.int64, device=groups.device)
+            counts = counts.index_add(0, groups, torch.ones_like(groups))
+            return SortedRows(groups, self.groups, sizes=counts), OneHotRows(class_slots, slots)
+        if self.form == 'one_hot':
             return OneHotRows(groups, self.groups), OneHotRows(class_slots, slots)
         # The host waits for the device once.
         sizes = torch.stack([torch.bincount(part, minlength=slots) for part in (groups, class_slots)]).tolist()

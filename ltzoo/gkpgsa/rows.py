@@ -1,7 +1,8 @@
 """Which rows of an activation belong to which group of samples or classes.
 
-In two forms. Sliced rows lie sorted by group, or can be sorted, and are worked on a slice at a time. One-hot rows lie
-in any order, and which group a row belongs to is known to the device alone.
+In three forms. Sliced rows lie sorted by group, or can be sorted, and are worked on a slice at a time. One-hot rows lie
+in any order, and which group a row belongs to is known to the device alone. Sorted rows are both: nothing but the
+functions that cut them up knows where.
 """
 
 from __future__ import annotations
@@ -9,16 +10,28 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ['ClassRows', 'OneHotRows', 'Rows', 'SampleRows', 'SlicedRows', 'add_scaled_', 'affine']
+__all__ = [
+    'ClassRows',
+    'OneHotRows',
+    'Rows',
+    'RowsForm',
+    'SampleRows',
+    'SlicedRows',
+    'SortedRows',
+    'add_scaled_',
+    'affine',
+]
 
 _R = TypeVar('_R', bound='_BatchRows')
+
+RowsForm = Literal['sliced', 'one_hot', 'sorted']
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, *, out: Tensor) -> Tensor:
@@ -220,3 +233,14 @@ class OneHotRows(_BatchRows):
         for slot, value in enumerate(values[1 : self.count], 1):
             chosen = torch.where(self.one_hot[:, slot].view(-1, *[1] * (value.ndim - 1)), value, chosen)
         return chosen
+
+
+@dataclass(frozen=True, eq=False)
+class SortedRows(OneHotRows):
+    """One-hot rows that lie sorted by slot, so that they can be cut up where the work is done.
+
+    Attributes:
+        sizes: samples of every slot, int64, shape (count,).
+    """
+
+    sizes: Tensor = field(kw_only=True)

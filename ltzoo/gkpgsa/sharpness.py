@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ltzoo.gkpgsa.direction import SharpnessError, group_direction, group_radius
 from ltzoo.gkpgsa.flat import FlatParameters
 from ltzoo.gkpgsa.passes import Losses, Passes, Views, buffers_kept
+from ltzoo.gkpgsa.rows import RowsForm
 from ltzoo.gkpgsa.settings import SharpnessSettings
 
 __all__ = ['GroupedSharpness', 'StepReport']
@@ -53,10 +54,10 @@ class GroupedSharpness:
         class_groups: group of every class, int64, shape (C,).
         group_samples: training samples of every group, |G_g|, shape (G,).
         settings: see `SharpnessSettings`.
-        static_shapes: whether every tensor of a step with up to 10 groups (mode `focal`: any number) has a shape that
-            does not depend on the groups' samples in the batch, and the host never waits for the device to learn them,
-            so that the step can be recorded; see `ltzoo.gkpgsa.grouped_weights`. It costs the arithmetic of as many
-            passes as there are groups.
+        rows: how samples of different groups are told apart (`ltzoo.gkpgsa.rows`). With `one_hot` and `sorted` no
+            shape in a step with up to 10 groups (mode `focal`: any number) depends on the groups' samples in the
+            batch. With `one_hot` the host never waits for the device to learn them, so that the step can be recorded;
+            it costs the arithmetic of as many passes as there are groups. With `sorted` it can be compiled.
 
     Raises:
         SharpnessError: if the settings do not suit the groups.
@@ -69,10 +70,10 @@ class GroupedSharpness:
         group_samples: Tensor,
         settings: SharpnessSettings | None = None,
         *,
-        static_shapes: bool = False,
+        rows: RowsForm = 'sliced',
     ) -> None:
         self.module = module
-        self.static_shapes = static_shapes
+        self.rows = rows
         self.settings = settings or SharpnessSettings()
         self.layout = FlatParameters([p for p in module.parameters() if p.requires_grad])
         self.steps = 0
@@ -136,9 +137,10 @@ class GroupedSharpness:
         Returns:
             What there is to log, on the device.
         """
-        if perturbed and not self.static:
+        form = self.rows if self.static else 'sliced'
+        if perturbed and form != 'one_hot':
             pieces = [self._sorted(views, labels) for views, labels in pieces]
-        run = Passes(losses, pieces, self.layout, self.class_groups, self.groups, self.static, autocast, loss_scale)
+        run = Passes(losses, pieces, self.layout, self.class_groups, self.groups, form, autocast, loss_scale)
         if not perturbed:
             return self._ordinary(run)
         theta = self.layout.flatten([p.detach() for p in self.layout.parameters])
@@ -236,8 +238,8 @@ class GroupedSharpness:
 
     @property
     def static(self) -> bool:
-        """Whether a step's shapes are static, see `static_shapes`."""
-        return self.static_shapes and (self.settings.mode == 'focal' or self.groups <= MOST_AT_ONCE)
+        """Whether a step's shapes are static, see `rows`."""
+        return self.rows != 'sliced' and (self.settings.mode == 'focal' or self.groups <= MOST_AT_ONCE)
 
     def _set_grad(self, gradient: Tensor, used: set[int]) -> None:
         """Put the gradient into `grad`; what the loss does not use has none, so that weight decay passes it by."""

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ltzoo.compiled import Compiled
 from ltzoo.data.loader import Batch, TrainLoader
 from ltzoo.errors import LtzooError
 from ltzoo.gkpgsa import GkpGsa
@@ -48,8 +49,8 @@ class Step:
         accumulation: pieces that the batch is computed in, one after the other; gradients are summed, and synchronised
             between processes with the last piece only.
         clip_grad_norm: largest norm of the gradient.
-        recorded: replay the passes through the network as CUDA graphs, see `ltzoo.recorded`. Steps whose work on the
-            device differs from one to the next are taken as they are.
+        replayed: what the passes through the network are made of once, to be replayed: `Recorded` or `Compiled`. Steps
+            whose work differs from one to the next are taken as they are.
     """
 
     def __init__(
@@ -61,12 +62,12 @@ class Step:
         method: GkpGsa | None = None,
         accumulation: int = 1,
         clip_grad_norm: float | None = None,
-        recorded: bool = False,
+        replayed: type[Recorded] | type[Compiled] | None = None,
     ) -> None:
         self.learner, self.optimizer, self.accelerator, self.method = learner, optimizer, accelerator, method
         self.accumulation, self.clip_grad_norm = accumulation, clip_grad_norm
         self.gradient = self._ordinary_gradient if method is None else self._grouped_gradient
-        self.recording = Recorded(self.gradient, list(learner.parameters())) if recorded else None
+        self.replay = replayed(self.gradient, list(learner.parameters())) if replayed else None
         self.form = None if method is None else method.form
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -84,14 +85,14 @@ class Step:
         return loss
 
     def _replayed_or_not(self) -> Callable[..., Tensor]:
-        """Return what puts a batch's gradient into `grad`: the recording, anew where the method does other work now."""
-        if self.recording is None:
+        """Return what puts a batch's gradient into `grad`: the replay, made anew where the method's work is another."""
+        if self.replay is None:
             return self.gradient
         if self.method is not None and self.method.form != self.form:
-            # Also where the new form is not recorded: what the former one read may be gone when it comes back.
-            self.recording.forget()
+            # Also where the new form is not replayed: what the former one read may be gone when it comes back.
+            self.replay.forget()
             self.form = self.method.form
-        return self.recording if self.method is None or self.method.static else self.gradient
+        return self.replay if self.method is None or self.method.static else self.gradient
 
     def _ordinary_gradient(self, *tensors: Tensor) -> Tensor:
         pieces = self._pieces(tensors)

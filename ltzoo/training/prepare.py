@@ -15,6 +15,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, set_seed
 from torch import nn
 
+from ltzoo.compiled import Compiled
 from ltzoo.data import Dataset, load_parts
 from ltzoo.data.loader import TrainLoader, train_loader
 from ltzoo.data.views import parse_views
@@ -22,11 +23,13 @@ from ltzoo.errors import did_you_mean, one_line
 from ltzoo.evaluation.evaluate import check_classes
 from ltzoo.evaluation.trained_on import TrainedOn
 from ltzoo.gkpgsa import GkpGsa
+from ltzoo.gkpgsa.rows import RowsForm
 from ltzoo.hub.export import check_exportable
 from ltzoo.losses import check_objective, class_balanced_weights, create_objective
 from ltzoo.models import ModelArgumentError, create_model
 from ltzoo.models.factory import check_model_name
 from ltzoo.models.heads import CosineLinear, classifier_of
+from ltzoo.recorded import Recorded
 from ltzoo.training.learner import Learner, check_optimizer, create_optimizer
 from ltzoo.training.loop import Step
 from ltzoo.training.recipe import Recipe, RecipeError, RetrainingPart
@@ -78,8 +81,10 @@ def prepare_training(
     """
     if recipe.method is not None and recipe.method.sharpness is not None and recipe.sync_batchnorm:
         raise RecipeError('sync_batchnorm=true cannot be combined with method.sharpness: each process sees its own')
-    if recipe.method is not None and recipe.compile:
-        raise RecipeError('compile=true cannot be combined with a method, whose passes are not compiled: leave it out')
+    if recipe.method is not None and recipe.compile and not can_compile_method(recipe, accelerator):
+        raise RecipeError(
+            'compile=true with a method is for one process on a CPU: leave it out (on one GPU, cuda_graphs=true)'
+        )
     set_seed(recipe.seed)
     _check_start(recipe, dataset)
     learner = create_learner(recipe, dataset, pretrained=pretrained)
@@ -105,13 +110,15 @@ def prepare_training(
     loader = create_loader(recipe, dataset, learner, accelerator)
     optimizer = create_optimizer(learner, recipe.optimizer)
     counts = torch.from_numpy(dataset.class_counts)
-    recorded = can_record(recipe, accelerator)
-    try_step(learner, view_sizes(recipe, dataset), counts, recipe, accelerator, static_shapes=recorded)
+    try_step(learner, view_sizes(recipe, dataset), counts, recipe, accelerator, rows=_rows(recipe, accelerator))
     check_exportable(learner.model, image_config(recipe, dataset))
-    if recipe.compile:
+    if recipe.compile and recipe.method is None:
         learner.compile()
     method = _create_method(recipe, dataset, learner, accelerator, bank)
     prepared, optimizer = accelerator.prepare(learner, optimizer)
+    replayed: type[Recorded] | type[Compiled] | None = Recorded if can_record(recipe, accelerator) else None
+    if can_compile_method(recipe, accelerator):
+        replayed = Compiled
     step = Step(
         # The method sums gradients over processes itself.
         prepared if method is None else learner,
@@ -120,7 +127,7 @@ def prepare_training(
         method=method,
         accumulation=recipe.accumulation,
         clip_grad_norm=recipe.optimizer.clip_grad_norm,
-        recorded=recorded,
+        replayed=replayed,
     )
     set_seed(recipe.seed, device_specific=True)
     return Training(recipe, accelerator, dataset, learner, loader, optimizer, method, step)
@@ -350,6 +357,18 @@ def can_record(recipe: Recipe, accelerator: Accelerator) -> bool:
     return recipe.cuda_graphs and accelerator.device.type == 'cuda' and accelerator.num_processes == 1
 
 
+def can_compile_method(recipe: Recipe, accelerator: Accelerator) -> bool:
+    """Return whether a method's passes are compiled; those of an ordinary step are compiled anywhere."""
+    one_cpu = accelerator.device.type == 'cpu' and accelerator.num_processes == 1
+    return recipe.compile and recipe.method is not None and one_cpu
+
+
+def _rows(recipe: Recipe, accelerator: Accelerator) -> RowsForm:
+    if can_record(recipe, accelerator):
+        return 'one_hot'
+    return 'sorted' if can_compile_method(recipe, accelerator) else 'sliced'
+
+
 def _create_method(
     recipe: Recipe, dataset: Dataset, learner: Learner, accelerator: Accelerator, folder: Path
 ) -> GkpGsa | None:
@@ -365,7 +384,7 @@ def _create_method(
         recipe.method,
         log_prior=learner.objective.logit_adjustment,
         folder=folder,
-        static_shapes=can_record(recipe, accelerator),
+        rows=_rows(recipe, accelerator),
         seed=recipe.seed,
     )
 

@@ -91,8 +91,8 @@ class Training:
                 torch.manual_seed(self.recipe.seed)
                 classifier.reset_parameters()
         self.optimizer.load_state_dict(self.first_optimizer)
-        if self.step.recording is not None:
-            self.step.recording.forget()
+        if self.step.replay is not None:
+            self.step.replay.forget()
 
     def measure(self, images: Split) -> Scores:
         """Score the model on a part of the data, the images shared out to all processes.

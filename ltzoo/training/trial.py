@@ -13,6 +13,7 @@ from torch import Tensor
 from ltzoo.errors import one_line
 from ltzoo.gkpgsa import GkpGsa, GkpGsaSettings, diagonal_fisher
 from ltzoo.gkpgsa.passes import of_each
+from ltzoo.gkpgsa.rows import RowsForm
 from ltzoo.training.learner import Learner, create_optimizer
 from ltzoo.training.recipe import Recipe, RecipeError
 
@@ -26,7 +27,7 @@ def try_step(
     recipe: Recipe,
     accelerator: Accelerator,
     *,
-    static_shapes: bool = False,
+    rows: RowsForm = 'sliced',
 ) -> None:
     """Take a step on noise with a copy of the learner, and classify with it; with the recipe's method, one of its too.
 
@@ -34,7 +35,7 @@ def try_step(
         learner: on its device; neither it nor the global random generators are changed.
         sizes: height and width of each view; what it is measured on is as large as the first.
         class_counts: training images per class, int64, shape (C,).
-        static_shapes: whether the method's steps will be of static shapes, as `GkpGsa` has it.
+        rows: of the method, as `GkpGsa` has them.
 
     Raises:
         RecipeError: if model, objective, optimiser and method do not go together or do not take such images.
@@ -61,7 +62,7 @@ def try_step(
                 )
             optimizer.step()
             if recipe.method is not None:
-                _try_method(trial, views, class_counts, recipe.method, accelerator, static_shapes)
+                _try_method(trial, views, class_counts, recipe.method, accelerator, rows)
             with torch.inference_mode():
                 logits = trial.model.eval()(views[0])
         except (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError) as error:
@@ -84,7 +85,7 @@ def _try_method(
     class_counts: Tensor,
     settings: GkpGsaSettings,
     accelerator: Accelerator,
-    static_shapes: bool,
+    rows: RowsForm,
 ) -> None:
     """Take a step of the method, as if there were groups from the start, and the Fisher diagonal of a sample."""
     settings = replace(
@@ -97,7 +98,7 @@ def _try_method(
     order = class_counts.argsort(descending=True)
     labels = order[class_counts[order] > 0][[0, -1][: len(views[0])]]
     prior = trial.objective.logit_adjustment
-    method = GkpGsa(trial, trial.model, class_counts, labels, 2, settings, log_prior=prior, static_shapes=static_shapes)
+    method = GkpGsa(trial, trial.model, class_counts, labels, 2, settings, log_prior=prior, rows=rows)
     on_device = labels.to(views[0].device)
 
     method.start_epoch(0)

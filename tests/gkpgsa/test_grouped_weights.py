@@ -16,7 +16,7 @@ import ltzoo
 from ltzoo.gkpgsa import dense, sliced
 from ltzoo.gkpgsa.direction import SharpnessError
 from ltzoo.gkpgsa.grouped_weights import GroupedWeights
-from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, SampleRows
+from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, SampleRows, SortedRows
 
 CLASSES = 6
 SIZES = [3, 1, 4]
@@ -31,6 +31,10 @@ ROWS = {
         ClassRows(CLASS_GROUPS, _CLASS_SIZES),
     ),
     'dense': lambda: (OneHotRows(CLASS_GROUPS[LABELS], len(SIZES)), OneHotRows(CLASS_GROUPS, SLOTS)),
+    'by_slot': lambda: (
+        SortedRows(CLASS_GROUPS[LABELS], len(SIZES), sizes=torch.tensor(SIZES)),
+        OneHotRows(CLASS_GROUPS, SLOTS),
+    ),
 }
 
 
@@ -362,7 +366,7 @@ def test_a_parameter_that_no_class_owns_is_refused_as_data(form: str) -> None:
 def test_batch_norm_in_bf16_rounds_what_it_gives_alone(kind: str, layout: torch.memory_format) -> None:
     torch.manual_seed(0)
     rows, _ = ROWS[kind]()
-    function = dense.BatchNorm if kind == 'dense' else sliced.BatchNorm
+    function = sliced.BatchNorm if kind == 'sliced' else dense.BatchNorm
     # A mean that a rounded scale would not cancel.
     x, grad = (torch.randn(8, 4, 3, 5).add(3).bfloat16().contiguous(memory_format=layout) for _ in range(2))
     scales, shifts = torch.randn(2, SLOTS, 4).add(2)

@@ -21,6 +21,7 @@ from ltzoo.gkpgsa.affinity import parameter_affinity
 from ltzoo.gkpgsa.grouping import group_classes
 from ltzoo.gkpgsa.method import GkpGsa
 from ltzoo.gkpgsa.quality import FeatureQuality, feature_quality
+from ltzoo.gkpgsa.rows import RowsForm
 from ltzoo.gkpgsa.settings import GkpGsaError, GkpGsaSettings, PreservationSettings, SharpnessSettings
 from ltzoo.losses import create_objective
 from ltzoo.training.learner import Learner
@@ -436,10 +437,10 @@ def test_classes_without_a_single_sample(group_by: str, groups: int) -> None:
 
 
 @pytest.mark.parametrize('network', BUILDS.values(), ids=BUILDS.keys())
-@pytest.mark.parametrize('static', [False, True])
-def test_backbones_of_every_build(network: tuple[str, dict[str, Any]], static: bool) -> None:
+@pytest.mark.parametrize('rows', ['sliced', 'one_hot', 'sorted'])
+def test_backbones_of_every_build(network: tuple[str, dict[str, Any]], rows: RowsForm) -> None:
     run = Run(network=network, side=8 if network[1] is VIT else 32)
-    run.method.sharpness.static_shapes = static
+    run.method.sharpness.rows = rows
     logs = [run.epoch(epoch) for epoch in range(2)]
     assert run.weights.isfinite().all()
     assert logs[1]['best_now'] > 0
@@ -451,15 +452,15 @@ def test_backbones_of_every_build(network: tuple[str, dict[str, Any]], static: b
 
 
 @pytest.mark.parametrize('network', BUILDS.values(), ids=BUILDS.keys())
-@pytest.mark.parametrize('static', [False, True])
-def test_of_backbones_of_every_build_no_gradient_is_lost(network: tuple[str, dict[str, Any]], static: bool) -> None:
+@pytest.mark.parametrize('rows', ['sliced', 'one_hot', 'sorted'])
+def test_of_backbones_of_every_build_no_gradient_is_lost(network: tuple[str, dict[str, Any]], rows: RowsForm) -> None:
     run = Run(
         network=network, side=8 if network[1] is VIT else 32, group_by='frequency', preservation=None,
         sharpness=SharpnessSettings(scale=0.0),
     )  # fmt: skip
     run.learner.double()
     run.images = run.images.double()
-    run.method.sharpness.static_shapes = static
+    run.method.sharpness.rows = rows
     assert run.method.sharpness.groups == 2
     plain = copy.deepcopy(run.learner)
     plain((run.images,), LABELS).mean().backward()

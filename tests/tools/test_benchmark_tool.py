@@ -67,7 +67,7 @@ def test_step(
     assert script('tools/benchmark.py', 'step', *options) == 0
     results = json.loads((tmp_path / 'step.json').read_text())
     assert results.keys() == ENVIRONMENT | {
-        'bench', 'recipe', 'batch_size', 'device', 'precision', 'cuda_graphs', 'seconds'
+        'bench', 'recipe', 'batch_size', 'device', 'precision', 'cuda_graphs', 'compile', 'seconds'
     }  # fmt: skip
     assert (results['bench'], results['batch_size']) == ('step', 16)
     assert results['recipe'] == str(tmp_path / 'small.yaml')
@@ -95,6 +95,31 @@ def test_steps_of_the_method_are_compared_with_the_recipes_own(
     assert results['batch_size'] == 8
     assert list(results['seconds'])[:2] == ['base', 'SAM']
     assert {'per group, G 1', 'per group, G 16', 'combined, ema, G 4'} <= results['seconds'].keys()
+
+
+def test_steps_of_the_method_are_compiled_before_they_are_timed(
+    script: Script, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nn.Module, 'compile', lambda module: None)
+    compiled = []
+
+    def compile_graph(graph: Any, **options: Any) -> Any:
+        compiled.append(0)
+        which = len(compiled) - 1
+
+        def run(*inputs: Any) -> Any:
+            compiled[which] += 1
+            return graph(*inputs)
+
+        return run
+
+    monkeypatch.setattr(torch, 'compile', compile_graph)
+    monkeypatch.setattr(time, 'perf_counter', clock)
+    (tmp_path / 'small.yaml').write_text(yaml.safe_dump(RECIPE))
+    options = ['--recipe', tmp_path / 'small.yaml', '--method', '--rounds', 2, '--set', 'compile=true']
+    assert script('tools/benchmark.py', 'step', *options, '--only', 'SAM', 'per group, ema, G 4') == 0
+    # Of each form, the compiled step once before the rounds, of which two do not count.
+    assert compiled == [1 + 2 + 2] * 2
 
 
 def test_epoch_ends_are_compared_with_an_epoch(

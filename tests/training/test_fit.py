@@ -561,7 +561,6 @@ def test_a_tracker_gets_the_numbers(make_recipe: MakeRecipe, tmp_path: Path) -> 
         ('optimizer.name=sgdd', r"optimizer\.name: timm has no 'sgdd'; did you mean sgd\w*\?"),
         ('model.img_size=16', 'no step can be taken'),
         ('optimizer.name=sgd\0optimizer.momentum=0', r'optimizer\.name=sgd, optimizer\.momentum=0: Nesterov'),
-        ('method={groups: 2}\0compile=true', 'compile=true cannot be combined with a method'),
     ],
 )
 def test_a_dry_run_finds_what_training_would(make_recipe: MakeRecipe, override: str, message: str) -> None:

@@ -10,9 +10,9 @@ import emulated_graphs
 import numpy as np
 import pytest
 import torch
-import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from step_forms import BCL, FORMS, recipe_file
 from torch import Tensor, nn
 
 from ltzoo import recorded
@@ -37,51 +37,6 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[emulated_graphs.Graph]:
     return emulated_graphs.install(monkeypatch)
 
 
-def recipe_file(folder: Path, **changes: Any) -> Path:
-    path = folder / 'recipe.yaml'
-    base = {
-        'data': {'name': 'digits_lt'}, 'model': {'name': 'resnet8_cifar', 'head': 'cosine'},
-        'optimizer': {'name': 'sgd', 'lr': 0.05}, 'epochs': 6, 'batch_size': 100, 'channels_last': True,
-    }  # fmt: skip
-    path.write_text(yaml.safe_dump({**base, **changes}))
-    return path
-
-
-# All that the views of CIFAR do, on 8 pixels.
-FIRST: list[Any] = [{'random_crop': {'padding': 1}}, 'horizontal_flip', 'auto_augment', {'cutout': {'size': 3}}]
-OTHER: list[Any] = [
-    {'random_resized_crop': {'scale': [0.2, 1.0]}}, 'horizontal_flip', {'color_jitter': {'p': 0.8}},
-    {'random_grayscale': {'p': 0.2}},
-]  # fmt: skip
-CE: dict[str, Any] = {'objective': {'name': 'ce'}, 'views': [FIRST]}
-BCL: dict[str, Any] = {'objective': {'name': 'bcl', 'hidden_dim': 8, 'out_dim': 4}, 'views': [FIRST, OTHER, OTHER]}
-SCALES = {'model': {'name': 'resnet8_cifar'}, 'retraining': {'start_epoch': 3, 'part': 'scales'}}
-RIDE: dict[str, Any] = {
-    'objective': {'name': 'ride', 'reweighting_epoch': 3},
-    'model': {'name': 'resnet32_cifar_experts', 'layers': [1, 1, 1]},
-}  # fmt: skip
-GKPGSA: dict[str, Any] = {
-    'groups': 2, 'first_grouping': 2, 'regroup_every': 2, 'preservation': {'samples_per_group': 8, 'strength': 5},
-}  # fmt: skip
-GRADIENT = {**GKPGSA, 'preservation': {'samples_per_group': 8, 'form': 'gradient', 'strength': 0.5}}
-COMBINED = {**GKPGSA, 'sharpness': {'mode': 'combined', 'global_gradient': 'ema', 'ascent_views': 'first'}}
-AVERAGES = {**GKPGSA, 'sharpness': {'ascent': 'ema', 'direction': 'projection', 'scale': 0.01}}
-FOCAL = {'group_by': 'frequency', 'preservation': None, 'sharpness': {'mode': 'focal', 'radius': 0.05}}
-ADAM = {'name': 'adamw', 'lr': 0.001, 'clip_grad_norm': 1.0}
-
-
-FORMS: dict[str, dict[str, Any]] = {
-    'ce': {**CE, 'accumulation': 2, 'ema_decay': 0.9, 'reweighting': {'start_epoch': 3}},
-    'retraining': {**CE, 'retraining': {'start_epoch': 3}},
-    'scales': {**CE, **SCALES},
-    'ride': {**CE, **RIDE},
-    'bcl': BCL,
-    'gkpgsa': {**BCL, 'method': GKPGSA},
-    'gradient': {**BCL, 'method': GRADIENT},
-    'combined': {**BCL, 'method': COMBINED},
-    'averages': {**BCL, 'method': AVERAGES, 'optimizer': ADAM},
-    'focal': {**BCL, 'method': FOCAL},
-}
 AT_ONCE = ('ce', 'retraining', 'gkpgsa')
 
 
@@ -140,9 +95,9 @@ def test_groups_that_are_not_recorded_leave_no_former_recording(
         model = create_model('resnet8_cifar', num_classes=classes)
         learner = Learner(model, create_objective('ce', model, counts))
         labels = np.repeat(np.arange(classes), 20)
-        method = GkpGsa(learner, model, counts, labels, 9, settings, static_shapes=True)
+        method = GkpGsa(learner, model, counts, labels, 9, settings, rows='one_hot')
         optimizer = accelerator.prepare_optimizer(torch.optim.SGD(learner.parameters(), lr=0.1), device_placement=False)
-        step = Step(learner, optimizer, accelerator, method=method, recorded=recorded_steps)
+        step = Step(learner, optimizer, accelerator, method=method, replayed=Recorded if recorded_steps else None)
         for epoch, groups in enumerate((four, six, four.flip(0))):
             method.has_groups = True
             method.sharpness.set_groups(groups, torch.bincount(groups) * 20)
