@@ -55,8 +55,8 @@ _RESULTS = {'name', 'data', 'recipe', 'weights_seed', 'sha256', 'runs'}
 _TRAINING = {'data', 'class_counts', 'many_above', 'few_below', 'recipe', 'seed', 'split', 'scores'}
 # What a command line says that does not decide the result, but for the seed, which is told apart.
 _NOT_RECIPE = (
-    'output', 'resume', 'seed', 'trackers', 'workers', 'checkpoint_every', 'cuda_graphs', 'data.data_dir',
-    'data.download', 'evaluation.batch_size', 'model.cache_dir',
+    'output', 'resume', 'seed', 'trackers', 'workers', 'checkpoint_every', 'compile', 'cuda_graphs',
+    'data.data_dir', 'data.download', 'evaluation.batch_size', 'model.cache_dir',
 )  # fmt: skip
 
 

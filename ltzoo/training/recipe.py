@@ -165,7 +165,7 @@ class Recipe(_Part):
     precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
     accumulation: int = Field(1, ge=1, description='pieces that a batch is computed in')
     channels_last: bool = False
-    compile: bool = False
+    compile: bool = Field(False, description='make one loop of what lies between convolutions and matrix products')
     cuda_graphs: bool = Field(False, description='on one GPU, replay a recorded step instead of launching its kernels')
     sync_batchnorm: bool = False
     ema_decay: float | None = Field(None, gt=0, lt=1)
@@ -198,7 +198,7 @@ class Recipe(_Part):
 
     def decides_result(self) -> dict[str, Any]:
         """Return the part that a resumed run must share with the run it continues."""
-        free = {'output', 'resume', 'trackers', 'workers', 'checkpoint_every', 'cuda_graphs'}
+        free = {'output', 'resume', 'trackers', 'workers', 'checkpoint_every', 'compile', 'cuda_graphs'}
         parts = {'data': {'data_dir', 'download'}, 'evaluation': {'batch_size'}}
         return self.model_dump(mode='json', exclude={**dict.fromkeys(free, True), **parts})
 

@@ -360,7 +360,7 @@ def test_a_released_recipe_of_an_older_version_has_today_s_defaults(
     make_run: Callable[..., Path], tmp_path: Path
 ) -> None:
     old, new, other = make_run(0, 50.0), make_run(1, 51.0), make_run(2, 52.0)
-    for run, key, value in ((new, 'compile', False), (other, 'compile', True)):
+    for run, key, value in ((new, 'sync_batchnorm', False), (other, 'sync_batchnorm', True)):
         record = json.loads((run / 'results.json').read_text())
         record['recipe'][key] = value
         (run / 'results.json').write_text(json.dumps(record))
