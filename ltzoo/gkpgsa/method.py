@@ -122,7 +122,7 @@ class GkpGsa:
     @property
     def static(self) -> bool:
         """Whether `gradient` does the same work on the device in every step of the same `form`."""
-        return not self.sharp or (self.sharpness.static and self.sharpness.settings.ascent in ('fresh', 'ema'))
+        return not self.sharp or self.sharpness.static
 
     @property
     def form(self) -> tuple[bool, int]:

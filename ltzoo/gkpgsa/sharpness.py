@@ -55,9 +55,10 @@ class GroupedSharpness:
         group_samples: training samples of every group, |G_g|, shape (G,).
         settings: see `SharpnessSettings`.
         rows: how samples of different groups are told apart (`ltzoo.gkpgsa.rows`). With `one_hot` and `sorted` no
-            shape in a step with up to 10 groups (mode `focal`: any number) depends on the groups' samples in the
-            batch. With `one_hot` the host never waits for the device to learn them, so that the step can be recorded;
-            it costs the arithmetic of as many passes as there are groups. With `sorted` it can be compiled.
+            shape depends on the groups' samples in the batch. With `one_hot` the host never waits for the device to
+            learn them, so that a step can be recorded; it costs the arithmetic of as many passes as there are groups.
+            With `sorted` a step can be compiled. Both hold for up to 10 groups (mode `focal`: any number), and not
+            where directions are refreshed now and then (`ascent` a number): there rows are `sliced`.
 
     Raises:
         SharpnessError: if the settings do not suit the groups.
@@ -238,8 +239,9 @@ class GroupedSharpness:
 
     @property
     def static(self) -> bool:
-        """Whether a step's shapes are static, see `rows`."""
-        return self.rows != 'sliced' and (self.settings.mode == 'focal' or self.groups <= MOST_AT_ONCE)
+        """Whether all perturbed steps do the same work, in tensors of the same shapes, see `rows`."""
+        alike = self.settings.ascent in ('fresh', 'ema')
+        return self.rows != 'sliced' and alike and (self.settings.mode == 'focal' or self.groups <= MOST_AT_ONCE)
 
     def _set_grad(self, gradient: Tensor, used: set[int]) -> None:
         """Put the gradient into `grad`; what the loss does not use has none, so that weight decay passes it by."""

@@ -19,7 +19,6 @@ from ltzoo import recorded
 from ltzoo.data.augment import op
 from ltzoo.data.loader import Batch
 from ltzoo.gkpgsa import GkpGsa, GkpGsaSettings, SharpnessSettings, sharpness
-from ltzoo.gkpgsa.sharpness import GroupedSharpness
 from ltzoo.losses import create_objective
 from ltzoo.models import create_model
 from ltzoo.recorded import Recorded, RecordingError
@@ -49,7 +48,7 @@ def test_a_recorded_training_is_the_same_bit_for_bit(
 ) -> None:
     # As on a GPU: all images are computed and thrown away where not wanted, and groups do not cut up a batch.
     monkeypatch.setattr(op, '_only_chosen', lambda images: False)
-    monkeypatch.setattr(GroupedSharpness, 'static', True)
+    monkeypatch.setattr(prepare, '_rows', lambda recipe, accelerator: 'one_hot')
     monkeypatch.setattr(prepare, 'can_record', lambda recipe, accelerator: recipe.cuda_graphs)
     monkeypatch.setattr(recorded, 'WARM_UP', 1)
     path = recipe_file(tmp_path, **changes)
