@@ -8,14 +8,17 @@ operations that a call has carried out, forward and backward, instead of the Pyt
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ltzoo.errors import LtzooError, one_line
+from ltzoo.errors import LtzooError, is_out_of_memory, one_line
 
 __all__ = ['CompileError', 'Compiled']
 
@@ -23,15 +26,30 @@ logger = logging.getLogger(__name__)
 
 
 class CompileError(LtzooError, RuntimeError):
-    """A function that cannot be compiled: its work depends on what is in tensors, or there is no C++ compiler."""
+    """A function that cannot be compiled: what is in tensors decides what it does, or there is no C++ compiler."""
+
+
+class _NothingRead(TorchDispatchMode):
+    """Context in which nothing may ask what is in a tensor: a trace would go on with the answer of its own call."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        reads = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        if func is torch.ops.aten.index.Tensor:
+            # By numbers of rows it always gives as many, by truth values as many as are true.
+            reads = {i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)}
+        if reads:
+            raise RuntimeError(f'{func} depends on what is in a tensor')
+        return func(*args, **(kwargs or {}))
 
 
 class Compiled:
     """A function that does the same work in every call.
 
-    Shapes, branches and numbers in Python must be the same in every call; what changes is in the inputs or in tensors
-    that are changed in place. The first call runs as it is, for tensors that are only made then; the second is traced;
-    all others run what was compiled.
+    Shapes, branches and numbers in Python, random ones too, must be the same in every call; what changes is in the
+    inputs or in tensors that are changed in place. The first call runs as it is, for tensors that are only made then;
+    the second is traced; all others run what was compiled.
 
     Args:
         function: of tensors, returns tensors; it may add to the `grad` of parameters that have none before it.
@@ -68,12 +86,9 @@ class Compiled:
                     f'a step was compiled for a batch of shape {tuple(shape)} and is now given {tuple(new.shape)}: '
                     'take compile=false'
                 )
-        try:
-            # The gradient is part of what was traced.
-            with torch.no_grad():
-                outputs, gradients = self.compiled(*inputs)
-        except RuntimeError as error:
-            raise _refusal(error) from error
+        # What was traced is compiled in the first call of it. The gradient is part of it.
+        with _refusing() if self.calls == 3 else nullcontext(), torch.no_grad():
+            outputs, gradients = self.compiled(*inputs)
         for parameter, gradient in zip(self.used, gradients, strict=True):
             parameter.grad = gradient
         return outputs
@@ -84,21 +99,26 @@ class Compiled:
 
         def run(*tensors: Tensor) -> tuple[Any, list[Tensor]]:
             nonlocal outputs
-            outputs = self.function(*tensors)
+            with _NothingRead():
+                outputs = self.function(*tensors)
             self.used = [p for p in self.parameters if p.grad is not None]
             return outputs, [p.grad for p in self.used if p.grad is not None]
 
-        try:
+        with _refusing():
             graph = make_fx(run)(*inputs)
-        except RuntimeError as error:
-            raise _refusal(error) from error
         self.shapes = [x.shape for x in inputs]
         logger.info('the next step is compiled, which takes a minute or two')
-        self.compiled = torch.compile(graph, fullgraph=True, dynamic=False)
+        self.compiled = torch.compile(graph, dynamic=False)
         return outputs
 
 
-def _refusal(error: RuntimeError) -> CompileError:
-    # What follows is how to ask PyTorch for more.
-    reason = one_line(error).partition(' Set TORCHDYNAMO_VERBOSE')[0]
-    return CompileError(f'this step cannot be compiled, take compile=false: {reason[:300]}')
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        # What follows is how to ask PyTorch for more.
+        reason = re.split(' Set TORCH(?:DYNAMO_VERBOSE|_LOGS)', one_line(error))[0]
+        raise CompileError(f'this step cannot be compiled, take compile=false: {reason[:300]}') from error

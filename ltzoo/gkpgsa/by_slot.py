@@ -1,8 +1,8 @@
 """Functions of rows sorted by slot, a slice at a time, whose sizes are looked at only when the work is done.
 
-No shape depends on the groups in the batch, as with `ltzoo.gkpgsa.dense`, and no arithmetic is wasted, as with
-`.sliced`: what a CPU needs to compile a step once for all batches. The functions take what those take, and give the
-same.
+No shape depends on the groups in the batch, as with `ltzoo.gkpgsa.dense`, and convolutions and matrix products waste no
+arithmetic, as with `.sliced`: what a CPU needs to compile a step once for all batches. The functions take what those
+take, and give the same.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltzoo.gkpgsa.dense import BatchNorm
-from ltzoo.gkpgsa.rows import SortedRows
+from ltzoo.gkpgsa import dense
+from ltzoo.gkpgsa.rows import OneHotRows, SlicedRows, SortedRows
 
 __all__ = ['BatchNorm', 'Conv2d', 'Linear']
 
@@ -39,7 +39,16 @@ class Conv2d(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         rows, (pairs, groups), needs_x = ctx.rows, ctx.conf, ctx.needs_input_grad[0]
         grad_x, grad_w, grad_b = _convolve_backward(
-            grad, x, weight, rows.sizes, rows.repeats, rows.inner, *pairs, groups, needs_x and not ctx.shared
+            grad,
+            x,
+            weight,
+            rows.sizes,
+            rows.repeats,
+            rows.inner,
+            *pairs,
+            groups,
+            needs_x and not ctx.shared,
+            ctx.biased,
         )
         if needs_x and ctx.shared:
             grad_x = torch.ops.aten.convolution_backward(
@@ -63,11 +72,44 @@ class Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         rows, needs_x = ctx.rows, ctx.needs_input_grad[0]
         grad_x, grad_w, grad_b = _multiply_backward(
-            grad, x, weight, rows.sizes, rows.repeats, rows.inner, needs_x and not ctx.shared
+            grad, x, weight, rows.sizes, rows.repeats, rows.inner, needs_x and not ctx.shared, ctx.biased
         )
         if needs_x and ctx.shared:
             grad_x = grad @ weight[0]
         return (grad_x if needs_x else None, None, None, None, *_by_slot(ctx, grad_w, grad_b))
+
+
+class BatchNorm(dense.BatchNorm):
+    """Batch-norm in training: joint statistics, every slot's own scale and shift."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        rows: SlicedRows | OneHotRows,
+        shared: bool,
+        conf: tuple[Any, ...],
+        count: int,
+        *tensors: Tensor,
+    ) -> Tensor:
+        running_mean, running_var, momentum, eps = conf
+        weights, biases = tensors[:count], tensors[count:]
+        # Unlike others of PyTorch's functions, this one declares that it changes the running statistics, without which
+        # a compiler may change the order of such changes.
+        if running_mean is None:
+            y, mean, rstd = torch.ops.aten._native_batch_norm_legit.no_stats(
+                x, weights[0], biases[0], True, momentum, eps
+            )
+        else:
+            y, mean, rstd = torch.ops.aten._native_batch_norm_legit(
+                x, weights[0], biases[0], running_mean, running_var, True, momentum, eps
+            )
+        if not shared:
+            scale = torch.stack(weights) * rstd
+            y = rows.affine(x, scale, torch.stack(biases) - mean * scale)
+        ctx.save_for_backward(x, mean, rstd, *weights)
+        ctx.rows, ctx.shared, ctx.eps = rows, shared, eps
+        return y
 
 
 def _kept(
@@ -91,9 +133,15 @@ def _by_slot(ctx: Any, grad_w: Tensor, grad_b: Tensor) -> list[Tensor | None]:
 
 # The functions from here on are taken as they are by what compiles a step. Their first arguments are x, of shape
 # (R, ...), sorted as `SortedRows` says; weight and bias by slot, (S, ...); and samples of every slot, int64, (S,).
+# PyTorch 2.6 does not read all of their types from the annotations.
+_ROWS = 'Tensor x, Tensor weight, Tensor? bias, Tensor sizes, SymInt repeats, SymInt inner'
+_GRADIENT = 'Tensor grad, Tensor x, Tensor weight, Tensor sizes, SymInt repeats, SymInt inner'
+_CONVOLUTION = 'SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups'
+_NEEDED = 'bool needs_x, bool biased'
+_GRADIENTS = '(Tensor, Tensor, Tensor)'
 
 
-@torch.library.custom_op('ltzoo::conv2d_by_slot', mutates_args=())
+@torch.library.custom_op('ltzoo::conv2d_by_slot', mutates_args=(), schema=f'({_ROWS}, {_CONVOLUTION}) -> Tensor')
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Tensor, repeats: int, inner: int,
     stride: list[int], padding: list[int], dilation: list[int], groups: int,
@@ -117,39 +165,44 @@ def _empty_convolved(
     )
 
 
-@torch.library.custom_op('ltzoo::conv2d_by_slot_backward', mutates_args=())
+@torch.library.custom_op(
+    'ltzoo::conv2d_by_slot_backward',
+    mutates_args=(),
+    schema=f'({_GRADIENT}, {_CONVOLUTION}, {_NEEDED}) -> {_GRADIENTS}',
+)
 def _convolve_backward(
     grad: Tensor, x: Tensor, weight: Tensor, sizes: Tensor, repeats: int, inner: int,
-    stride: list[int], padding: list[int], dilation: list[int], groups: int, needs_x: bool,
+    stride: list[int], padding: list[int], dilation: list[int], groups: int, needs_x: bool, biased: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of x (empty if it is not needed), weight and bias."""
+    """Return the gradients of x and of weight and bias; empty for x if it is not needed, and for no bias."""
     grad_x, grad_w, grad_b = _empty_convolution_gradients(
-        grad, x, weight, sizes, repeats, inner, stride, padding, dilation, groups, needs_x
+        grad, x, weight, sizes, repeats, inner, stride, padding, dilation, groups, needs_x, biased
     )
     grad_w.zero_()
     grad_b.zero_()
     for slot, rows in _slices(sizes, repeats, inner):
         gx, gw, gb = torch.ops.aten.convolution_backward(
             grad[rows], x[rows], weight[slot], [weight.shape[1]], stride, padding, dilation, False, [0, 0], groups,
-            [needs_x, True, True],
+            [needs_x, True, biased],
         )  # fmt: skip
         if needs_x:
             grad_x[rows] = gx
         grad_w[slot] += gw
-        grad_b[slot] += gb
+        if biased:
+            grad_b[slot] += gb
     return grad_x, grad_w, grad_b
 
 
 @_convolve_backward.register_fake
 def _empty_convolution_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, sizes: Tensor, repeats: int, inner: int,
-    stride: list[int], padding: list[int], dilation: list[int], groups: int, needs_x: bool,
+    stride: list[int], padding: list[int], dilation: list[int], groups: int, needs_x: bool, biased: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grad_x = torch.empty_like(x, memory_format=_layout(x, weight)) if needs_x else x.new_empty(0)
-    return grad_x, torch.empty_like(weight), weight.new_empty(weight.shape[:2])
+    return grad_x, torch.empty_like(weight), weight.new_empty(weight.shape[:2] if biased else 0)
 
 
-@torch.library.custom_op('ltzoo::linear_by_slot', mutates_args=())
+@torch.library.custom_op('ltzoo::linear_by_slot', mutates_args=(), schema=f'({_ROWS}) -> Tensor')
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Tensor, repeats: int, inner: int) -> Tensor:
     y = _empty_product(x, weight, bias, sizes, repeats, inner)
     for slot, rows in _slices(sizes, repeats, inner):
@@ -162,12 +215,14 @@ def _empty_product(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Tensor
     return x.new_empty((*x.shape[:-1], weight.shape[1]))
 
 
-@torch.library.custom_op('ltzoo::linear_by_slot_backward', mutates_args=())
+@torch.library.custom_op(
+    'ltzoo::linear_by_slot_backward', mutates_args=(), schema=f'({_GRADIENT}, {_NEEDED}) -> {_GRADIENTS}'
+)
 def _multiply_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, sizes: Tensor, repeats: int, inner: int, needs_x: bool
+    grad: Tensor, x: Tensor, weight: Tensor, sizes: Tensor, repeats: int, inner: int, needs_x: bool, biased: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x (empty if it is not needed), weight and bias."""
-    grad_x, grad_w, grad_b = _empty_product_gradients(grad, x, weight, sizes, repeats, inner, needs_x)
+    """Return the gradients of x and of weight and bias; empty for x if it is not needed, and for no bias."""
+    grad_x, grad_w, grad_b = _empty_product_gradients(grad, x, weight, sizes, repeats, inner, needs_x, biased)
     grad_w.zero_()
     grad_b.zero_()
     for slot, rows in _slices(sizes, repeats, inner):
@@ -175,15 +230,20 @@ def _multiply_backward(
         if needs_x:
             grad_x[rows] = grad[rows] @ weight[slot]
         grad_w[slot] += g.T @ part
-        grad_b[slot] += g.sum(0)
+        if biased:
+            grad_b[slot] += g.sum(0)
     return grad_x, grad_w, grad_b
 
 
 @_multiply_backward.register_fake
 def _empty_product_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, sizes: Tensor, repeats: int, inner: int, needs_x: bool
+    grad: Tensor, x: Tensor, weight: Tensor, sizes: Tensor, repeats: int, inner: int, needs_x: bool, biased: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape if needs_x else 0), torch.empty_like(weight), weight.new_empty(weight.shape[:2])
+    return (
+        x.new_empty(x.shape if needs_x else 0),
+        torch.empty_like(weight),
+        weight.new_empty(weight.shape[:2] if biased else 0),
+    )
 
 
 def _slices(sizes: Tensor, repeats: int, inner: int) -> Iterator[tuple[int, slice]]:

@@ -11,7 +11,7 @@ __all__ = ['EpochSums']
 
 
 class EpochSums:
-    """Sums over the steps of an epoch. They lie on the device and are changed in place, as a recorded step needs it.
+    """Sums over the steps of an epoch. They lie on the device and are changed in place, as a replayed step needs it.
 
     Args:
         groups: G.

@@ -46,7 +46,7 @@ class GkpGsa:
         settings: see `GkpGsaSettings`.
         log_prior: what the objective adds to the logits, shape (C,), for the Fisher; None for nothing.
         folder: of the bank's snapshots, if they are kept on disk.
-        rows: as for `GroupedSharpness`.
+        rows_form: as for `GroupedSharpness`.
         seed: of the grouping and the Fisher's samples.
 
     Raises:
@@ -66,7 +66,7 @@ class GkpGsa:
         *,
         log_prior: Tensor | None = None,
         folder: Path | None = None,
-        rows: RowsForm = 'sliced',
+        rows_form: RowsForm = 'sliced',
         seed: int = 0,
     ) -> None:
         self.model, self.settings = model, settings
@@ -106,7 +106,7 @@ class GkpGsa:
             self.class_groups,
             self._samples_by_group(self.class_groups),
             settings.sharpness,
-            rows=rows,
+            rows_form=rows_form,
         )
         self.quality: FeatureQuality | None = None
         self.epoch = 0

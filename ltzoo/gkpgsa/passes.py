@@ -33,7 +33,7 @@ class Passes:
         layout: the parameters that gradients are taken of, d numbers in all.
         class_groups: group of every class, int64, shape (C,).
         groups: G.
-        form: of the rows, see `GroupedSharpness`.
+        rows_form: see `GroupedSharpness`.
         autocast: makes the context of the forward passes.
         loss_scale: what the loss is multiplied by for fp16; the gradients keep it.
     """
@@ -43,7 +43,7 @@ class Passes:
     layout: FlatParameters
     class_groups: Tensor
     groups: int
-    form: RowsForm
+    rows_form: RowsForm
     autocast: Callable[[], Any] | None
     loss_scale: Tensor | float
     # Places of the parameters that a loss used, and which groups are in the batch, over all pieces and processes.
@@ -159,11 +159,11 @@ class Passes:
         assert self.present is not None
         groups, slots = self.class_groups[labels], self.groups + 1
         class_slots = torch.where(self.present[self.class_groups], self.class_groups, self.groups)
-        if self.form == 'sorted':
+        if self.rows_form == 'sorted':
             counts = torch.zeros(self.groups, dtype=torch.int64, device=groups.device)
             counts = counts.index_add(0, groups, torch.ones_like(groups))
             return SortedRows(groups, self.groups, sizes=counts), OneHotRows(class_slots, slots)
-        if self.form == 'one_hot':
+        if self.rows_form == 'one_hot':
             return OneHotRows(groups, self.groups), OneHotRows(class_slots, slots)
         # The host waits for the device once.
         sizes = torch.stack([torch.bincount(part, minlength=slots) for part in (groups, class_slots)]).tolist()

@@ -1,8 +1,8 @@
 """Which rows of an activation belong to which group of samples or classes.
 
 In three forms. Sliced rows lie sorted by group, or can be sorted, and are worked on a slice at a time. One-hot rows lie
-in any order, and which group a row belongs to is known to the device alone. Sorted rows are both: nothing but the
-functions that cut them up knows where.
+in any order, and which group a row belongs to is known to the device alone. Sorted rows lie sorted
+by group too, but where one group ends is known only when the work is done.
 """
 
 from __future__ import annotations

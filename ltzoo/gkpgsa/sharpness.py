@@ -54,7 +54,7 @@ class GroupedSharpness:
         class_groups: group of every class, int64, shape (C,).
         group_samples: training samples of every group, |G_g|, shape (G,).
         settings: see `SharpnessSettings`.
-        rows: how samples of different groups are told apart (`ltzoo.gkpgsa.rows`). With `one_hot` and `sorted` no
+        rows_form: how samples of different groups are told apart (`ltzoo.gkpgsa.rows`). With `one_hot` and `sorted` no
             shape depends on the groups' samples in the batch. With `one_hot` the host never waits for the device to
             learn them, so that a step can be recorded; it costs the arithmetic of as many passes as there are groups.
             With `sorted` a step can be compiled. Both hold for up to 10 groups (mode `focal`: any number), and not
@@ -71,10 +71,10 @@ class GroupedSharpness:
         group_samples: Tensor,
         settings: SharpnessSettings | None = None,
         *,
-        rows: RowsForm = 'sliced',
+        rows_form: RowsForm = 'sliced',
     ) -> None:
         self.module = module
-        self.rows = rows
+        self.rows_form = rows_form
         self.settings = settings or SharpnessSettings()
         self.layout = FlatParameters([p for p in module.parameters() if p.requires_grad])
         self.steps = 0
@@ -92,7 +92,7 @@ class GroupedSharpness:
     def set_groups(self, class_groups: Tensor, group_samples: Tensor) -> None:
         """Change the groups; what was kept of the former groups' directions is dropped.
 
-        As many groups as before take the former ones' place in memory, so that a recorded step goes on.
+        As many groups as before take the former ones' place in memory, so that a replayed step goes on.
 
         Raises:
             SharpnessError: if there is no group, or `radius_by_group` has another number of them.
@@ -138,7 +138,7 @@ class GroupedSharpness:
         Returns:
             What there is to log, on the device.
         """
-        form = self.rows if self.static else 'sliced'
+        form: RowsForm = self.rows_form if self.static else 'sliced'
         if perturbed and form != 'one_hot':
             pieces = [self._sorted(views, labels) for views, labels in pieces]
         run = Passes(losses, pieces, self.layout, self.class_groups, self.groups, form, autocast, loss_scale)
@@ -239,9 +239,9 @@ class GroupedSharpness:
 
     @property
     def static(self) -> bool:
-        """Whether all perturbed steps do the same work, in tensors of the same shapes, see `rows`."""
+        """Whether all perturbed steps do the same work, in tensors of the same shapes, see `rows_form`."""
         alike = self.settings.ascent in ('fresh', 'ema')
-        return self.rows != 'sliced' and alike and (self.settings.mode == 'focal' or self.groups <= MOST_AT_ONCE)
+        return self.rows_form != 'sliced' and alike and (self.settings.mode == 'focal' or self.groups <= MOST_AT_ONCE)
 
     def _set_grad(self, gradient: Tensor, used: set[int]) -> None:
         """Put the gradient into `grad`; what the loss does not use has none, so that weight decay passes it by."""
@@ -322,7 +322,7 @@ class GroupedSharpness:
 
     @staticmethod
     def _follow(average: Tensor, new: Tensor, where: Tensor, decay: float) -> None:
-        """Update an exponential average, in place, so that a recorded step finds it again."""
+        """Update an exponential average, in place, so that a replayed step finds it again."""
         average.copy_(torch.where(where, decay * average + (1 - decay) * new, average))
 
     def _average(self, by_group: Tensor, rest: Tensor, shares: Tensor) -> None:

@@ -91,7 +91,7 @@ class RIDE(Objective):
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
-        # In place, for a recorded step reads it there.
+        # In place, for a replayed step reads it there.
         self.now.copy_(self.late if epoch >= self.reweighting_epoch else torch.ones(()))
 
     def forward(self, model: Any, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class Learner(nn.Module):
         """Be told which epoch begins, counted from 0."""
         self.objective.start_epoch(epoch)
         if self.weights_now is not None and self.class_weights is not None:
-            # In place, for a recorded step reads it there.
+            # In place, for a replayed step reads it there.
             self.weights_now.copy_(self.class_weights if epoch >= self.weighted_from else torch.ones(()))
 
     def scale_logits(self) -> None:

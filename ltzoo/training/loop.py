@@ -49,8 +49,8 @@ class Step:
         accumulation: pieces that the batch is computed in, one after the other; gradients are summed, and synchronised
             between processes with the last piece only.
         clip_grad_norm: largest norm of the gradient.
-        replayed: what the passes through the network are made of once, to be replayed: `Recorded` or `Compiled`. Steps
-            whose work differs from one to the next are taken as they are.
+        replayed: what replays the passes through the network, `Recorded` or `Compiled`; None to take every step as it
+            is, as steps are whose work differs from one to the next.
     """
 
     def __init__(

@@ -110,15 +110,13 @@ def prepare_training(
     loader = create_loader(recipe, dataset, learner, accelerator)
     optimizer = create_optimizer(learner, recipe.optimizer)
     counts = torch.from_numpy(dataset.class_counts)
-    try_step(learner, view_sizes(recipe, dataset), counts, recipe, accelerator, rows=_rows(recipe, accelerator))
+    replayed, rows_form = _replay(recipe, accelerator)
+    try_step(learner, view_sizes(recipe, dataset), counts, recipe, accelerator, rows_form=rows_form)
     check_exportable(learner.model, image_config(recipe, dataset))
     if recipe.compile and recipe.method is None:
         learner.compile()
-    method = _create_method(recipe, dataset, learner, accelerator, bank)
+    method = _create_method(recipe, dataset, learner, rows_form, bank)
     prepared, optimizer = accelerator.prepare(learner, optimizer)
-    replayed: type[Recorded] | type[Compiled] | None = Recorded if can_record(recipe, accelerator) else None
-    if can_compile_method(recipe, accelerator):
-        replayed = Compiled
     step = Step(
         # The method sums gradients over processes itself.
         prepared if method is None else learner,
@@ -363,14 +361,15 @@ def can_compile_method(recipe: Recipe, accelerator: Accelerator) -> bool:
     return recipe.compile and recipe.method is not None and one_cpu
 
 
-def _rows(recipe: Recipe, accelerator: Accelerator) -> RowsForm:
+def _replay(recipe: Recipe, accelerator: Accelerator) -> tuple[type[Recorded] | type[Compiled] | None, RowsForm]:
+    """Return what replays the steps, if anything does, and the form of a method's rows that it needs."""
     if can_record(recipe, accelerator):
-        return 'one_hot'
-    return 'sorted' if can_compile_method(recipe, accelerator) else 'sliced'
+        return Recorded, 'one_hot'
+    return (Compiled, 'sorted') if can_compile_method(recipe, accelerator) else (None, 'sliced')
 
 
 def _create_method(
-    recipe: Recipe, dataset: Dataset, learner: Learner, accelerator: Accelerator, folder: Path
+    recipe: Recipe, dataset: Dataset, learner: Learner, rows_form: RowsForm, folder: Path
 ) -> GkpGsa | None:
     """Create the method's state, if the recipe has one; `folder` is for the bank's snapshots."""
     if recipe.method is None:
@@ -384,7 +383,7 @@ def _create_method(
         recipe.method,
         log_prior=learner.objective.logit_adjustment,
         folder=folder,
-        rows=_rows(recipe, accelerator),
+        rows_form=rows_form,
         seed=recipe.seed,
     )
 

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ltzoo.compiled import Compiled
 from ltzoo.errors import one_line
 from ltzoo.gkpgsa import GkpGsa, GkpGsaSettings, diagonal_fisher
 from ltzoo.gkpgsa.passes import of_each
@@ -27,7 +28,7 @@ def try_step(
     recipe: Recipe,
     accelerator: Accelerator,
     *,
-    rows: RowsForm = 'sliced',
+    rows_form: RowsForm = 'sliced',
 ) -> None:
     """Take a step on noise with a copy of the learner, and classify with it; with the recipe's method, one of its too.
 
@@ -35,7 +36,7 @@ def try_step(
         learner: on its device; neither it nor the global random generators are changed.
         sizes: height and width of each view; what it is measured on is as large as the first.
         class_counts: training images per class, int64, shape (C,).
-        rows: of the method, as `GkpGsa` has them.
+        rows_form: of the method, as `GkpGsa` has it; of `sorted` rows a step is traced, too.
 
     Raises:
         RecipeError: if model, objective, optimiser and method do not go together or do not take such images.
@@ -62,7 +63,7 @@ def try_step(
                 )
             optimizer.step()
             if recipe.method is not None:
-                _try_method(trial, views, class_counts, recipe.method, accelerator, rows)
+                _try_method(trial, views, class_counts, recipe.method, accelerator, rows_form)
             with torch.inference_mode():
                 logits = trial.model.eval()(views[0])
         except (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError) as error:
@@ -85,7 +86,7 @@ def _try_method(
     class_counts: Tensor,
     settings: GkpGsaSettings,
     accelerator: Accelerator,
-    rows: RowsForm,
+    rows_form: RowsForm,
 ) -> None:
     """Take a step of the method, as if there were groups from the start, and the Fisher diagonal of a sample."""
     settings = replace(
@@ -98,11 +99,18 @@ def _try_method(
     order = class_counts.argsort(descending=True)
     labels = order[class_counts[order] > 0][[0, -1][: len(views[0])]]
     prior = trial.objective.logit_adjustment
-    method = GkpGsa(trial, trial.model, class_counts, labels, 2, settings, log_prior=prior, rows=rows)
+    method = GkpGsa(trial, trial.model, class_counts, labels, 2, settings, log_prior=prior, rows_form=rows_form)
     on_device = labels.to(views[0].device)
 
     method.start_epoch(0)
-    method.gradient(trial, [(views, on_device)], autocast=accelerator.autocast)
+
+    def gradient(*tensors: Tensor) -> Tensor:
+        trial.zero_grad()
+        return method.gradient(trial, [(tensors[:-1], tensors[-1])], autocast=accelerator.autocast).loss
+
+    take = Compiled(gradient, list(trial.parameters())) if rows_form == 'sorted' else gradient
+    for _ in range(2 if rows_form == 'sorted' else 1):
+        take(*views, on_device)
     if settings.preservation is not None:
         sample = [(views[0][:1], on_device[:1])]
         diagonal_fisher(trial.model, method.encoder, sample, settings.preservation.fisher, log_prior=prior)

@@ -440,7 +440,7 @@ def test_classes_without_a_single_sample(group_by: str, groups: int) -> None:
 @pytest.mark.parametrize('rows', ['sliced', 'one_hot', 'sorted'])
 def test_backbones_of_every_build(network: tuple[str, dict[str, Any]], rows: RowsForm) -> None:
     run = Run(network=network, side=8 if network[1] is VIT else 32)
-    run.method.sharpness.rows = rows
+    run.method.sharpness.rows_form = rows
     logs = [run.epoch(epoch) for epoch in range(2)]
     assert run.weights.isfinite().all()
     assert logs[1]['best_now'] > 0
@@ -460,7 +460,7 @@ def test_of_backbones_of_every_build_no_gradient_is_lost(network: tuple[str, dic
     )  # fmt: skip
     run.learner.double()
     run.images = run.images.double()
-    run.method.sharpness.rows = rows
+    run.method.sharpness.rows_form = rows
     assert run.method.sharpness.groups == 2
     plain = copy.deepcopy(run.learner)
     plain((run.images,), LABELS).mean().backward()

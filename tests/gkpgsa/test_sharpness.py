@@ -56,7 +56,7 @@ class Setting:
         self.x = torch.randn(len(LABELS), 3, 2, 2)
         self.labels = LABELS
         self.start = copy.deepcopy(self.net)
-        self.engine = GroupedSharpness(self.net, groups, samples, SharpnessSettings(**settings), rows=ROWS)
+        self.engine = GroupedSharpness(self.net, groups, samples, SharpnessSettings(**settings), rows_form=ROWS)
 
     def losses(self, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
         return F.cross_entropy(self.net(views[0]), labels, reduction='none')
@@ -241,7 +241,7 @@ def test_the_direction_can_be_of_the_first_view_alone() -> None:
     # With a single group both passes are ordinary ones.
     one, samples = torch.zeros(CLASSES, dtype=torch.int64), torch.tensor([208])
     settings = SharpnessSettings(ascent_views='first', mode='combined', direction='full', radius=0.3)
-    s.engine = GroupedSharpness(s.net, one, samples, settings, rows=ROWS)
+    s.engine = GroupedSharpness(s.net, one, samples, settings, rows_form=ROWS)
     s.x = views[0]
     g = s.gradient_at(s.theta)
     expected = torch.zeros_like(g)
@@ -457,7 +457,7 @@ def test_class_vectors_see_their_group_of_the_whole_batch_in_every_piece() -> No
 def test_what_the_loss_does_not_use_has_no_gradient() -> None:
     s = Setting(scale=0.05)
     s.net.register_parameter('spare', nn.Parameter(torch.ones(3)))
-    s.engine = GroupedSharpness(s.net, CLASS_GROUPS, SAMPLES, SharpnessSettings(scale=0.05), rows=ROWS)
+    s.engine = GroupedSharpness(s.net, CLASS_GROUPS, SAMPLES, SharpnessSettings(scale=0.05), rows_form=ROWS)
     parts = [((s.x,), s.labels)]
     for perturbed in (True, False):
         s.net.zero_grad(set_to_none=True)
@@ -539,7 +539,7 @@ def test_with_batchnorm_and_prototypes_nothing_is_lost(mode: str, ascent_views: 
     plain(views, labels).mean().backward()
     expected = torch.cat([p.grad.reshape(-1) for p in plain.parameters()])
     settings = SharpnessSettings(mode=mode, scale=0.0, ascent_views=ascent_views)  # type: ignore[arg-type]
-    engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, settings, rows=ROWS)
+    engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, settings, rows_form=ROWS)
     engine.step(learner.forward, [(views, labels)])
     found = torch.cat([p.grad.reshape(-1) for p in learner.parameters()])  # type: ignore[union-attr]
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
@@ -558,7 +558,7 @@ def test_nothing_of_a_perturbation_stays(settings: dict[str, Any]) -> None:
     plain = copy.deepcopy(learner)
     plain(views, LABELS)
     before = {name: p.detach().clone() for name, p in learner.named_parameters()}
-    engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, SharpnessSettings(scale=0.1, **settings), rows=ROWS)
+    engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, SharpnessSettings(scale=0.1, **settings), rows_form=ROWS)
     engine.step(learner.forward, [(views, LABELS)])
     assert all(torch.equal(p, before[name]) for name, p in learner.named_parameters())
     # One update of the running statistics. Where no pass sees all views at the weights themselves, the perturbed one.
@@ -578,7 +578,7 @@ def test_nothing_of_a_perturbation_stays_where_its_pass_fails(settings: dict[str
     def losses(given: tuple[Tensor, ...], labels: Tensor) -> Tensor:
         return next(passes)(given, labels)
 
-    engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, SharpnessSettings(scale=0.1, **settings), rows=ROWS)
+    engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, SharpnessSettings(scale=0.1, **settings), rows_form=ROWS)
     before = {name: p.detach().clone() for name, p in learner.named_parameters()}
     with pytest.raises(StopIteration):
         engine.step(losses, [(views, LABELS)])
@@ -610,7 +610,7 @@ def test_bf16_autocast_is_that_of_the_ordinary_step() -> None:
         if engine_settings is None:
             plain.backward()
         else:
-            engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, engine_settings, rows=ROWS)
+            engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, engine_settings, rows_form=ROWS)
             engine.step(learner.forward, [(views, LABELS)], autocast=lambda: torch.autocast('cpu', torch.bfloat16))
         gradients.append(torch.cat([p.grad.reshape(-1) for p in learner.parameters()]))  # type: ignore[union-attr]
     # Rounding alone turns the gradient of so small a batch: that of fp32 has a cosine of 0.98 to the first.
@@ -702,7 +702,7 @@ def test_a_frozen_classifier_has_a_row_for_each_class_too() -> None:
     learner = Learner(model, create_objective('bcl', model, COUNTS)).train()
     model.get_classifier().weight.requires_grad_(False)
     views = tuple(torch.randn(len(LABELS), 3, 8, 8) for _ in range(3))
-    engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, SharpnessSettings(scale=0.0), rows=ROWS)
+    engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, SharpnessSettings(scale=0.0), rows_form=ROWS)
     engine.step(learner.forward, [(views, LABELS)])
     found = {name: p.grad for name, p in learner.named_parameters()}
     learner.zero_grad(set_to_none=True)
@@ -714,5 +714,5 @@ def test_focal_sam_can_be_recorded_with_any_number_of_groups() -> None:
     """Its passes go through the network as it is, whereas the others hold every group's weights."""
     for mode, static in (('focal', True), ('per_group', False)):
         settings = SharpnessSettings(mode=mode, radius=0.05)  # type: ignore[arg-type]
-        engine = GroupedSharpness(nn.Linear(3, 20), torch.arange(20), torch.ones(20), settings, rows='one_hot')
+        engine = GroupedSharpness(nn.Linear(3, 20), torch.arange(20), torch.ones(20), settings, rows_form='one_hot')
         assert engine.static == static

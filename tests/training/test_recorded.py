@@ -48,7 +48,9 @@ def test_a_recorded_training_is_the_same_bit_for_bit(
 ) -> None:
     # As on a GPU: all images are computed and thrown away where not wanted, and groups do not cut up a batch.
     monkeypatch.setattr(op, '_only_chosen', lambda images: False)
-    monkeypatch.setattr(prepare, '_rows', lambda recipe, accelerator: 'one_hot')
+    monkeypatch.setattr(
+        prepare, '_replay', lambda recipe, accelerator: (Recorded if recipe.cuda_graphs else None, 'one_hot')
+    )
     monkeypatch.setattr(prepare, 'can_record', lambda recipe, accelerator: recipe.cuda_graphs)
     monkeypatch.setattr(recorded, 'WARM_UP', 1)
     path = recipe_file(tmp_path, **changes)
@@ -94,7 +96,7 @@ def test_groups_that_are_not_recorded_leave_no_former_recording(
         model = create_model('resnet8_cifar', num_classes=classes)
         learner = Learner(model, create_objective('ce', model, counts))
         labels = np.repeat(np.arange(classes), 20)
-        method = GkpGsa(learner, model, counts, labels, 9, settings, rows='one_hot')
+        method = GkpGsa(learner, model, counts, labels, 9, settings, rows_form='one_hot')
         optimizer = accelerator.prepare_optimizer(torch.optim.SGD(learner.parameters(), lr=0.1), device_placement=False)
         step = Step(learner, optimizer, accelerator, method=method, replayed=Recorded if recorded_steps else None)
         for epoch, groups in enumerate((four, six, four.flip(0))):

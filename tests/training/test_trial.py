@@ -98,7 +98,8 @@ def test_what_is_tried_is_the_form_that_will_be_recorded(
     arguments = (learner, [(8, 8)], counts, make_recipe('method={groups: 2}'), Accelerator(cpu=True))
     with pytest.raises(RecipeError, match=r"no step can be taken with .*'NoneType' object has no attribute"):
         try_step(*arguments)
-    try_step(*arguments, rows='one_hot')
+    try_step(*arguments, rows_form='one_hot')
+    try_step(*arguments, rows_form='sorted')
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Seconds of one optimiser step: plain, channels-last and compiled, in turn in one process.
 
-With --method, of GKP/GSA and SAM against the recipe's own step; with --set compile=true all of them compiled.
+With --method, of GKP/GSA and SAM against the recipe's own step; with --set compile=true those compiled that can be.
 """
 
 from __future__ import annotations
