@@ -94,19 +94,17 @@ class BatchNorm(dense.BatchNorm):
     ) -> Tensor:
         running_mean, running_var, momentum, eps = conf
         weights, biases = tensors[:count], tensors[count:]
-        # Unlike others of PyTorch's functions, this one declares that it changes the running statistics, without which
-        # a compiler may change the order of such changes.
-        if running_mean is None:
-            y, mean, rstd = torch.ops.aten._native_batch_norm_legit.no_stats(
-                x, weights[0], biases[0], True, momentum, eps
-            )
-        else:
-            y, mean, rstd = torch.ops.aten._native_batch_norm_legit(
-                x, weights[0], biases[0], running_mean, running_var, True, momentum, eps
-            )
-        if not shared:
-            scale = torch.stack(weights) * rstd
-            y = rows.affine(x, scale, torch.stack(biases) - mean * scale)
+        # It changes running statistics without declaring it, which once compiled could come in another order: it gets
+        # others, whose type makes it compute in that.
+        others = torch.zeros_like(weights[0])
+        mean, variance = torch.batch_norm_update_stats(x, others, others.clone(), momentum)
+        if running_mean is not None:
+            count = x.numel() // x.shape[1]
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((variance * (count / max(count - 1, 1))).to(running_var.dtype), momentum)
+        rstd = (variance + eps).rsqrt()
+        scale = torch.stack(weights) * rstd
+        y = rows.affine(x, scale, torch.stack(biases) - mean * scale)
         ctx.save_for_backward(x, mean, rstd, *weights)
         ctx.rows, ctx.shared, ctx.eps = rows, shared, eps
         return y
