@@ -118,8 +118,8 @@ def test_steps_of_the_method_are_compiled_before_they_are_timed(
     (tmp_path / 'small.yaml').write_text(yaml.safe_dump(RECIPE))
     options = ['--recipe', tmp_path / 'small.yaml', '--method', '--rounds', 2, '--set', 'compile=true']
     assert script('tools/benchmark.py', 'step', *options, '--only', 'SAM', 'per group, ema, G 4') == 0
-    # Of each form, the compiled step once before the rounds, of which two do not count.
-    assert compiled == [1 + 2 + 2] * 2
+    # Of each form, the compiled step once before the rounds, of which two do not count. One that is tried is only traced.
+    assert [calls for calls in compiled if calls] == [1 + 2 + 2] * 2
 
 
 def test_epoch_ends_are_compared_with_an_epoch(
