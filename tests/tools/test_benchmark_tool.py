@@ -118,7 +118,7 @@ def test_steps_of_the_method_are_compiled_before_they_are_timed(
     (tmp_path / 'small.yaml').write_text(yaml.safe_dump(RECIPE))
     options = ['--recipe', tmp_path / 'small.yaml', '--method', '--rounds', 2, '--set', 'compile=true']
     assert script('tools/benchmark.py', 'step', *options, '--only', 'SAM', 'per group, ema, G 4') == 0
-    # Of each form, the compiled step once before the rounds, of which two do not count. One that is tried is only traced.
+    # Of each form, the compiled step once before the rounds, two of which do not count. What is tried is traced alone.
     assert [calls for calls in compiled if calls] == [1 + 2 + 2] * 2
 
 
