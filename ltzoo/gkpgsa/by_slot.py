@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltzoo.gkpgsa import dense
+from ltzoo.gkpgsa import dense, sliced
 from ltzoo.gkpgsa.rows import OneHotRows, SlicedRows, SortedRows
 
 __all__ = ['BatchNorm', 'Conv2d', 'Linear']
@@ -99,12 +99,10 @@ class BatchNorm(dense.BatchNorm):
         others = torch.zeros_like(weights[0])
         mean, variance = torch.batch_norm_update_stats(x, others, others.clone(), momentum)
         if running_mean is not None:
-            count = x.numel() // x.shape[1]
+            pixels = x.numel() // x.shape[1]
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_((variance * (count / max(count - 1, 1))).to(running_var.dtype), momentum)
-        rstd = (variance + eps).rsqrt()
-        scale = torch.stack(weights) * rstd
-        y = rows.affine(x, scale, torch.stack(biases) - mean * scale)
+            running_var.lerp_((variance * (pixels / max(pixels - 1, 1))).to(running_var.dtype), momentum)
+        y, rstd = sliced.normalised(x, rows, mean, variance, eps, weights, biases)
         ctx.save_for_backward(x, mean, rstd, *weights)
         ctx.rows, ctx.shared, ctx.eps = rows, shared, eps
         return y

@@ -110,9 +110,7 @@ class BatchNorm(torch.autograd.Function):
             )
         else:
             mean, variance = torch.batch_norm_update_stats(x, running_mean, running_var, momentum)
-            rstd = (variance + eps).rsqrt()
-            scale = torch.stack(weights) * rstd
-            y = rows.affine(x, scale, torch.stack(biases) - mean * scale)
+            y, rstd = normalised(x, rows, mean, variance, eps, weights, biases)
         ctx.save_for_backward(x, mean, rstd, *weights)
         ctx.rows, ctx.shared, ctx.eps = rows, shared, eps
         return y
@@ -135,6 +133,21 @@ class BatchNorm(torch.autograd.Function):
             grad, x, ctx.rows, torch.stack(weights), mean, rstd, through_variance, through_mean
         )
         return (grad_x, None, None, None, None, *by_slot)
+
+
+def normalised(
+    x: Tensor,
+    rows: SlicedRows | OneHotRows,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+    weights: tuple[Tensor, ...],
+    biases: tuple[Tensor, ...],
+) -> tuple[Tensor, Tensor]:
+    """Return x, (R, C, ...), by batch-norm with each slot's own scale and shift, and 1 / the deviation, (C,)."""
+    rstd = (variance + eps).rsqrt()
+    scale = torch.stack(weights) * rstd
+    return rows.affine(x, scale, torch.stack(biases) - mean * scale), rstd
 
 
 def batch_norm_input_gradient(
