@@ -15,7 +15,7 @@ the seeds that all of them are trained with; seeds come one after the other, so 
       both: {recipe: ../study/cifar10_bs.yaml, overrides: ['method.groups=4']}
 
 Every run has its folder OUTPUT/NAME_seedS; OUTPUT/table.md and OUTPUT/table.json, of all that is finished of the plan,
-are made anew after each.
+are made anew after each. A run that has diverged is not begun again, until its folder is removed.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
         files, left_out = write_archive(args.archive, folders, megabytes=args.max_mb, to_continue=args.with_unfinished)
         for file in files:
             print(f'{file}: {file.stat().st_size / 1e6:.1f} MB')
-    failed = [job for job, code in stopped if code not in (0, None)]
+    diverged = [] if args.table or args.collect else [job for job in jobs if job.diverged]
+    failed = [job for job, code in stopped if code not in (0, None) and job not in diverged]
     unfinished = [f'{job.name} with seed {job.seed}' for job, code in stopped if code is None]
     if unfinished:
         print(f'out of time, the same command goes on with: {", ".join(unfinished)}')
@@ -113,9 +114,14 @@ def run(args: argparse.Namespace) -> int:
             print('their checkpoints are not in the archive, where they would be with --with-unfinished')
     for sentence in left_out:
         print(f'not archived: {sentence}', file=sys.stderr)
+    for job in diverged:
+        print(
+            f'diverged: {job.name} with seed {job.seed}, see {job.log}; not begun again unless you remove {job.folder}',
+            file=sys.stderr,
+        )
     for job in failed:
         print(f'failed: {job.name} with seed {job.seed}, see {job.log}', file=sys.stderr)
-    return 1 if failed or left_out else 0
+    return 1 if diverged or failed or left_out else 0
 
 
 def write_pack(args: argparse.Namespace, plan: Plan, jobs: Sequence[Job]) -> None:

@@ -21,7 +21,10 @@ from ltzoo.training.run import RunFolder, difference
 
 __all__ = ['ArchiveError', 'check_archive', 'collect', 'write_archive']
 
-_KEPT = ('recipe.yaml', 'environment.json', 'log.jsonl', 'results.json', 'model', 'curves.png', 'accuracy.png')
+_KEPT = (
+    'recipe.yaml', 'environment.json', 'log.jsonl', 'diverged.txt', 'results.json', 'model', 'curves.png',
+    'accuracy.png',
+)  # fmt: skip
 _TO_CONTINUE = ('checkpoint.pt', 'bank')
 _ENDING = '.tar.gz'
 _BLOCK = 512
@@ -165,8 +168,8 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
             with writing(place), alone(place) if place.is_dir() else nullcontext():
                 new, there = _progress(brought / name), _progress(place)
                 if new > there:
-                    done[name] = 'finished' if new[0] else 'unfinished'
-                    if not any(new[:2]):
+                    done[name] = 'finished' if new[0] else 'diverged' if new[1] else 'unfinished'
+                    if not any(new[:3]):
                         done[name] += ', its checkpoint did not come along: it will be begun anew'
                     with new_folder(place) as made:
                         shutil.copytree(brought / name, made, dirs_exist_ok=True)
@@ -231,7 +234,8 @@ def _check_recipe(archive: Path, folder: Path, recipe: Recipe) -> None:
         )
 
 
-def _progress(folder: Path) -> tuple[bool, bool, int]:
-    """Return how far a run is: finished, to be continued, epochs; the larger, the further."""
+def _progress(folder: Path) -> tuple[bool, bool, bool, int]:
+    """Return how far a run is: finished, diverged, to be continued, epochs; the larger, the further."""
     run = RunFolder(folder)
-    return run.finished, run.checkpoint.exists(), len(run.read_log()) if folder.exists() else -1
+    epochs = len(run.read_log()) if folder.exists() else -1
+    return run.finished, run.divergence.exists(), run.checkpoint.exists(), epochs

@@ -81,6 +81,10 @@ class Job:
         return RunFolder(self.folder).finished
 
     @property
+    def diverged(self) -> bool:
+        return RunFolder(self.folder).diverged(self.recipe)
+
+    @property
     def log(self) -> Path:
         """What the training printed, beside its folder."""
         return self.folder.with_name(f'{self.folder.name}.log')

@@ -27,7 +27,7 @@ _PAUSE = 1.0
 
 
 def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None = None) -> list[tuple[Job, int | None]]:
-    """Run every training that is not finished; each one's output goes to its log.
+    """Run every training that is not finished and has not diverged; each one's output goes to its log.
 
     What another process trains, as one does whose call was killed, is waited for.
 
@@ -51,7 +51,8 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
     from ltzoo.models.factory import ModelFilesError
     from ltzoo.training.prepare import check_names
 
-    waiting = [job for job in jobs if not job.finished]
+    diverged = [job for job in jobs if job.diverged]
+    waiting = [job for job in jobs if not job.finished and job not in diverged]
     for job in waiting:
         # The weights that one starts from may be another's of the plan.
         with suppress(ModelFilesError):
@@ -66,7 +67,9 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
     environment = {**os.environ, 'OMP_NUM_THREADS': threads}
     stopped = threading.Event()
     lock = threading.Lock()
-    print(f'{len(jobs) - len(waiting)} of {len(jobs)} trainings are finished', flush=True)
+    finished = len(jobs) - len(waiting) - len(diverged)
+    of_them = f', {len(diverged)} diverged' if diverged else ''
+    print(f'{finished} of {len(jobs)} trainings are finished{of_them}', flush=True)
     last_call = None if deadline is None else deadline - min(_GRACE, (deadline - time.monotonic()) / 4)
     running: set[subprocess.Popen[bytes]] = set()
 

@@ -28,7 +28,7 @@ _PATIENCE = 60.0
 def summarise(
     plan: Plan, only: Sequence[str] | None = None, seeds: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
-    """Return, for every run of a plan that has a finished training, its scores over seeds and what its log says.
+    """Return, for every run of a plan of which a training has ended, its scores over seeds and what its log says.
 
     Args:
         plan: of which trainings.
@@ -36,8 +36,9 @@ def summarise(
         seeds: those to look at; None for all of the plan.
 
     Returns:
-        For each: `name`, `seeds`, `alike` (whether the seed is all that they differ in: they may have been trained with
-        other `--set`), `measured_on` (what the scores are of, where that is not the test set of split seed 0),
+        For each: `name`, `seeds` (those that are finished), `diverged` (those that have diverged: they have no scores),
+        `alike` (whether the seed is all that the finished ones differ in: they may have been trained with other
+        `--set`), `measured_on` (what the scores are of, where that is not the test set of split seed 0),
         [mean, sample standard deviation] of every score and of the minutes, and `method`.
 
     Raises:
@@ -47,19 +48,21 @@ def summarise(
     for name in dict.fromkeys(only or plan.runs):
         runs = {seed: RunFolder(plan.folder(name, seed)) for seed in seeds or plan.seeds}
         finished = {seed: run for seed, run in runs.items() if run.finished}
-        if finished:
-            summaries.append(_summarise(name, finished))
+        diverged = [seed for seed, run in runs.items() if run.divergence.exists()]
+        if finished or diverged:
+            summaries.append(_summarise(name, finished, diverged))
     return summaries
 
 
 def write_table(plan: Plan) -> None:
-    """Write the table of all that is finished of a plan, if anything is.
+    """Write the table of all that has ended of a plan, if anything has.
 
     Raises:
         BusyError: if another process has been writing it for a minute.
         LtzooError: if it cannot be written, or results are damaged.
     """
-    if not any(RunFolder(plan.folder(name, seed)).finished for name in plan.runs for seed in plan.seeds):
+    runs = [RunFolder(plan.folder(name, seed)) for name in plan.runs for seed in plan.seeds]
+    if not any(run.finished or run.divergence.exists() for run in runs):
         return
     # Of two calls, as for two GPUs, one would else put a table in place that lacks what the other has finished since.
     with writing(plan.output / 'table.md'), alone(plan.output, _PATIENCE):
@@ -77,6 +80,7 @@ def format_table(summaries: list[dict[str, Any]]) -> str:
     lines.append('|---' * (len(columns) + 3) + '|')
     for summary in summaries:
         seeds = f'{len(summary["seeds"])}{"" if summary["alike"] else ", recipes or images differ"}'
+        seeds += f', {len(summary["diverged"])} diverged' if summary['diverged'] else ''
         name = ', '.join([summary['name'], *summary['measured_on']])
         cells = [name, seeds, *(_format_mean(summary[key]) for key in columns)]
         lines.append(f'| {" | ".join(cells)} | {_format_mean(summary["minutes"], deviation=False)} |')
@@ -94,7 +98,7 @@ def format_table(summaries: list[dict[str, Any]]) -> str:
     return '\n'.join(lines)
 
 
-def _summarise(name: str, folders: dict[int, RunFolder]) -> dict[str, Any]:
+def _summarise(name: str, folders: dict[int, RunFolder], diverged: list[int]) -> dict[str, Any]:
     runs = list(folders.values())
     results = [run.read_results() for run in runs]
     # What they were trained with, and on how many images of each class.
@@ -104,6 +108,7 @@ def _summarise(name: str, folders: dict[int, RunFolder]) -> dict[str, Any]:
     summary: dict[str, Any] = {
         'name': name,
         'seeds': list(folders),
+        'diverged': diverged,
         'alike': all(run == trained[0] for run in trained),
         'measured_on': _measured_on(results),
     }

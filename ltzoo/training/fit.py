@@ -114,7 +114,12 @@ def _train(
     _restore(folder, training)
     if recipe.trackers:
         accelerator.init_trackers('ltzoo', config={'recipe': recipe.to_yaml()})
-    _train_epochs(folder, training, progress)
+    try:
+        _train_epochs(folder, training, progress)
+    except DivergedError as error:
+        if accelerator.is_main_process:
+            write_atomically(folder.divergence, f'{error}\n')
+        raise
     return _score_and_finish(folder, training)
 
 

@@ -4,6 +4,7 @@ recipe.yaml       everything that decided the run
 environment.json  versions, device, processes, commit
 log.jsonl         one line for every epoch
 checkpoint.pt     the last epoch, to continue from
+diverged.txt      if the loss stopped being finite: at which step
 bank/             while a run with method.snapshots=disk goes on: its snapshots
 results.json      the final scores
 model/            the exported model: `ltzoo.create_model('local-dir:RUN/model', pretrained=True)`
@@ -48,6 +49,7 @@ class RunFolder:
         self.environment = path / 'environment.json'
         self.log = path / 'log.jsonl'
         self.checkpoint = path / 'checkpoint.pt'
+        self.divergence = path / 'diverged.txt'
         self.results = path / 'results.json'
         self.model = path / 'model'
         self.bank = path / 'bank'
@@ -56,6 +58,17 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run has come to its end: the results are written last."""
         return self.results.exists()
+
+    def diverged(self, recipe: Recipe) -> bool:
+        """Return whether the run stopped as its loss, or its weights, were not finite any more, with this recipe.
+
+        Begun with another recipe, such a run may have a checkpoint, with which `check` refuses it, or none, and is then
+        begun anew.
+        """
+        try:
+            return self.divergence.exists() and not difference(self.read_recipe(), recipe, with_place=False)
+        except CheckpointError:
+            return False
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a folder that holds something else, another recipe, or a run that was not asked to be continued.
@@ -131,6 +144,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for path in self._leftovers():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.divergence.unlink(missing_ok=True)
         kept = [] if state is None else [line for line in self.read_log() if line['epoch'] < state['epoch']]
         write_atomically(self.recipe, recipe.to_yaml())
         write_atomically(self.environment, json.dumps(self._with_earlier(environment, recipe, state), indent=2) + '\n')

@@ -17,6 +17,7 @@ from ltzoo.errors import LtzooError
 from ltzoo.files import BusyError, alone
 from ltzoo.plans.archive import ArchiveError, collect, write_archive
 from ltzoo.training.recipe import load_recipe
+from ltzoo.training.run import RunFolder
 
 RECIPE = Path(__file__).parents[2] / 'recipes' / 'digits_lt' / 'ce.yaml'
 
@@ -48,6 +49,22 @@ def test_of_two_unfinished_runs_the_one_of_more_epochs_is_taken(order: int, tmp_
     for archive in archives[::order]:
         collect([archive], tmp_path / 'home', {'base_seed0': recipe})
     assert len((tmp_path / 'home' / 'base_seed0' / 'log.jsonl').read_text().splitlines()) == 7
+
+
+def test_a_run_that_diverged_comes_home_as_such(tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPE)
+    run = tmp_path / 'there' / 'base_seed0'
+    run.mkdir(parents=True)
+    (run / 'recipe.yaml').write_text(recipe.to_yaml())
+    (run / 'diverged.txt').write_text('the loss is not finite since step 7')
+    home = tmp_path / 'home' / 'base_seed0'
+    home.mkdir(parents=True)
+    (home / 'checkpoint.pt').write_bytes(b'state')
+    archives, _ = write_archive(tmp_path / 'runs.tar.gz', [run])
+    assert collect(archives, home.parent, {run.name: recipe}) == {run.name: 'diverged'}
+    assert RunFolder(home).diverged(recipe)
+    # What a run of other settings did says nothing of this one's.
+    assert not RunFolder(home).diverged(recipe.model_copy(update={'epochs': 7}))
 
 
 @pytest.mark.parametrize('order', [1, -1])

@@ -42,7 +42,7 @@ def test_scores_minutes_and_what_the_method_did(plan_file: Path, tmp_path: Path)
     finish(tmp_path, 1, {**scores, 'top1': 64.0, 'training_seconds': 240.0}, [{'method': {'perturbation': [0.9]}}, {}])
     (summary,) = summaries = summarise(load_plan(plan_file))
     assert summary == {
-        **{'name': 'base', 'seeds': [0, 1], 'alike': True, 'measured_on': []},
+        **{'name': 'base', 'seeds': [0, 1], 'diverged': [], 'alike': True, 'measured_on': []},
         **{'top1': [62.0, pytest.approx(8**0.5)], 'many': [80.0, 0.0], 'medium': None, 'few': [20.0, 0.0]},
         **{'balanced_accuracy': None, 'ece': [7.0, 0.0], 'train_top1': None},
         **{'minutes': [3.0, pytest.approx(2**0.5)]},

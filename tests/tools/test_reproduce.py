@@ -49,11 +49,14 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
     )
     assert script('tools/reproduce.py', plan, '--jobs', 2) == 1
     told = capsys.readouterr()
-    assert 'failed: bad with seed 3' in told.err and 'failed: bad with seed 4' in told.err
+    assert 'diverged: bad with seed 3' in told.err and 'diverged: bad with seed 4' in told.err
+    assert 'failed' not in told.err
     assert 'not finite' in (tmp_path / 'out' / 'bad_seed3.log').read_text()
     assert re.search('^bad, seed 3: exit code 2, train.py: .*not finite', told.out, re.MULTILINE)
-    base, gkp = json.loads((tmp_path / 'out' / 'table.json').read_text())
+    base, gkp, bad = json.loads((tmp_path / 'out' / 'table.json').read_text())
     assert (base['name'], base['seeds'], gkp['name']) == ('base', [3, 4], 'gkp')
+    assert (bad['name'], bad['seeds'], bad['diverged']) == ('bad', [], [3, 4])
+    assert '| bad | 0, 2 diverged | - |' in told.out
     for summary in (base, gkp):
         results = results_of(tmp_path, summary['name'], [3, 4])
         assert [result['seed'] for result in results] == [3, 4]
@@ -92,6 +95,12 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
     assert script('tools/reproduce.py', plan, '--only', 'base') == 0
     assert '2 of 2 trainings are finished' in capsys.readouterr().out
     assert (tmp_path / 'out' / 'base_seed3' / 'results.json').stat().st_mtime_ns == before
+    log = tmp_path / 'out' / 'bad_seed3.log'
+    said = log.read_text()
+    assert script('tools/reproduce.py', plan, '--only', 'bad', '--seeds', 3) == 1
+    told = capsys.readouterr()
+    assert '0 of 1 trainings are finished, 1 diverged' in told.out and 'diverged: bad with seed 3' in told.err
+    assert log.read_text() == said
     assert script('tools/reproduce.py', plan, '--only', 'base', '--set', 'optimizer.lr=0.002') == 2
     assert 'base_seed3 holds a run of another recipe: optimizer.lr was ' in capsys.readouterr().err
     assert script('tools/reproduce.py', plan, '--table', '--set', 'optimiser.lr=1') == 2

@@ -324,6 +324,10 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(
     assert all(value.isfinite().all() for value in state['learner'].values())
     assert len((tmp_path / 'bad' / 'log.jsonl').read_text().splitlines()) == 1
     assert not (tmp_path / 'bad' / 'results.json').exists()
+    assert (tmp_path / 'bad' / 'diverged.txt').read_text().startswith('the loss is not finite since step')
+    monkeypatch.undo()
+    fit(make_recipe('epochs=3', 'checkpoint_every=1', 'resume=auto'), tmp_path / 'bad', progress=False)
+    assert not (tmp_path / 'bad' / 'diverged.txt').exists()
 
 
 def test_weights_that_the_last_step_of_an_epoch_breaks_are_not_kept(
