@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltzoo.errors import LtzooError, is_out_of_memory, one_line
 
-__all__ = ['CompileError', 'Compiled']
+__all__ = ['CompileError', 'Compiled', 'compiler_errors']
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Compiled:
                     'take compile=false'
                 )
         # What was traced is compiled in the first call of it. The gradient is part of it.
-        with _refusing() if self.calls == 3 else nullcontext(), torch.no_grad():
+        with compiler_errors(RuntimeError) if self.calls == 3 else nullcontext(), torch.no_grad():
             outputs, gradients = self.compiled(*inputs)
         for parameter, gradient in zip(self.used, gradients, strict=True):
             parameter.grad = gradient
@@ -104,7 +105,7 @@ class Compiled:
             self.used = [p for p in self.parameters if p.grad is not None]
             return outputs, [p.grad for p in self.used if p.grad is not None]
 
-        with _refusing():
+        with compiler_errors(RuntimeError):
             graph = make_fx(run)(*inputs)
         self.shapes = [x.shape for x in inputs]
         logger.info('the next step is compiled, which takes a minute or two')
@@ -113,10 +114,18 @@ class Compiled:
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
+def compiler_errors(kind: type[RuntimeError] = TorchDynamoException) -> Iterator[None]:
+    """Say in a sentence why a step cannot be compiled.
+
+    Args:
+        kind: the errors that say so, by default those of PyTorch's compiler alone.
+
+    Raises:
+        CompileError: with that sentence.
+    """
     try:
         yield
-    except RuntimeError as error:
+    except kind as error:
         if is_out_of_memory(error):
             raise
         # What follows is how to ask PyTorch for more.

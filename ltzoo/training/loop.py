@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,11 +14,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ltzoo.compiled import Compiled
+from ltzoo.compiled import Compiled, compiler_errors
 from ltzoo.data.loader import Batch, TrainLoader
 from ltzoo.errors import LtzooError
 from ltzoo.gkpgsa import GkpGsa
 from ltzoo.recorded import Recorded
+
+logger = logging.getLogger(__name__)
 
 __all__ = ['DivergedError', 'EpochLog', 'Step', 'train_one_epoch']
 
@@ -69,10 +72,16 @@ class Step:
         self.gradient = self._ordinary_gradient if method is None else self._grouped_gradient
         self.replay = replayed(self.gradient, list(learner.parameters())) if replayed else None
         self.form = None if method is None else method.form
+        self.told = False
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Return the mean loss over this process's share, on the device, until the next step."""
-        loss = self._replayed_or_not()(*batch.views, batch.labels)
+        """Return the mean loss over this process's share, on the device, until the next step.
+
+        Raises:
+            CompileError: if the step is compiled and cannot be.
+        """
+        with compiler_errors():
+            loss = self._replayed_or_not()(*batch.views, batch.labels)
         if self.method is not None:
             self.method.weigh(self._loss_scale())
         if self.clip_grad_norm is not None:
@@ -92,7 +101,16 @@ class Step:
             # Also where the new form is not replayed: what the former one read may be gone when it comes back.
             self.replay.forget()
             self.form = self.method.form
-        return self.replay if self.method is None or self.method.static else self.gradient
+        if self.method is None or self.method.static:
+            return self.replay
+        if not self.told:
+            logger.warning(
+                'perturbed steps (%d groups, method.sharpness.ascent=%s) are neither compiled nor recorded',
+                self.method.sharpness.groups,
+                self.method.sharpness.settings.ascent,
+            )
+            self.told = True
+        return self.gradient
 
     def _ordinary_gradient(self, *tensors: Tensor) -> Tensor:
         pieces = self._pieces(tensors)

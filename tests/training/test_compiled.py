@@ -26,7 +26,7 @@ from ltzoo.gkpgsa import GkpGsa, GkpGsaSettings, SharpnessSettings
 from ltzoo.training.fit import fit
 from ltzoo.training.loop import Step
 from ltzoo.training.prepare import prepare_data, prepare_training
-from ltzoo.training.recipe import RecipeError, load_recipe
+from ltzoo.training.recipe import Recipe, RecipeError, load_recipe
 
 NEEDS_A_COMPILER = pytest.mark.skipif(
     not (shutil.which('g++') or shutil.which('clang++')), reason='there is no C++ compiler'
@@ -149,6 +149,17 @@ def test_a_missing_compiler_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp
     ):
         double(torch.ones(2))
     assert 'TORCHDYNAMO_VERBOSE' not in str(refused.value)
+
+
+def test_an_ordinary_step_without_a_compiler_is_one_sentence(
+    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path / 'cache'))
+    message = r'^this step cannot be compiled, take compile=false: [^\n]*C\+\+ compiler[^\n]*$'
+    with inductor.patch({'cpp.cxx': ('no-such-compiler',)}), pytest.raises(CompileError, match=message):
+        fit(make_recipe('compile=true'), tmp_path / 'run', progress=False)
+    # What was refused goes on as it would have without.
+    fit(make_recipe('resume=auto', 'compile=false'), tmp_path / 'run', progress=False)
 
 
 class Net(nn.Module):

@@ -81,7 +81,7 @@ def test_steps_that_differ_are_not_recorded(
 
 
 def test_groups_that_are_not_recorded_leave_no_former_recording(
-    monkeypatch: pytest.MonkeyPatch, graphs: list[emulated_graphs.Graph]
+    monkeypatch: pytest.MonkeyPatch, graphs: list[emulated_graphs.Graph], caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(recorded, 'WARM_UP', 1)
     monkeypatch.setattr(sharpness, 'MOST_AT_ONCE', 4)
@@ -108,6 +108,7 @@ def test_groups_that_are_not_recorded_leave_no_former_recording(
                 step(Batch(views, torch.randint(0, classes, (12,))))
         weights.append(nn.utils.parameters_to_vector(learner.parameters()).detach())
     assert len(graphs) == 2
+    assert [message.partition(',')[0] for message in caplog.messages] == ['perturbed steps (6 groups']
     assert torch.equal(*weights)
 
 
