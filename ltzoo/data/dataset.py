@@ -354,7 +354,8 @@ def takes_data_dir(name: str) -> bool:
         DataError: if there is no such data set.
     """
     base, _, place = name.partition(':')
-    return not place or _resolve(base)[0].takes_root
+    entry, _ = _resolve(base)
+    return not place or entry.takes_root
 
 
 def without_folders(name: str) -> str:

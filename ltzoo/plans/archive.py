@@ -166,10 +166,10 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
             place = output / name
             # A training that goes on here would go on writing into what takes its folder's place.
             with writing(place), alone(place) if place.is_dir() else nullcontext():
-                new, there = _progress(brought / name), _progress(place)
+                new, there = (_progress(folder / name, recipes[name]) for folder in (brought, output))
                 if new > there:
-                    done[name] = 'finished' if new[0] else 'diverged' if new[1] else 'unfinished'
-                    if not any(new[:3]):
+                    done[name] = 'finished' if new[0] else 'diverged' if new[3] else 'unfinished'
+                    if not any(new[:2]):
                         done[name] += ', its checkpoint did not come along: it will be begun anew'
                     with new_folder(place) as made:
                         shutil.copytree(brought / name, made, dirs_exist_ok=True)
@@ -234,8 +234,9 @@ def _check_recipe(archive: Path, folder: Path, recipe: Recipe) -> None:
         )
 
 
-def _progress(folder: Path) -> tuple[bool, bool, bool, int]:
-    """Return how far a run is: finished, diverged, to be continued, epochs; the larger, the further."""
+def _progress(folder: Path, recipe: Recipe) -> tuple[bool, bool, int, bool]:
+    """Return how far a run is: finished, not to be begun anew, epochs, diverged; the larger, the further."""
     run = RunFolder(folder)
+    diverged = run.diverged(recipe)
     epochs = len(run.read_log()) if folder.exists() else -1
-    return run.finished, run.divergence.exists(), run.checkpoint.exists(), epochs
+    return run.finished, diverged or run.checkpoint.exists(), epochs, diverged

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from ltzoo.data import load_data, source_of
 from ltzoo.data.sources.packed_cifar import pack_file, write_packed
 from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder, writing
+from ltzoo.models.factory import ModelFilesError
 from ltzoo.plans.plan import Job, Plan, load_plan
 from ltzoo.training.prepare import check_names, prepare_data
 from ltzoo.training.recipe import Recipe, with_bases
@@ -106,17 +108,24 @@ def pack(
     recipes = [job.recipe for job in jobs]
     text = _plan_there(root, plan, file, jobs, changes)
     for recipe in recipes:
+        # Weights that are not there yet are refused below.
+        with suppress(ModelFilesError):
+            check_names(recipe)
         if _source(recipe) not in (*_PACKED, 'digits'):
             raise PackError(
                 f'the data {recipe.data.name} cannot be packed: CIFAR-10 and CIFAR-100 can, and digits come with '
                 'scikit-learn; choose other runs with --only'
             )
-        if recipe.model.pretrained or recipe.model.name.startswith(('local-dir:', 'hf-hub:')):
+        if recipe.data.name.partition(':')[2]:
+            raise PackError(
+                f'the data {recipe.data.name} cannot be packed: its place is one of this machine; leave it out, and '
+                'give --data-dir'
+            )
+        if recipe.model.is_trained or recipe.model.name.startswith(('local-dir:', 'hf-hub:')):
             raise PackError(
                 f'the weights that {recipe.model.name} starts from cannot be packed: choose runs that start from none '
                 'with --only'
             )
-        check_names(recipe)
     if python is not None and not re.fullmatch(r'3\.\d+', python):
         raise PackError(f'--python must be a version such as 3.12, not {python}')
     commit = commit_of(root)

@@ -103,8 +103,8 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
                 return 130
             if last_call is not None and time.monotonic() >= last_call:
                 return None
-            # By now another process may have brought it to its end.
-            code = 0 if job.finished else run_apart(job)
+            # By now another process may have brought it to its end, of one kind or the other.
+            code = 0 if job.finished else 2 if job.diverged else run_apart(job)
             # It is refused, too, where another process has begun it a moment before.
             if code != 2 or not _is_held(job):
                 break
@@ -123,8 +123,10 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
                     print(f'nothing more is begun: {error}', file=sys.stderr, flush=True)
                     stopped.set()
                     raise
-                ending = 'out of time' if code is None else f'exit code {code}' if code else 'finished'
-                said = job.log.read_text(encoding='utf-8', errors='replace').splitlines() if code == 2 else []
+                ended = 'diverged' if code == 2 and job.diverged else f'exit code {code}' if code else 'finished'
+                ending = 'out of time' if code is None else ended
+                refused = code == 2 and job.log.exists()
+                said = job.log.read_text(encoding='utf-8', errors='replace').splitlines() if refused else []
                 # What was refused is said in the last line.
                 ending += ''.join(f', {line}' for line in said[-1:])
                 print(f'{job.name}, seed {job.seed}: {ending}', flush=True)

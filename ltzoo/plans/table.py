@@ -76,8 +76,8 @@ def format_table(summaries: list[dict[str, Any]]) -> str:
     if not summaries:
         return 'no training is finished yet'
     columns = [key for key in _SCORES if any(summary[key] is not None for summary in summaries)]
-    lines = ['| | seeds | ' + ' | '.join(_SCORES[key] for key in columns) + ' | minutes |']
-    lines.append('|---' * (len(columns) + 3) + '|')
+    heads = ['seeds', *(_SCORES[key] for key in columns), 'minutes']
+    lines = [f'| | {" | ".join(heads)} |', '|---' * (len(heads) + 1) + '|']
     for summary in summaries:
         seeds = f'{len(summary["seeds"])}{"" if summary["alike"] else ", recipes or images differ"}'
         seeds += f', {len(summary["diverged"])} diverged' if summary['diverged'] else ''

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,9 @@ def _train(
         _train_epochs(folder, training, progress)
     except DivergedError as error:
         if accelerator.is_main_process:
-            write_atomically(folder.divergence, f'{error}\n')
+            # A full disk must not hide why it ended.
+            with suppress(OSError):
+                write_atomically(folder.divergence, f'{error}\n')
         raise
     return _score_and_finish(folder, training)
 
@@ -272,16 +274,16 @@ def _restore(folder: RunFolder, training: Training) -> None:
         if state is not None:
             with _saying_what_is_wrong(folder):
                 _check_data(folder, recipe, training.dataset.identity, state)
-        if accelerator.is_main_process:
-            folder.start(recipe, describe_environment(str(accelerator.device), accelerator.num_processes), state)
     if accelerator.num_processes > 1 and len(set(gather_object([0 if state is None else state['epoch']]))) > 1:
         raise CheckpointError(
             f'the processes find different checkpoints in output={folder.path}: give a folder that all machines share'
         )
-    if state is None:
-        return
-    with _saying_what_is_wrong(folder):
-        training.load_state_dict(state)
+    if state is not None:
+        with _saying_what_is_wrong(folder):
+            training.load_state_dict(state)
+    # Only now: what cannot be gone on from stays as it is.
+    if accelerator.is_main_process:
+        folder.start(recipe, describe_environment(str(accelerator.device), accelerator.num_processes), state)
 
 
 @contextmanager

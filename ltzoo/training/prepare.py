@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType, set_seed
 from torch import nn
 
 from ltzoo.compiled import Compiled
-from ltzoo.data import Dataset, load_parts
+from ltzoo.data import Dataset, check_data_name, load_parts
 from ltzoo.data.loader import TrainLoader, train_loader
 from ltzoo.data.views import parse_views
 from ltzoo.errors import did_you_mean, one_line
@@ -58,8 +58,9 @@ def check_names(recipe: Recipe) -> None:
     """Refuse what is misspelled before any image is read, which may take long.
 
     Raises:
-        LtzooError: if there is no such model, objective, optimiser or view.
+        LtzooError: if there is no such data set, model, objective, optimiser or view.
     """
+    check_data_name(recipe.data.name)
     check_model_name(recipe.model.name)
     check_objective(recipe.objective.name, recipe.objective.model_extra or {})
     check_optimizer(recipe.optimizer.name)
@@ -147,9 +148,7 @@ def _check_retraining(recipe: Recipe, stage: RetrainingPart, learner: Learner, d
             f'retraining draws all classes equally often, and {other} makes up for their numbers once more: leave it '
             'out, or take objective.name=ce'
         )
-    if stage.start_epoch == 0 and not (
-        recipe.model.pretrained or (recipe.model.model_extra or {}).get('checkpoint_path')
-    ):
+    if stage.start_epoch == 0 and not recipe.model.is_trained:
         raise RecipeError(
             'retraining.start_epoch=0 would train a classifier of features that nothing has trained: take '
             'model.pretrained=true, or a later epoch'

@@ -54,6 +54,11 @@ class ModelPart(_Part):
     name: str
     pretrained: bool = False
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether it starts from weights that something has trained."""
+        return self.pretrained or bool((self.model_extra or {}).get('checkpoint_path'))
+
 
 class ObjectivePart(_Part):
     """Which loss. `name` from `ltzoo.losses.list_objectives`; further keys are its options."""

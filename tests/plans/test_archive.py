@@ -60,6 +60,11 @@ def test_a_run_that_diverged_comes_home_as_such(tmp_path: Path) -> None:
     home = tmp_path / 'home' / 'base_seed0'
     home.mkdir(parents=True)
     (home / 'checkpoint.pt').write_bytes(b'state')
+    (home / 'log.jsonl').write_text('{}')
+    archives, _ = write_archive(tmp_path / 'runs.tar.gz', [run])
+    # Begun again, it may be further by now.
+    assert collect(archives, home.parent, {run.name: recipe}) == {run.name: 'nothing newer than here'}
+    (run / 'log.jsonl').write_text('{}')
     archives, _ = write_archive(tmp_path / 'runs.tar.gz', [run])
     assert collect(archives, home.parent, {run.name: recipe}) == {run.name: 'diverged'}
     assert RunFolder(home).diverged(recipe)

@@ -95,18 +95,20 @@ def test_what_does_not_stop_is_killed() -> None:
 
 
 @contextmanager
-def another_process_at(folder: Path, results: str | None, let_go: threading.Event) -> Iterator[None]:
-    """Hold a run's lock, as a training does, until it is to be let go; it may come to its end then."""
+def another_process_at(job: Job, ending: str | None, let_go: threading.Event) -> Iterator[None]:
+    """Hold a run's lock, as a training does, until it is to be let go; it may finish or diverge then."""
     held = threading.Event()
 
     def hold() -> None:
         with alone(folder):
             held.set()
             let_go.wait(30)
-            if results is not None:
-                (folder / 'results.json').write_text(results)
+            if ending is not None:
+                (folder / ending).write_text('{"training_seconds": 60.0}')
 
+    folder = job.folder
     folder.mkdir(parents=True)
+    (folder / 'recipe.yaml').write_text(job.recipe.to_yaml())
     holder = threading.Thread(target=hold)
     holder.start()
     try:
@@ -117,9 +119,9 @@ def another_process_at(folder: Path, results: str | None, let_go: threading.Even
         holder.join()
 
 
-@pytest.mark.parametrize('results', [None, '{"training_seconds": 60.0}'])
+@pytest.mark.parametrize('ending', [None, 'results.json', 'diverged.txt'])
 def test_a_run_that_another_process_trains_is_waited_for(
-    results: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ending: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, (job,) = make_jobs(tmp_path, 'print("begun")')
     told: list[str] = []
@@ -132,18 +134,22 @@ def test_a_run_that_another_process_trains_is_waited_for(
             let_go.set()
 
     monkeypatch.setattr('ltzoo.plans.run.print', say, raising=False)
-    with another_process_at(job.folder, results, let_go):
-        assert train([job], 1, plan) == [(job, 0)]
-    assert told[1:] == [f'base, seed 0: waits for another process that trains {job.folder}', 'base, seed 0: finished']
-    assert job.log.exists() == (results is None)
-    assert (plan.output / 'table.md').exists() == (results is not None)
+    diverged = ending == 'diverged.txt'
+    with another_process_at(job, ending, let_go):
+        assert train([job], 1, plan) == [(job, 2 if diverged else 0)]
+    assert told[1:] == [
+        f'base, seed 0: waits for another process that trains {job.folder}',
+        f'base, seed 0: {"diverged" if diverged else "finished"}',
+    ]
+    assert job.log.exists() == (ending is None)
+    assert (plan.output / 'table.md').exists() == (ending is not None)
 
 
 def test_waiting_for_another_process_ends_in_time_and_by_sigterm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, (job,) = make_jobs(tmp_path, 'print("begun")')
-    with another_process_at(job.folder, None, threading.Event()):
+    with another_process_at(job, None, threading.Event()):
         assert train([job], 1, plan, time.monotonic() + 0.5) == [(job, None)]
         # To the process, as it is the main thread that has to hear of it.
         monkeypatch.setattr(
@@ -169,6 +175,11 @@ def test_threads_are_shared_among_the_cores_that_a_process_may_use(
 def test_what_is_misspelled_or_cannot_travel_is_refused_before_anything_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    plan, jobs = make_jobs(tmp_path, 'print("begun")', 'data.name=digits_lt_r1OO')
+    with pytest.raises(LtzooError, match='digits_lt_r1OO'):
+        train(jobs, 1, plan)
+    with pytest.raises(LtzooError, match='digits_lt_r1OO'):
+        make_jobs(tmp_path, '', 'data.name=digits_lt_r1OO', data_dir='/data')
     plan, jobs = make_jobs(tmp_path, 'print("begun")', 'optimizer.name=adamv')
     with pytest.raises(LtzooError, match="timm has no 'adamv'"):
         train(jobs, 1, plan)

@@ -59,6 +59,15 @@ def test_scores_minutes_and_what_the_method_did(plan_file: Path, tmp_path: Path)
     ]
 
 
+def test_a_table_of_what_has_diverged_alone_is_one(plan_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / 'runs' / 'base_seed1'
+    run.mkdir(parents=True)
+    (run / 'diverged.txt').write_text('the loss is not finite')
+    write_table(load_plan(plan_file))
+    expected = '| | seeds | minutes |\n|---|---|---|\n| base | 0, 1 diverged | - |\n'
+    assert (tmp_path / 'runs' / 'table.md').read_text() == expected
+
+
 def test_two_calls_of_a_plan_write_its_table_one_after_the_other(
     plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,7 +52,7 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
     assert 'diverged: bad with seed 3' in told.err and 'diverged: bad with seed 4' in told.err
     assert 'failed' not in told.err
     assert 'not finite' in (tmp_path / 'out' / 'bad_seed3.log').read_text()
-    assert re.search('^bad, seed 3: exit code 2, train.py: .*not finite', told.out, re.MULTILINE)
+    assert re.search('^bad, seed 3: diverged, train.py: .*not finite', told.out, re.MULTILINE)
     base, gkp, bad = json.loads((tmp_path / 'out' / 'table.json').read_text())
     assert (base['name'], base['seeds'], gkp['name']) == ('base', [3, 4], 'gkp')
     assert (bad['name'], bad['seeds'], bad['diverged']) == ('bad', [], [3, 4])
@@ -242,6 +242,12 @@ def test_a_pack_trains_elsewhere_and_its_archive_comes_home(
     none = tmp_path / 'none'
     assert script('tools/reproduce.py', plan, '--pack', none) == 2
     assert 'only those that git tracks' in capsys.readouterr().err
+    place = ('--set', f'data.name=cifar100_lt_r100:{tmp_path}', '--pack', none)
+    assert script('tools/reproduce.py', write_plan(changed, [3], {'base': []}), *place) == 2
+    assert f'the data cifar100_lt_r100:{tmp_path} cannot be packed: its place is one of this' in capsys.readouterr().err
+    file = ('--set', 'model.checkpoint_path=w.pt', '--pack', none)
+    assert script('tools/reproduce.py', write_plan(changed, [3], {'base': []}), *file) == 2
+    assert 'the weights that resnet8_cifar starts from cannot be packed' in capsys.readouterr().err
     weights = ('model.name=resnet32_cifar_bcl.cifar100_lt_r100', 'model.pretrained=true')
     assert script('tools/reproduce.py', write_plan(changed, [3], {'base': []}), '--set', *weights, '--pack', none) == 2
     assert 'the weights that resnet32_cifar_bcl.cifar100_lt_r100 starts from cannot be' in capsys.readouterr().err

@@ -516,8 +516,15 @@ def test_a_checkpoint_of_another_model_is_refused(make_recipe: MakeRecipe, tmp_p
     state['learner'] = {'model.conv1.weight': torch.zeros(1)}
     save_checkpoint(run / 'checkpoint.pt', state)
     (run / 'results.json').unlink()
+    # What is refused stays as it is, with what the log says of epochs since the checkpoint.
+    with open(run / 'log.jsonl', 'a') as log:
+        log.write('{"epoch": 1}\n')
+    (run / 'environment.json').write_text('{"commit": "former"}')
+    (run / 'diverged.txt').write_text('the loss is not finite')
+    before = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
     with pytest.raises(CheckpointError, match='is not of this model and optimiser'):
         fit(make_recipe('epochs=1', 'resume=auto'), run)
+    assert {path: path.read_bytes() for path in run.rglob('*') if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
