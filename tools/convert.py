@@ -12,6 +12,7 @@ Every tensor of FILE is placed or left out by a rule that is printed; anything e
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -45,12 +46,14 @@ def convert(args: argparse.Namespace) -> None:
     from ltzoo.models import checkpoints
 
     check_new_folder(args.to, args.force)
+    if args.file.resolve().is_relative_to(args.to.resolve()):
+        raise LtzooError(f'{args.to} holds {args.file} itself, which would be replaced; give a new folder')
     if args.data_dir and not args.data:
         raise LtzooError('--data-dir goes with --data')
     class_counts = None
     place = (args.data or '').partition(':')[2]
     # What is on the Hub is not fetched for this.
-    if args.data and (args.data_dir or not place or Path(place).exists()):
+    if args.data and (args.data_dir or not place or Path(os.path.expanduser(place)).exists()):
         try:
             class_counts = load_data(args.data, args.data_dir).class_counts.tolist()
         except MissingDataError:

@@ -30,7 +30,7 @@ from ltzoo.evaluation.trained_on import TrainedOn, resolve_model
 from ltzoo.files import LOCK, alone, write_atomically, writing
 from ltzoo.models import get_pretrained_cfg, list_pretrained
 from ltzoo.models.download import DownloadError, file_hash
-from ltzoo.models.entries import entry_of, method_of
+from ltzoo.models.entries import entry_of, get_results, method_of
 from ltzoo.models.lt_zoo import METHODS, ZOO
 from ltzoo.models.paper_results import PAPER_RESULTS
 
@@ -254,7 +254,10 @@ def _method_of(model: str) -> str | None:
 
 
 def _weights_of(model: str) -> str | None:
-    """Return the SHA-256 of the weights in a folder, which may have been made anew; of any other model None."""
+    """Return the SHA-256 of weights that may have been made anew: the zoo's, or those in a folder; else None."""
+    entry = entry_of(model)
+    if entry is not None:
+        return str(get_results(model)['sha256']) if entry.folder else None
     kind, _, place = resolve_model(model).partition(':')
     weights = Path(place, 'model.safetensors')
     return file_hash(weights) if kind == 'local-dir' and weights.is_file() else None

@@ -38,7 +38,8 @@ class SharpnessSettings:
         radius: a fixed length of the perturbation in place of Eq. 13, as in SAM.
         radius_by_group: what each group's length is multiplied by, shape (G,); ImbSAM has 0 for head classes.
         clamp: least and greatest length of a perturbation.
-        adaptive: power of |theta| that every weight's share is scaled by: 0, or 1 for ASAM (Kwon et al., ICML 2021).
+        adaptive: power of |theta| that every weight's share is scaled by: 0, or 1 for ASAM (Kwon et al., ICML 2021),
+            here of all parameters and without their eta.
         ascent_views: `first` takes the direction from the first view only, at a third of the cost for BCL.
         ascent: `fresh`, a pass at the weights themselves in every step; a number k, only in every k-th, the
             perturbation being kept in between; `ema`, never: the direction comes from an average of earlier steps (of

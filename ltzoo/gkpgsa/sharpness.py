@@ -36,7 +36,8 @@ class StepReport:
         perturbed_loss: their mean loss at the perturbed weights.
         length: of the perturbation that each group's samples saw, shape (G,).
         grad_norm: norm of the gradient that the optimiser gets.
-        regulariser: value of the second term of Eq. 15, summed over groups (without its coefficient).
+        regulariser: value of the second term of Eq. 15, summed over the groups that are perturbed in this batch
+            (without its coefficient).
     """
 
     loss: Tensor

@@ -13,7 +13,10 @@ from ltzoo.models.entries import entry_of, method_of
 from ltzoo.models.lt_zoo import METHODS, ZooEntry
 from ltzoo.models.papers import citation
 
-__all__ = ['METRICS', 'PLACE', 'eval_results', 'front_matter', 'licence_of', 'model_card', 'planned_card', 'usage']
+__all__ = [
+    'METRICS', 'PLACE', 'architecture_of', 'eval_results', 'front_matter', 'licence_of', 'model_card', 'planned_card',
+    'usage',
+]  # fmt: skip
 
 TAGS = ('ltzoo', 'timm', 'image-classification', 'long-tailed')
 
@@ -29,6 +32,11 @@ METRICS = {
     'balanced_accuracy': ('balanced_accuracy', 'Balanced accuracy'),
     'ece': ('ece', 'Expected calibration error'),
 }
+
+# Licences of timm's weights that the Hub knows by the same name; others are given to it as `other`, with their name.
+_LICENCES_OF_THE_HUB = {
+    'apache-2.0', 'apple-amlr', 'apple-ascl', 'bsd-3-clause', 'cc-by-nc-4.0', 'gemma', 'mit', 'other', 'unknown',
+}  # fmt: skip
 
 # The Hub's data sets that benchmarks are cut from.
 _HUB_DATA = {'cifar100': 'uoft-cs/cifar100', 'cifar10': 'uoft-cs/cifar10', 'imagenet': 'ILSVRC/imagenet-1k'}
@@ -189,6 +197,11 @@ def eval_results(results: Mapping[str, Any], shots: bool = True) -> str | None:
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
 
 
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """Return the name of the network in a config.json, of a timm model with a head of ours that of the timm model."""
+    return str(config.get('model_args', {}).get('backbone', config['architecture']))
+
+
 def licence_of(pretrained_cfg: Mapping[str, Any], lt: Mapping[str, Any]) -> str:
     """Return the licence of trained weights.
 
@@ -197,9 +210,13 @@ def licence_of(pretrained_cfg: Mapping[str, Any], lt: Mapping[str, Any]) -> str:
     say.
     """
     model = lt['recipe']['model']
-    if model.get('checkpoint_path') or (':' in lt['data'] and not model.get('pretrained')):
+    pretrained = model.get('pretrained')
+    if model.get('checkpoint_path') or (':' in lt['data'] and not pretrained):
         return 'other'
-    return pretrained_cfg.get('license') or ('other' if model.get('pretrained') else 'apache-2.0')
+    if not pretrained and model.get('name', '').startswith('timm/'):
+        # Its configuration names that of weights which this training has not seen.
+        return 'apache-2.0'
+    return pretrained_cfg.get('license') or ('other' if pretrained else 'apache-2.0')
 
 
 def front_matter(
@@ -224,9 +241,11 @@ def front_matter(
         for key, (metric, name) in METRICS.items()
         if key in known
     ]
+    named = {} if licence is None or licence in _LICENCES_OF_THE_HUB else {'license_name': licence}
     return ModelCardData(
         library_name='timm',
-        license=licence,
+        license='other' if named else licence,
+        **named,
         pipeline_tag='image-classification',
         tags=list(TAGS),
         model_name=title,

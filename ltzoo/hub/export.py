@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from timm.models._hub import save_config_for_hf
 from ltzoo.data import without_folders
 from ltzoo.errors import LtzooError, one_line
 from ltzoo.files import new_folder, require_outside
-from ltzoo.hub.card import licence_of, model_card
+from ltzoo.hub.card import architecture_of, licence_of, model_card
 
 __all__ = ['ExportError', 'check_exportable', 'check_new_folder', 'export_model', 'model_as_published', 'write_folder']
 
@@ -96,7 +97,9 @@ def write_folder(
             save_for_hf(
                 plain, str(made), model_config=dict(config), safe_serialization=True, data_config=dict(data_config)
             )
-            (made / 'README.md').write_text(card(plain.pretrained_cfg), encoding='utf-8')
+            written = json.loads((made / 'config.json').read_text(encoding='utf-8'))
+            cfg = {**plain.pretrained_cfg, 'architecture': architecture_of(written)}
+            (made / 'README.md').write_text(card(cfg), encoding='utf-8')
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise ExportError(f'{folder} cannot be written: {getattr(error, "strerror", None) or error}') from error
 
@@ -158,5 +161,9 @@ def check_new_folder(folder: Path, force: bool) -> None:
     require_outside(folder, ExportError)
     if inside and 'config.json' not in inside:
         raise ExportError(f'{folder} is not empty, and holds no model that could be replaced; give a new folder')
+    # As a clone of a repository has.
+    others = sorted(name for name in inside if name != '.eval_results' and (folder / name).is_dir())
+    if others:
+        raise ExportError(f'{folder} holds a folder {others[0]}, which is no part of a model; give a new folder')
     if inside and not force:
         raise ExportError(f'{folder} is not empty; give a new folder, or --force')

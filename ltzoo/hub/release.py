@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from ltzoo.data import imbalance_ratio, without_folders
 from ltzoo.data.shots import FEW_BELOW, MANY_ABOVE
 from ltzoo.files import new_folder
-from ltzoo.hub.card import METRICS, PLACE, eval_results, licence_of, model_card
+from ltzoo.hub.card import METRICS, PLACE, architecture_of, eval_results, licence_of, model_card
 from ltzoo.hub.export import ExportError, check_new_folder, model_as_published
 from ltzoo.hub.vectors import check_vectors, make_vectors
 from ltzoo.models import create_model
@@ -128,9 +128,10 @@ def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str = 
     entry = entry_of(first['model'])
     usual = (entry.tag, METHODS[entry.method].trained_with, 'test', True) if entry else None
     measured = (first['data'], method, first['split'], _usual_shots(first['recipe'].get('evaluation') or {}))
-    if usual != measured or not _is_of_recipe(first['recipe_file'], entry):
-        # The zoo's network, but trained on other data, by another method or with other settings, or measured elsewhere
-        # or by other shots.
+    changed = str(first['environment']['commit']).endswith('-dirty')
+    if usual != measured or changed or not _is_of_recipe(first['recipe_file'], entry):
+        # The zoo's network, but trained on other data, by another method, with other settings or by changed files, or
+        # measured elsewhere or by other shots.
         entry = None
     counts = [row['train_count'] for row in first['per_class']]
     return {
@@ -189,7 +190,7 @@ def write_card(folder: Path, to: Path | None = None) -> None:
     config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
     results = json.loads((folder / 'results.json').read_text(encoding='utf-8'))
     plots = [name for name in _PLOTS if (folder / name).is_file()]
-    cfg = {**config['pretrained_cfg'], 'architecture': config['architecture']}
+    cfg = {**config['pretrained_cfg'], 'architecture': architecture_of(config)}
     place = PLACE if to is None else results['name']
     card = model_card(config['lt'], cfg, results=results, plots=plots, place=place)
     (target / 'README.md').write_text(card, encoding='utf-8')
@@ -295,6 +296,9 @@ def _recipe_file(command: str) -> str | None:
     Of the place of own data, or of a model or weights to start from, only the last part is kept.
     """
     words = shlex.split(command)
+    # What another program makes of a recipe, it alone knows.
+    if not words or PurePosixPath(words[0]).name != 'train.py':
+        return None
     first = next((place for place, word in enumerate(words) if word.endswith(('.yaml', '.yml'))), None)
     if first is None:
         return None
@@ -312,7 +316,7 @@ def _recipe_file(command: str) -> str | None:
         # Of an absolute path the zoo's own folder is kept.
         file = PurePosixPath(*file.parts[len(file.parts) - 1 - file.parts[::-1].index('recipes') :])
     quoted = [shlex.quote(word) if "'" in word else f"'{word}'" for word in changes]
-    return ' '.join([file.name if file.is_absolute() else str(file), *quoted])
+    return ' '.join([shlex.quote(file.name if file.is_absolute() else str(file)), *quoted])
 
 
 def _check_one_recipe(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:

@@ -36,7 +36,7 @@ def try_step(
         learner: on its device; neither it nor the global random generators are changed.
         sizes: height and width of each view; what it is measured on is as large as the first.
         class_counts: training images per class, int64, shape (C,).
-        rows_form: of the method, as `GkpGsa` has it; of `sorted` rows a step is traced, too.
+        rows_form: of the method, as `GkpGsa` has it; of `sorted` rows a step that can be compiled is traced, too.
 
     Raises:
         RecipeError: if model, objective, optimiser and method do not go together or do not take such images.
@@ -108,8 +108,10 @@ def _try_method(
         trial.zero_grad()
         return method.gradient(trial, [(tensors[:-1], tensors[-1])], autocast=accelerator.autocast).loss
 
-    take = Compiled(gradient, list(trial.parameters())) if rows_form == 'sorted' else gradient
-    for _ in range(2 if rows_form == 'sorted' else 1):
+    # Other steps are taken as they are in the run, too.
+    traced = rows_form == 'sorted' and method.static
+    take = Compiled(gradient, list(trial.parameters())) if traced else gradient
+    for _ in range(2 if traced else 1):
         take(*views, on_device)
     if settings.preservation is not None:
         sample = [(views[0][:1], on_device[:1])]

@@ -28,7 +28,14 @@ from torch import nn
 import ltzoo
 from ltzoo.data import DataError, MissingDataError, load_data
 from ltzoo.evaluation import EvaluationError, benchmark, benchmark_one
-from ltzoo.evaluation.benchmark import COLUMNS, BenchmarkError, _images_of, benchmark_models, choose_models
+from ltzoo.evaluation.benchmark import (
+    COLUMNS,
+    BenchmarkError,
+    _images_of,
+    _weights_of,
+    benchmark_models,
+    choose_models,
+)
 from ltzoo.evaluation.benchmark_one import FAILED, OUT_OF_MEMORY, UNFIT, macs, main, measure
 from ltzoo.evaluation.metrics import SCORES
 from ltzoo.files import BusyError
@@ -449,3 +456,9 @@ def test_what_cannot_be_begun(stub: Any, tmp_path: Path) -> None:
     ):
         quiet(['timm/b'], ['digits_lt'], tmp_path / 'out')
     assert len(calls.read_text().splitlines()) == 1
+
+
+def test_weights_of_the_zoo_that_were_made_anew_are_measured_anew() -> None:
+    for name in PUBLISHED:
+        assert _weights_of(name) == ltzoo.get_results(name)['sha256']
+    assert _weights_of('resnet50_inat18_gkpgsa') is None

@@ -411,7 +411,7 @@ def test_the_released_preset_is_the_authors_step() -> None:
     v = gradient() - average
     ascent = theta.abs() * v / (theta.abs() * v).norm()
     d = len(theta)
-    # Their Z is 0.1, and sqrt(d) rho stays within these bounds.
+    # Their Z is 0.1, and sqrt(d) rho stays within these bounds. The 0.9 is ours: the average has been updated before.
     rho = 0.1 * (theta.norm() / (2 * 0.9 * (theta.abs() * v).norm())).sqrt() * d**-0.25 * (len(LABELS) - 1) ** -0.25
     length = (d**0.5 * rho).clamp(1.64, 2.46)
     nn.utils.vector_to_parameters(theta + theta.abs() * ascent * length, names)

@@ -109,6 +109,16 @@ def test_the_licence_of_what_was_made_of_own_images_is_for_its_makers_to_say(
     assert card.data.license == licence
 
 
+def test_a_licence_that_the_hub_does_not_know_is_named_to_it(lt: dict[str, Any], tmp_path: Path) -> None:
+    recipe = {**lt['recipe'], 'model': {'name': 'timm/convnext_tiny.dinov3_lvd1689m', 'pretrained': True}}
+    tuned = {**lt, 'recipe': recipe}
+    data = load(model_card(tuned, {**CFG, 'license': 'dinov3-license'}), tmp_path).data
+    assert (data.license, data.license_name) == ('other', 'dinov3-license')
+    # Trained from the start, there is nothing in it of the weights that the name's licence is of.
+    recipe['model']['pretrained'] = False
+    assert load(model_card(tuned, {**CFG, 'license': 'dinov3-license'}), tmp_path).data.license == 'apache-2.0'
+
+
 def test_weights_that_name_no_licence_pass_none_on(lt: dict[str, Any]) -> None:
     assert licence_of({}, lt) == 'apache-2.0'
     assert licence_of({}, {**lt, 'recipe': {'model': {'pretrained': True}}}) == 'other'

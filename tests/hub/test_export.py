@@ -210,15 +210,24 @@ def test_what_is_no_model_and_where_one_is_working_is_not_replaced_by_force_eith
     mine.write_text('mine')
     with pytest.raises(ExportError, match=r'work is not empty, and holds no model that could be replaced'):
         export(model, mine.parent, lt, force=True)
-    # As --to "$NOT_SET" has it, in a folder that holds a model.
+    # A clone of a repository, or somebody's project.
     (mine.parent / 'config.json').touch()
     (mine.parent / 'below').mkdir()
+    with pytest.raises(ExportError, match='work holds a folder below, which is no part of a model'):
+        export(model, mine.parent, lt, force=True)
+    # As --to "$NOT_SET" has it, in a folder that holds a model.
     for here in (mine.parent, mine.parent / 'below'):
         monkeypatch.chdir(here)
         for folder in (Path(), mine.parent) if here == mine.parent else (mine.parent, Path('..')):
             with pytest.raises(ExportError, match='is the folder that this is called in, or above it'):
                 export(model, folder, lt, force=True)
     assert mine.read_text() == 'mine'
+
+
+def test_the_card_of_a_timm_model_with_a_head_of_ours_names_it(lt: dict[str, Any], tmp_path: Path) -> None:
+    model = ltzoo.create_model('timm/test_resnet', num_classes=5, head='cosine')
+    export(model, tmp_path / 'out', lt)
+    assert '- Architecture: test_resnet\n' in (tmp_path / 'out' / 'README.md').read_text()
 
 
 def test_the_licence_written_is_that_of_the_weights(train: Train, lt: dict[str, Any], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,13 @@ def trained(tag: str, *changes: str) -> dict[str, Any]:
     """Return what the zoo's recipe of cross-entropy records of its environment."""
     command = f'recipes/train.py recipes/{tag}/ce.yaml precision=bf16 seed=0 {" ".join(changes)}'
     return {'commit': 'abc', 'torch': '2.99', 'command': command}
+
+
+def as_of_benchmark(run: Path, data: str) -> None:
+    """Let a run say that it was of these data, by the usual shots."""
+    config = json.loads((run / 'model' / 'config.json').read_text())
+    config['lt'].update(data=data, many_above=100, few_below=20)
+    (run / 'model' / 'config.json').write_text(json.dumps(config))
 
 
 @pytest.fixture
@@ -200,6 +208,10 @@ def test_the_part_of_a_recipe_on_the_model_is_published_without_folders() -> Non
     assert _recipe_file(command) == "own.yaml 'model.checkpoint_path=stage1.pth'"
     for place in ('', '/secret/ltzoo/', '../recipes/'):
         assert _recipe_file(f'train.py {place}recipes/own/bs.yaml') == 'recipes/own/bs.yaml'
+    # As it is printed, it can be run.
+    assert shlex.split(_recipe_file('train.py "tom\'s own.yaml" epochs=3') or '') == ["tom's own.yaml", 'epochs=3']
+    # What a program of somebody's own changed in the recipe is not known.
+    assert _recipe_file('recipes/cifar100_lt_r100/ce.yaml') is None
 
 
 def test_scores_by_other_thresholds_are_no_results_of_the_benchmark(
@@ -218,6 +230,18 @@ def test_scores_by_other_thresholds_are_no_results_of_the_benchmark(
         assert (results['paper'] is not None) == (results['hub_id'] is not None) == ours
         entries = {e['dataset']['task_id'] for e in yaml.safe_load((out / '.eval_results' / f'{tag}.yaml').read_text())}
         assert f'{tag}_top1' in entries and (f'{tag}_many' in entries) == ours
+
+
+def test_a_run_of_changed_files_is_no_result_of_the_zoo(
+    make_run: Callable[..., Path], lt: dict[str, Any], tmp_path: Path
+) -> None:
+    tag = 'cifar100_lt_r100'
+    recipe = {**lt['recipe'], 'objective': {'name': 'ce'}}
+    for commit, ours in (('abc', True), ('abc-dirty', False)):
+        environment = {**trained(tag), 'commit': commit}
+        run = make_run(0, 50.0, model=f'resnet32_cifar_ce.{tag}', recipe=recipe, environment=environment)
+        as_of_benchmark(run, tag)
+        assert (release([run], tmp_path / commit)['hub_id'] is not None) == ours
 
 
 def test_nothing_of_the_machine_is_released(make_run: Callable[..., Path], tmp_path: Path) -> None:
@@ -266,9 +290,7 @@ def test_what_it_is_called(
 ) -> None:
     recipe = {**lt['recipe'], 'objective': {'name': objective}}
     run = make_run(0, 50.0, model=model, recipe=recipe, environment=trained(data, *changes))
-    config = json.loads((run / 'model' / 'config.json').read_text())
-    config['lt'].update(data=data, many_above=100, few_below=20)
-    (run / 'model' / 'config.json').write_text(json.dumps(config))
+    as_of_benchmark(run, data)
     results = release([run], tmp_path / 'out')
     assert (results['name'], results['hub_id']) == (name, hub_id)
     assert results['method'] == objective

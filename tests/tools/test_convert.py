@@ -231,7 +231,9 @@ def test_data_of_another_number_of_classes(checkpoint: Path) -> None:
         images_of(convert(checkpoint, 'bcl'), 'cifar100_lt_r100')
 
 
-def test_force_replaces_what_is_there(script: Script, checkpoint: Path, tmp_path: Path) -> None:
+def test_force_replaces_what_is_there(
+    script: Script, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / 'out'
     out.mkdir()
     (out / 'old.txt').write_text('old')
@@ -242,6 +244,9 @@ def test_force_replaces_what_is_there(script: Script, checkpoint: Path, tmp_path
     assert script('tools/convert.py', checkpoint, '--from', 'bcl', '--to', out) == 2
     assert script('tools/convert.py', checkpoint, '--from', 'bcl', '--to', out, '--force') == 0
     assert 'old.txt' not in contents(out)
+    (out / 'mine.pth').write_bytes(checkpoint.read_bytes())
+    assert script('tools/convert.py', out / 'mine.pth', '--from', 'bcl', '--to', out, '--force') == 2
+    assert f'{out} holds {out}/mine.pth itself' in capsys.readouterr().err and (out / 'mine.pth').exists()
 
 
 @pytest.mark.parametrize(

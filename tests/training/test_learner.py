@@ -15,7 +15,7 @@ from ltzoo.training.learner import Learner, create_optimizer, learning_rate, lea
 from ltzoo.training.recipe import OptimizerPart, Recipe, SchedulePart
 
 
-def test_multistep_is_ldams_schedule() -> None:
+def test_multistep_warms_up_and_falls_at_its_milestones() -> None:
     part = SchedulePart(name='multistep', warmup_epochs=5, milestones=(160, 180), gamma=0.1)
     factors = [learning_rate_factor(part, epoch, 200) for epoch in range(200)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])

@@ -118,3 +118,13 @@ def test_what_the_method_cannot_train_is_refused_before_the_first_epoch(
     try_step(learner, [(8, 8)], counts, make_recipe(), Accelerator(cpu=True))
     with pytest.raises(RecipeError, match=message):
         try_step(learner, [(8, 8)], counts, make_recipe(settings), Accelerator(cpu=True))
+
+
+def test_what_would_not_be_compiled_is_not_traced(make_recipe: MakeRecipe, caplog: pytest.LogCaptureFixture) -> None:
+    counts = torch.full((12,), 5)
+    model = ltzoo.create_model('resnet8_cifar', num_classes=12)
+    learner = Learner(model, create_objective('ce', model, counts))
+    for part in ('group_by: class, sharpness: {scale: 0.1}', 'groups: 2, sharpness: {ascent: 2}'):
+        recipe = make_recipe(f'method={{preservation: null, {part}}}')
+        try_step(learner, [(8, 8)], counts, recipe, Accelerator(cpu=True), rows_form='sorted')
+    assert 'the next step is compiled' not in caplog.text
