@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch.distributed as dist
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ltzoo.data.images import ArrayImages, Images, MissingImageError, UnreadableImageError, examine
@@ -86,19 +87,26 @@ class Split:
 def drop_unreadable(split: Split) -> Split:
     """Return the samples whose images can be decoded, with a warning that names each of the others.
 
-    Every image file is read once, which takes minutes for a large set.
+    Every image file is read once, which takes minutes for a large set. Several processes share them, and all leave out
+    what one cannot decode.
 
     Raises:
         DataError: if no image can be decoded.
     """
     if isinstance(split.images, ArrayImages):
         return split
-    readable = []
-    for index, found in enumerate(examine(split.images, lambda image: None)):
+    process, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    share = np.arange(process, len(split), processes)
+    bad: dict[int, str] = {}
+    for index, found in zip(share, examine(split.images.select(share), lambda image: None), strict=True):
         if isinstance(found, UnreadableImageError):
             logger.warning('left out: %s', found)
-        else:
-            readable.append(index)
+            bad[int(index)] = str(found)
+    if processes > 1:
+        of_all: list[dict[int, str]] = [{} for _ in range(processes)]
+        dist.all_gather_object(of_all, bad)
+        bad = {index: reason for part in of_all for index, reason in part.items()}
+    readable = [index for index in range(len(split)) if index not in bad]
     if not readable:
         raise DataError(f'none of the {len(split)} images can be decoded, the first is {split.images.name(0)}')
     return split if len(readable) == len(split) else split.select(np.array(readable))

@@ -138,9 +138,10 @@ def _balanced(dataset: Dataset, per_class: int, seed: int) -> Dataset:
     limits = left_out + dataset.class_counts // 2
     if (limits < per_class).any():
         c = int(limits.argmin())
+        most = f'it can be at most {limits[c]}' if limits[c] else 'leave the number out, for a share of every class'
         raise DataError(
             f'a hold-out of {per_class} images of every class would take more than half the training images of '
-            f'class {dataset.class_names[c]} of {dataset.name}: per_class can be at most {limits[c]}'
+            f'class {dataset.class_names[c]} of {dataset.name}: {most}'
         )
     generator = np.random.RandomState(seed)
     from_spare = np.zeros(len(spare), dtype=bool)

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ltzoo.errors import LtzooError
 
@@ -77,9 +78,11 @@ class ArrayImages:
 
     Attributes:
         array: uint8, shape (N, H, W, 3).
+        rows: int64, shape (N,): where each lay in the array that was read, for names; None for the same place.
     """
 
     array: np.ndarray
+    rows: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.array.dtype != np.uint8 or self.array.ndim != 4 or self.array.shape[3] != 3:
@@ -94,10 +97,10 @@ class ArrayImages:
         return Image.fromarray(self.array[index])
 
     def select(self, indices: np.ndarray) -> ArrayImages:
-        return ArrayImages(self.array[indices])
+        return ArrayImages(self.array[indices], indices if self.rows is None else self.rows[indices])
 
     def name(self, index: int) -> str:
-        return f'image {index}'
+        return f'image {index if self.rows is None else self.rows[index]}'
 
     def identify(self, digest: Digest) -> None:
         # Not its pixels: a pack of CIFAR's images does not have all of them.
@@ -156,7 +159,9 @@ def as_rgb(image: Image.Image) -> Image.Image:
         ValueError: if the range of its values is not known.
     """
     if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in _SIXTEEN_BITS):
-        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+        # A TIFF says how many of them it uses, as 12.
+        bits = int(image.tag_v2.get(258, (16,))[0]) if isinstance(image, TiffImageFile) else 16
+        image = Image.fromarray(np.rint(np.asarray(image) * (255 / (2**bits - 1))).astype(np.uint8))
     elif image.mode in ('I', 'F'):
         raise ValueError(
             f'its values are 32-bit numbers (mode {image.mode}) of unknown range; save it with 8 or 16 bits'
@@ -204,7 +209,11 @@ class JoinedImages:
 def join_images(first: Images, second: Images) -> Images:
     """Return the images of `first`, then those of `second`; arrays stay an array."""
     if isinstance(first, ArrayImages) and isinstance(second, ArrayImages):
-        return ArrayImages(np.concatenate([first.array, second.array]))
+        rows = None
+        if first.rows is not None and second.rows is not None:
+            # Both were drawn from one array.
+            rows = np.concatenate([first.rows, second.rows])
+        return ArrayImages(np.concatenate([first.array, second.array]), rows)
     return JoinedImages((first, second), np.arange(len(first) + len(second)))
 
 

@@ -161,6 +161,8 @@ def make_standin(
             for path, _ in part:
                 try:
                     os.link(originals[number % len(originals)], made / path)
+                except FileExistsError as error:
+                    raise DataError(f'{lists} names {path} more than once') from error
                 except OSError as error:
                     raise DataError(f'{folder} cannot be filled with hard links ({error.strerror})') from error
                 number += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -219,10 +220,11 @@ def check_classes(model: Any, dataset: Dataset, name: str, data: str) -> None:
     first = next(c for c in range(len(ours)) if theirs[c] != ours[c])
     difference = f'class {first} of {name} is {theirs[first]}, that of {data} is {ours[first]}'
     # A name may stand for two classes, as in ImageNet's list.
+    in_theirs, in_ours = Counter(theirs), Counter(ours)
     moved = any(
-        theirs[c] != known and theirs.count(known) == 1 == ours.count(known)
+        theirs[c] != known and in_theirs[known] == 1 == in_ours[known]
         for c, known in enumerate(ours)
-        if known in theirs
+        if known in in_theirs
     )
     if moved:
         raise ClassesError(f'{difference}: the classes are in another order, every score would be wrong')

@@ -141,7 +141,8 @@ class TrainedOn:
         names = self.lt.get('class_names')
         if not isinstance(names, list) or not set(dataset.class_names) < set(names):
             return dataset
-        labels = np.array([names.index(known) for known in dataset.class_names])
+        place = {known: label for label, known in reversed(list(enumerate(names)))}
+        labels = np.array([place[known] for known in dataset.class_names])
 
         def renumbered(part: Split | None) -> Any:
             return None if part is None else Split(part.images, labels[part.labels])

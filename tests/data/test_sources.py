@@ -380,7 +380,50 @@ class TestFolder:
         for part in ('test_set', 'training_set'):
             write_classes(tmp_path / 'unknown' / part, x=5, y=5)
         load_data('folder', tmp_path / 'unknown')
-        assert 'are test_set, training_set, which all hold the folders x, y and nothing else' in caplog.text
+        # Without one of the classes, or with what a Mac leaves, they are parts none the less.
+        shutil.rmtree(tmp_path / 'unknown' / 'test_set' / 'y')
+        (tmp_path / 'unknown' / '.DS_Store').touch()
+        (tmp_path / 'unknown' / 'test_set' / '.DS_Store').touch()
+        load_data('folder', tmp_path / 'unknown')
+        told = [message for message in caplog.messages if 'which hold the folders x, y and nothing else' in message]
+        assert len(told) == 2 and all('are test_set, training_set' in message for message in told)
+
+    def test_train_by_another_name_beside_other_folders_is_the_training_part(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for train in ('Train', 'training'):
+            write_classes(tmp_path / train / train, cat=5, dog=5)
+            write_classes(tmp_path / train, Masks=3, Test=2)
+            dataset = load_data('folder', tmp_path / train)
+            assert (dataset.class_names, len(dataset.train)) == (('cat', 'dog'), 8)
+            assert f'is trained on {train} and tested on 20 % of it: Masks, Test (no class folders) are' in caplog.text
+
+    def test_parts_inside_the_classes_are_refused(self, tmp_path: Path) -> None:
+        write_classes(tmp_path / 'cat', train=3, test=1)
+        write_classes(tmp_path / 'rare', train=2)
+        with pytest.raises(DataError, match=r'such as cat, hold test and train each: put it the other way round'):
+            load_data('folder', tmp_path)
+
+    def test_images_in_no_class_are_told(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        write_classes(tmp_path, a=5, b=5)
+        write_image(tmp_path / 'loose.png', 0)
+        assert len(load_data('folder', tmp_path).train) == 8
+        assert f'1 images in {tmp_path} itself are left out' in caplog.text
+
+    def test_a_link_to_images_that_are_not_there_is_refused(self, tmp_path: Path) -> None:
+        write_classes(tmp_path, a=2, b=2)
+        (tmp_path / 'a' / 'more').symlink_to('/no/such/disk')
+        with pytest.raises(DataError, match=r'a/more is a link to /no/such/disk, which is not there'):
+            load_data('folder', tmp_path)
+
+    def test_a_class_without_test_images_may_have_a_folder(self, tmp_path: Path) -> None:
+        write_classes(tmp_path / 'train', a=2, b=2)
+        write_classes(tmp_path / 'test', a=2)
+        (tmp_path / 'test' / 'b').mkdir()
+        assert load_data('folder', tmp_path).test.labels.tolist() == [0, 0]
+        shutil.rmtree(tmp_path / 'test' / 'a')
+        with pytest.raises(DataError, match=r'the class folders of .*test have no images'):
+            load_data('folder', tmp_path)
 
     @pytest.mark.parametrize(('train', 'test'), [('train', 'test'), ('Train', 'Test'), ('training', 'testing')])
     def test_a_competitions_test_part_is_left_out(
@@ -406,6 +449,20 @@ class TestCsv:
     def load(tmp_path: Path, text: str, encoding: str = 'utf-8') -> Dataset:
         (tmp_path / 'list.csv').write_bytes(text.encode(encoding))
         return load_data(f'csv:{tmp_path / "list.csv"}')
+
+    def test_codes_are_names_and_fractions_are_told(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        def classes(*labels: str) -> tuple[str, ...]:
+            for i in range(len(labels)):
+                write_image(tmp_path / f'{i}.png', i)
+            return self.load(
+                tmp_path, 'path,label\n' + ''.join(f'{i}.png,{y}\n' for i, y in enumerate(labels))
+            ).class_names
+
+        assert classes('007', '007', '7', '7') == ('007', '7')
+        assert classes('10', '10', '9', '9') == ('9', '10')
+        caplog.clear()
+        assert classes('10.0', '10.0', '9.0', '9.0') == ('10.0', '9.0')
+        assert 'such as 10.0, are taken for names: write whole numbers' in caplog.text
 
     def test_names_and_splits(self, tmp_path: Path) -> None:
         write_image(tmp_path / 'pictures' / 'one, two.png')
@@ -736,6 +793,20 @@ class TestHub:
             assert [image.mode for image in dataset.train.images] == ['RGB'] * 12
             drawn.append(dataset.drawn_from)
         assert drawn[0] == drawn[1]
+
+    def test_other_files_are_another_draw(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        drawn = []
+        for name in ('b', 'b', 'c'):
+            files = [str(tmp_path / f'{i}{name}.png') for i in range(15)]
+            for i, file in enumerate(files):
+                write_image(Path(file), i)
+            columns = {'image': files, 'label': [0, 1, 2] * 5}
+            features = {'image': library.Image(), 'label': library.ClassLabel(names=['zero', 'one', 'two'])}
+            table = library.Dataset.from_dict(columns, features=library.Features(features))
+            table.save_to_disk(tmp_path / 'saved')
+            drawn.append(load_data(f'hf:{tmp_path / "saved"}').drawn_from)
+            shutil.rmtree(tmp_path / 'saved')
+        assert drawn[0] == drawn[1] != drawn[2]
 
     def test_a_loading_script_is_refused(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
         (tmp_path / 'script').mkdir()

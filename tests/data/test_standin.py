@@ -108,7 +108,7 @@ def test_official_lists_are_taken_where_they_are_there(tmp_path: Path) -> None:
         ('places_lt', {'lists': 'empty'}, 'empty holds none of the lists Places_LT_train.txt, '),
         ('places_lt', {'lists': 'labels'}, 'has label 365; its labels are 0 to 364'),
         ('places_lt', {'lists': 'outside'}, r'names \.\./a/b.jpg, but paths start from its folder'),
-        ('places_lt', {'lists': 'twice'}, 'cannot be filled with hard links'),
+        ('places_lt', {'lists': 'twice'}, 'twice names a/b/c.jpg more than once'),
     ],
 )
 def test_what_cannot_be_made_leaves_nothing(

@@ -31,6 +31,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     """Time steps of a recipe and of another in the same process, the end of an epoch, and the loader by itself."""
     import torch
 
+    from ltzoo.data import FileImages
     from ltzoo.data.standin import STANDIN, STANDINS, make_standin
     from ltzoo.training.prepare import create_accelerator, prepare_data
     from ltzoo.training.recipe import load_recipe
@@ -52,8 +53,9 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             place = Path(folder, 'standin')
             make_standin(recipe.data.name, place)
             recipe = recipe.model_copy(update={'data': recipe.data.model_copy(update={'data_dir': str(place)})})
-        standin = Path(recipe.data.data_dir or '', STANDIN).exists()
         dataset = prepare_data(recipe)
+        images = dataset.train.images
+        standin = isinstance(images, FileImages) and (images.root / STANDIN).exists()
         of_loader = loader_rate(recipe, dataset, accelerator, args.loader_seconds)
         forms = {str(against): time_steps(base, dataset, accelerator, args.steps, Path(folder, 'bank'))}
         if against.resolve() != args.recipe.resolve():

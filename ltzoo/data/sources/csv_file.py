@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import re
 from pathlib import Path
@@ -16,25 +17,33 @@ from ltzoo.data.sources._own import classes_of_integers
 
 _PARTS = ('train', 'test', 'val')
 
+logger = logging.getLogger(__name__)
+
 
 @register_source('csv', needs_location=True, takes_root=True)
 def csv_file(location: Path, download: bool, root: Path | None = None) -> Dataset:
     """Read a CSV file (UTF-8, commas) whose first line names the columns path, label and, optionally, split.
 
     Relative paths start from `root`, by default the file's folder. Labels are class names, sorted into an order, or
-    integers of 0 or more, of which those that occur are the classes. The split is train, test or val; val rows are the
-    validation part, which hold-outs are, or the test part if there are no test rows. Without either, 20 % of every
-    class become the test part, always the same ones (`ltzoo.data.split_off`). Further columns are ignored.
+    integers of 0 or more, without leading zeros, of which those that occur are the classes. The split is train, test or
+    val; val rows are the validation part, which hold-outs are, or the test part if there are no test rows. Without
+    either, 20 % of every class become the test part, always the same ones (`ltzoo.data.split_off`). Further columns are
+    ignored.
     """
     if root is not None and not root.is_dir():
         raise MissingDataError(f'{root} is not a folder; data_dir is where the relative paths of {location} start from')
     root = root or location.parent
     rows = _read_rows(location, root)
     written = [row['label'] for row in rows]
-    if all(re.fullmatch(r'-?\d{1,18}', label) for label in written):
+    # Codes, such as 007, are names.
+    if all(re.fullmatch(r'-?(0|[1-9]\d{0,17})', label) for label in written):
         labels = np.array([int(label) for label in written], dtype=np.int64)
         class_names, labels = classes_of_integers(labels, f'the labels of {location}')
     else:
+        if all(re.fullmatch(r'-?\d+\.\d*', label) for label in written):
+            logger.warning(
+                'the labels of %s, such as %s, are taken for names: write whole numbers', location, written[0]
+            )
         class_names = tuple(sorted(set(written)))
         label_of = {name: label for label, name in enumerate(class_names)}
         labels = np.array([label_of[name] for name in written], dtype=np.int64)

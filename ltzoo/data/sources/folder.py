@@ -52,9 +52,11 @@ def folder(location: Path, download: bool) -> Dataset:
     beside = next(iter(tested), None)
     choose_on = next((part for part in tested[1:] if part.name.lower() in _VALIDATION_PARTS), None)
     with_train = next((parts[part] for part in _TRAIN_PARTS if part in parts), None)
-    # Train among other classes is a vehicle.
+    # Train among other classes, with images of its own, is a vehicle.
     only_parts = parts.keys() <= {*_TRAIN_PARTS, *_TEST_PARTS}
-    has_parts = with_train is not None and ('train' in names or beside is not None or only_parts)
+    has_parts = with_train is not None and (
+        'train' in names or beside is not None or only_parts or not _holds_images(with_train)
+    )
     root, class_names = location, names
     if with_train is not None and has_parts and (in_train := _folder_names(with_train)):
         root, class_names = with_train, in_train
@@ -83,26 +85,51 @@ def folder(location: Path, download: bool) -> Dataset:
 
 def _holds_only_images(part: Path) -> bool:
     """Return whether a part has images and no class folders, as a competition's test part has."""
-    return not _folder_names(part) and any(file.lower().endswith(IMG_EXTENSIONS) for file in os.listdir(part))
+    return not _folder_names(part) and _holds_images(part)
+
+
+def _holds_images(folder: Path) -> bool:
+    """Return whether images lie in a folder itself."""
+    return _number_of_images(folder) > 0
+
+
+def _number_of_images(folder: Path) -> int:
+    return sum(file.lower().endswith(IMG_EXTENSIONS) and not file.startswith('.') for file in os.listdir(folder))
 
 
 def _read_part(location: Path, part: Path, class_names: list[str]) -> Split:
     if unknown := sorted(set(_folder_names(part)) - set(class_names)):
         raise DataError(f'class folder {part / unknown[0]} has no counterpart in the training part')
-    return _read(location, part, class_names)
+    return _read(location, part, class_names, may_lack_some=True)
 
 
 def _warn_of_parts(root: Path, class_names: list[str]) -> None:
-    """Warn where what was taken for classes may be parts with other names, such as training_set and test_set."""
-    entries = list(os.scandir(root / class_names[0]))
-    first = {entry.name for entry in entries}
-    if len(class_names) < 2 or len(first) < 2 or not all(entry.is_dir() for entry in entries):
+    """Warn where what was taken for classes may be parts with other names, such as training_set and test_set.
+
+    Raises:
+        DataError: if the classes hold the parts, instead of the parts the classes.
+    """
+    held = [_only_folders(root / name) for name in class_names]
+    if not all(held):
         return
-    if all(set(os.listdir(root / name)) == first for name in class_names):
+    found = {name.lower() for of_class in held for name in of_class}
+    if found & {*_TRAIN_PARTS} and found & {*_TEST_PARTS} and found <= {*_TRAIN_PARTS, *_TEST_PARTS}:
+        raise DataError(
+            f'the folders of {root}, such as {class_names[0]}, hold {" and ".join(sorted(found))} each: put it '
+            'the other way round, the folders of the classes into train and test'
+        )
+    most = max(held, key=len)
+    if len(class_names) > 1 and len(most) > 1 and all(of_class <= most for of_class in held):
         logger.warning(
-            'the classes of %s are %s, which all hold the folders %s and nothing else: if those are the classes, call '
-            'the upper ones train and test', root, ', '.join(class_names[:5]), ', '.join(sorted(first)[:5]),
+            'the classes of %s are %s, which hold the folders %s and nothing else: if those are the classes, call the '
+            'upper ones train and test', root, ', '.join(class_names[:5]), ', '.join(sorted(most)[:5]),
         )  # fmt: skip
+
+
+def _only_folders(folder: Path) -> set[str]:
+    """Return the names of the folders in a folder, none if anything else is in it."""
+    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith('.')]
+    return {entry.name for entry in entries} if all(entry.is_dir() for entry in entries) else set()
 
 
 def _folder_names(root: Path) -> list[str]:
@@ -110,41 +137,58 @@ def _folder_names(root: Path) -> list[str]:
     for entry in os.scandir(root):
         if entry.name.startswith('.'):
             continue
-        if entry.is_symlink() and not os.path.exists(entry):
-            raise DataError(
-                f'{entry.path} is a link to {os.readlink(entry)}, which is not there: remove it or mount that'
-            )
+        if _leads_nowhere(entry.path):
+            raise _broken(entry.path)
         if entry.is_dir():
             names.append(entry.name)
     return sorted(names)
 
 
-def _read(location: Path, root: Path, class_names: list[str]) -> Split:
+def _leads_nowhere(path: str) -> bool:
+    return os.path.islink(path) and not os.path.exists(path)
+
+
+def _broken(link: str) -> DataError:
+    return DataError(f'{link} is a link to {os.readlink(link)}, which is not there: remove it or mount that')
+
+
+def _read(location: Path, root: Path, class_names: list[str], *, may_lack_some: bool = False) -> Split:
     present = [(label, name) for label, name in enumerate(class_names) if (root / name).is_dir()]
     if not present:
         raise DataError(f'{root} has no folders; it must hold one folder of images for each class')
     paths: list[str] = []
     labels: list[int] = []
     others: Counter[str] = Counter()
+    if loose := _number_of_images(root):
+        logger.warning('%d images in %s itself are left out, as they lie in no folder of a class', loose, root)
     for label, name in present:
         images, more = images_below(root / name)
         others += more
-        if not images:
+        if not images and not may_lack_some:
             raise DataError(
                 f'class folder {root / name} has no images ({", ".join(IMG_EXTENSIONS)}): put some there or remove it'
             )
         paths += [os.path.relpath(file, location) for file in images]
         labels += [label] * len(images)
+    if not paths:
+        raise DataError(f'the class folders of {root} have no images ({", ".join(IMG_EXTENSIONS)}): put some there')
     warn_of_others(root, others)
     return Split(FileImages(location, paths), np.array(labels, dtype=np.int64))
 
 
 def images_below(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """Return the images below a folder, in order, and how many other files there are by what their names end in."""
+    """Return the images below a folder, in order, and how many other files there are by what their names end in.
+
+    Raises:
+        DataError: if a link in it leads nowhere.
+    """
     images, others = [], Counter[str]()
     for file in files_below(folder):
         if file.lower().endswith(IMG_EXTENSIONS):
             images.append(Path(file))
+        elif _leads_nowhere(file):
+            # Of images below it nobody would hear.
+            raise _broken(file)
         else:
             others[os.path.splitext(file)[1].lower() or os.path.basename(file)] += 1
     return images, others

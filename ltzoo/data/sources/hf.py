@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ class HubImages:
         column: its name.
         rows: int64, shape (N,), rows of the table.
         label: what the table is, for names.
+        files: str, shape (N,): the images' files without folders, empty where they have none.
     """
 
     table: Any
     column: str
     rows: np.ndarray
     label: str
+    files: np.ndarray
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -45,7 +48,7 @@ class HubImages:
         raise UnreadableImageError(f'{self.name(index)} is missing')
 
     def select(self, indices: np.ndarray) -> HubImages:
-        return replace(self, rows=self.rows[indices])
+        return replace(self, rows=self.rows[indices], files=self.files[indices])
 
     def name(self, index: int) -> str:
         return f'image in row {self.rows[index]} of {self.label}'
@@ -53,6 +56,7 @@ class HubImages:
     def identify(self, digest: Digest) -> None:
         digest.update(f'rows of {self.label.rpartition(" ")[2]}'.encode())
         digest.update(np.ascontiguousarray(self.rows))
+        digest.update('\0'.join(self.files).encode('utf-8', 'surrogateescape'))
 
 
 @register_source('hf', needs_location=True)
@@ -139,11 +143,24 @@ def _split(table: Any, image: str, label: str, class_names: list[str], what: str
     labels = np.array(written, dtype=np.int64)
     theirs = getattr(table.features[label], 'names', class_names)
     if theirs != class_names:
-        if unknown := [theirs[y] for y in np.unique(labels[labels >= 0]) if theirs[y] not in class_names]:
+        place = {name: label for label, name in enumerate(class_names)}
+        if unknown := [theirs[y] for y in np.unique(labels[labels >= 0]) if theirs[y] not in place]:
             raise DataError(f'{what} has the class {unknown[0]}, which the split train lacks: give both the same names')
         # The -1 at the end is for those without a label.
-        labels = np.array([*(class_names.index(name) if name in class_names else -1 for name in theirs), -1])[labels]
-    return Split(HubImages(table.select_columns([image]), image, np.arange(len(labels)), what), labels)
+        labels = np.array([*(place.get(name, -1) for name in theirs), -1])[labels]
+    images = HubImages(table.select_columns([image]), image, np.arange(len(labels)), what, _files(table, image))
+    return Split(images, labels)
+
+
+def _files(table: Any, image: str) -> np.ndarray:
+    """Return the names of the images' files, without folders, empty where they have none; no image is read."""
+    import datasets
+
+    if not isinstance(table.features[image], datasets.Image):
+        return np.full(len(table), '')
+    undecoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False)).flatten()
+    paths = undecoded.select_columns([f'{image}.path'])[:][f'{image}.path']
+    return np.array([os.path.basename(path or '') for path in paths], dtype=np.str_)
 
 
 def _first_line(error: Exception) -> str:
