@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # Tests that run side by side share the cores: read by PyTorch, which is not imported yet, here and in what tests start.
 if 'PYTEST_XDIST_WORKER_COUNT' in os.environ:
@@ -32,8 +33,14 @@ def cifar_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unpack = SHARED / 'unpack_cifar.py'
     if not unpack.exists():
         pytest.skip('no CIFAR files: put them in ./data or name their folder in LTZOO_DATA')
-    folder = tmp_path_factory.mktemp('cifar')
-    subprocess.run([sys.executable, str(unpack), str(folder)], check=True)
+    # Of several workers the first one unpacks for all.
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base
+    folder, complete = base / 'cifar', base / 'cifar.complete'
+    with FileLock(base / 'cifar.lock'):
+        if not complete.exists():
+            subprocess.run([sys.executable, str(unpack), str(folder)], check=True)
+            complete.touch()
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from PIL import Image
 
 import ltzoo
+from ltzoo.evaluation import evaluate_model
 from ltzoo.plans.plan import load_plan, plan_jobs
+from ltzoo.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -102,3 +105,40 @@ def test_the_results_of_the_zoo_are_those_of_its_files(section: str, tag: str) -
             score = results['scores'][key]
             deviation = '' if score is None or score['std'] is None else f' ± {score["std"]:.2f}'
             assert cell == ('none' if score is None else f'{score["mean"]:.2f}{deviation}'), (name, key)
+
+
+@pytest.mark.parametrize('page', PAGES, ids=[page.stem for page in PAGES])
+def test_options_and_keys_in_commands_exist(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for block in re.findall(r'```bash\n(.*?)```', page.read_text(encoding='utf-8'), re.DOTALL):
+        for tool, words in re.findall(r'((?:tools|recipes)/\w+\.py)([^#&|\n]*)', block):
+            sources = [ROOT / tool, *((ROOT / 'tools' / 'benchmarks').glob('*.py') if 'benchmark' in tool else ())]
+            source = ''.join(file.read_text(encoding='utf-8') for file in sources)
+            for option in re.findall(r'(?<!\S)(--[a-z][\w-]*)', words):
+                assert f"'{option}'" in source, f'{tool} has no {option}'
+            recipe = re.search(r'recipes/\S+\.yaml', words)
+            if tool == 'recipes/train.py' and recipe:
+                load_recipe(Path(recipe[0]), [word for word in shlex.split(words) if re.match(r'[a-z_.]+=', word)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'change', 'label'),
+    [
+        ('resnet32_cifar_ce.cifar100_lt_r100', {'tau': 1.0}, 'logits adjusted after training, tau 1'),
+        ('resnet32_cifar_ce.cifar100_lt_r100', {'tau_norm': 1.0}, 'classifier tau-normalised, tau 1'),
+        ('resnet32_cifar_ce.cifar10_lt_r100', {'tau': 1.0}, 'logits adjusted after training, tau 1'),
+        ('resnet32_cifar_ce.cifar10_lt_r100', {'tau_norm': 1.0}, 'classifier tau-normalised, tau 1'),
+    ],
+)
+def test_scores_of_corrected_networks_are_those_of_the_page(
+    name: str, change: dict[str, float], label: str, cifar_dir: Path
+) -> None:
+    tag = name.partition('.')[2]
+    section = 'CIFAR-100-LT' if tag.startswith('cifar100') else 'CIFAR-10-LT'
+    page = (ROOT / 'docs' / 'results.md').read_text(encoding='utf-8').split(f'## {section}, r = 100, ResNet-32\n')[1]
+    row = re.search(rf'^\| {re.escape(label)} \| 1 \| (.*) \|$', page, re.MULTILINE)
+    assert row is not None
+    scores = evaluate_model(name, tag, data_dir=cifar_dir, **change)  # type: ignore[arg-type]
+    for key, cell in zip(('top1', 'many', 'medium', 'few', 'ece'), row[1].split(' | '), strict=True):
+        assert (scores[key] is None) if cell == 'none' else (scores[key] == pytest.approx(float(cell), abs=0.05)), key

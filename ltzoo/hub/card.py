@@ -241,11 +241,11 @@ def front_matter(
         for key, (metric, name) in METRICS.items()
         if key in known
     ]
-    named = {} if licence is None or licence in _LICENCES_OF_THE_HUB else {'license_name': licence}
+    known_there = licence is None or licence in _LICENCES_OF_THE_HUB
     return ModelCardData(
         library_name='timm',
-        license='other' if named else licence,
-        **named,
+        license=licence if known_there else 'other',
+        license_name=None if known_there else licence,
         pipeline_tag='image-classification',
         tags=list(TAGS),
         model_name=title,

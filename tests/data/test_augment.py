@@ -348,6 +348,30 @@ def test_the_file_form_changes_a_picture_and_keeps_its_size(images: Tensor, oper
     assert len({image.tobytes() for image in made}) > 1
 
 
+def test_the_file_form_has_the_settings(images: Tensor) -> None:
+    picture = Image.fromarray(images[5].permute(1, 2, 0).numpy())
+
+    def made(operation: Op, of: Image.Image = picture, number: int = 60) -> list[Image.Image]:
+        torch.manual_seed(0)
+        transform = operation.on_picture()
+        return [transform(of) for _ in range(number)]
+
+    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for p, wanted in ((0.0, picture), (1.0, mirrored)):
+        assert {image.tobytes() for image in made(HorizontalFlip(p))} == {wanted.tobytes()}
+    for unchanged in (ColorJitter(p=0.0), RandomGrayscale(0.0)):
+        assert {image.tobytes() for image in made(unchanged)} == {picture.tobytes()}
+    grey = np.stack([np.asarray(image) for image in made(RandomGrayscale(1.0))])
+    assert (grey == grey[..., :1]).all()
+    even = Image.new('RGB', (4, 4), (100, 100, 100))
+    levels = [np.asarray(image)[0, 0, 0] for image in made(ColorJitter(0.2, 0, 0, 0), even, 300)]
+    assert 80 <= min(levels) < 85 and 115 < max(levels) <= 120
+    for image in made(RandomResizedCrop(32, scale=(1.0, 1.0), ratio=(1.0, 1.0))):
+        assert np.abs(np.asarray(image, np.int64) - np.asarray(picture, np.int64)).max() <= 1
+    white = np.stack([np.asarray(image) for image in made(AutoAugment(), Image.new('RGB', (32, 32), 'white'), 200)])
+    assert (white == 128).all(-1).any(), 'a moved image leaves grey'
+
+
 def test_the_file_form_of_cutout_has_the_distribution_of_the_batched() -> None:
     white = Image.new('RGB', (32, 32), 'white')
     torch.manual_seed(0)

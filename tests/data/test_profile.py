@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 from PIL import Image
 
 from ltzoo.data import (
@@ -166,6 +167,31 @@ def test_unreadable_images_are_dropped_by_name(tmp_path: Path, caplog: pytest.Lo
     require_readable(kept)
 
 
+def test_processes_share_the_reading_and_leave_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tree(tmp_path, [4, 3], [1, 1])
+    for name in ('a/1.jpg', 'b/2.jpg'):
+        truncate(tmp_path / 'train' / name)
+    split = load_data('folder', tmp_path).train
+    found: dict[int, dict[int, str]] = {0: {}, 1: {}}
+    kept = {}
+
+    def gather(of_all: list[dict[int, str]], own: dict[int, str]) -> None:
+        found[process] = own
+        of_all[:] = [found[0], found[1]]
+
+    monkeypatch.setattr(dist, 'is_initialized', lambda: True)
+    monkeypatch.setattr(dist, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(dist, 'get_rank', lambda: process)
+    monkeypatch.setattr(dist, 'all_gather_object', gather)
+    # The first in the second round knows what the other has found in the first.
+    for process in (0, 1, 0):
+        kept[process] = drop_unreadable(split)
+    assert [sorted(bad) for bad in found.values()] == [[6], [1]]
+    for part in kept.values():
+        names = [part.images.name(i).rpartition('train/')[2] for i in range(len(part))]
+        assert names == ['a/0.jpg', 'a/2.jpg', 'a/3.jpg', 'b/0.jpg', 'b/1.jpg']
+
+
 def test_nothing_to_drop(tmp_path: Path) -> None:
     write_tree(tmp_path, [2, 2], [1, 1])
     dataset = load_data('folder', tmp_path)
@@ -212,3 +238,5 @@ def test_plot(tmp_path: Path, suffix: str) -> None:
         image = Image.open(tmp_path / 'tail.png').convert('RGB')
         colours = {colour for _, colour in image.getcolors(2**20) or []}
         assert {(31, 119, 180), (255, 127, 14), (214, 39, 40)} <= colours
+    else:
+        assert '<svg' in (tmp_path / 'tail.svg').read_text()

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections import Counter
@@ -33,6 +34,7 @@ from ltzoo.data import (
     without_folders,
 )
 from ltzoo.data.dataset import _SOURCES
+from ltzoo.data.images import join_images
 from ltzoo.errors import LtzooError
 from ltzoo.files import alone
 
@@ -162,6 +164,14 @@ def test_the_source_in_a_name(name: str, source: str | None, monkeypatch: pytest
     assert source_of(name) == source
     own = source in ('folder', 'my_lt_photos')
     assert replace(load_data('digits'), name=name).users_own == own
+
+
+def test_a_source_of_ones_own_has_tails_and_hold_outs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('ltzoo.data.dataset._SOURCES', dict(_SOURCES))
+    register_source('mine')(lambda location, download: load_data('digits'))
+    assert load_data('mine').class_counts.tolist() == load_data('digits').class_counts.tolist()
+    assert load_data('mine_lt_r10').class_counts.tolist() == load_data('digits_lt_r10').class_counts.tolist()
+    assert len(with_holdout(load_data('mine_lt_r10')).test) == len(with_holdout(load_data('digits_lt_r10')).test) > 0
 
 
 class TestFolder:
@@ -325,6 +335,17 @@ class TestFolder:
             seen = np.asarray(images[i])
             assert (seen == seen[..., :1]).all()
             assert np.abs(seen[..., 0] - ramp / 257).max() <= 0.5
+
+    def test_grey_images_of_12_bits_keep_their_contrast(self, tmp_path: Path) -> None:
+        # Two pixels, 0 and the brightest, in three bytes.
+        tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 3}
+        entries = b''.join(struct.pack('<HHII', tag, 3, 1, value) for tag, value in tags.items())
+        header = b'II*\0' + struct.pack('<I', 12) + b'\x00\x0f\xff\0' + struct.pack('<H', len(tags))
+        for name in ('a', 'b'):
+            (tmp_path / name).mkdir()
+            for i in range(2):
+                (tmp_path / name / f'{i}.tif').write_bytes(header + entries + bytes(4))
+        assert np.asarray(load_data('folder', tmp_path).train.images[0])[0, :, 0].tolist() == [0, 255]
 
     @pytest.mark.parametrize(('kind', 'mode'), [(np.float32, 'F'), (np.int32, 'I')])
     def test_images_of_unknown_range_are_refused(self, tmp_path: Path, kind: type, mode: str) -> None:
@@ -581,6 +602,15 @@ class TestArrays:
         np.testing.assert_allclose(dataset.std, scaled.std((0, 1, 2)), rtol=1e-12)
         assert dataset.image_size == 5
         assert dataset.class_names == ('0', '1', '2')
+
+    def test_names_are_places_in_the_array_that_was_read(self, tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+        dataset = self.load(tmp_path, {key: arrays[key] for key in ('x_train', 'y_train')})
+        for part in (dataset.train, dataset.test):
+            for i in range(len(part)):
+                row = int(part.images.name(i).removeprefix('image '))
+                np.testing.assert_array_equal(np.asarray(part.images[i]), arrays['x_train'][row])
+        joined = join_images(dataset.train.images, dataset.test.images)
+        assert {joined.name(i) for i in range(len(joined))} == {f'image {i}' for i in range(len(arrays['x_train']))}
 
     @pytest.mark.parametrize('shape', [(6, 6), (6, 6, 1)])
     def test_grey_with_medmnists_names(self, tmp_path: Path, shape: tuple[int, ...]) -> None:

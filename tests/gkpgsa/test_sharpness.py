@@ -615,7 +615,14 @@ def test_bf16_autocast_is_that_of_the_ordinary_step() -> None:
             plain.backward()
         else:
             engine = GroupedSharpness(learner, CLASS_GROUPS, SAMPLES, engine_settings, rows_form=ROWS)
-            engine.step(learner.forward, [(views, LABELS)], autocast=lambda: torch.autocast('cpu', torch.bfloat16))
+            cast: list[bool] = []
+
+            def losses(views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+                cast.append(torch.is_autocast_enabled('cpu'))  # noqa: B023
+                return learner(views, labels)  # noqa: B023
+
+            engine.step(losses, [(views, LABELS)], autocast=lambda: torch.autocast('cpu', torch.bfloat16))
+            assert cast == [True, True]
         gradients.append(torch.cat([p.grad.reshape(-1) for p in learner.parameters()]))  # type: ignore[union-attr]
     # Rounding alone turns the gradient of so small a batch: that of fp32 has a cosine of 0.98 to the first.
     for gradient in gradients[1:]:

@@ -95,6 +95,12 @@ def test_a_class_without_images_has_the_margin_of_one() -> None:
     assert margins.tolist() == pytest.approx([7.5, 15, 15])
 
 
+def test_the_rarest_class_has_the_whole_margin_however_many_images_it_has() -> None:
+    model = ltzoo.create_model('resnet8_cifar', head='cosine', num_classes=3)
+    margins = create_objective('ldam', model, torch.tensor([1280, 80, 5]), max_margin=0.4).margins / 30
+    assert margins.tolist() == pytest.approx([0.1, 0.2, 0.4])
+
+
 @pytest.mark.parametrize(
     ('name', 'option', 'message'),
     [

@@ -13,7 +13,7 @@ import ltzoo
 from ltzoo.losses import RIDE, ObjectiveError, class_balanced_weights, create_objective
 from ltzoo.models.heads import ExpertLinear
 
-COUNTS = torch.tensor([500, 100, 16, 1])
+COUNTS = torch.tensor([500, 100, 16, 5])
 LABELS = torch.tensor([0, 3, 2, 1, 3])
 
 
@@ -55,7 +55,7 @@ def expected(
     mean = softmax([sum(expert[c] for expert in logits) / len(logits) for c in range(4)], temperatures)
     total = 0.0
     for expert in logits:
-        margin = 0.4 * counts[label] ** -0.25
+        margin = 0.4 * (min(counts) / counts[label]) ** 0.25
         own = [value - (scale * margin if c == label else 0) for c, value in enumerate(expert)]
         total += weight * -math.log(softmax(own, [1.0] * 4)[label])
         predicted = softmax(expert, temperatures)

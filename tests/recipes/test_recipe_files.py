@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import ltzoo
 from ltzoo.data.views import View, parse_views
@@ -16,6 +17,7 @@ from ltzoo.losses.bcl import BCL
 from ltzoo.models import CosineLinear
 from ltzoo.models.entries import entry_of, method_of
 from ltzoo.models.lt_zoo import METHODS, ZOO, ZooEntry
+from ltzoo.training.prepare import describe_batch
 from ltzoo.training.recipe import Recipe, ReweightingPart, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -225,3 +227,15 @@ def test_every_file_begins_with_a_comment_or_its_base(file: Path) -> None:
     # A mapping at top level, without keys given twice, which YAML would let pass.
     keys = [line.partition(':')[0] for line in text.splitlines() if line and not line.startswith(('#', ' '))]
     assert sorted(keys) == sorted(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize(('name', 'views'), [('bs', 'cifar_plain'), ('bcl', 'cifar_bcl'), ('gkpgsa', 'cifar_plain')])
+def test_recipes_for_own_images_take_small_networks_as_readme_says(name: str, views: str, tmp_path: Path) -> None:
+    for label, number in (('a', 20), ('b', 10), ('c', 3)):
+        (tmp_path / label).mkdir()
+        for i in range(number):
+            Image.effect_noise((40, 36), 80).save(tmp_path / label / f'{i}.png')
+    small = ('model.name=resnet32_cifar', 'model.pretrained=false', f'views={views}')
+    words = (f'data.name=folder:{tmp_path}', 'batch_size=8', 'workers=0', 'precision=fp32')
+    told = describe_batch(load_recipe(ROOT / 'recipes' / 'own' / f'{name}.yaml', [*small, *words]))
+    assert 'losses: (8,)' in told

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +38,10 @@ def pictures(tmp_path: Path) -> Path:
 def test_a_folder_gets_names_and_probabilities(
     script: Script, digits_run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script('tools/predict.py', digits_run, pictures, '--top', 3) == 0
+    named = shutil.copytree(digits_run / 'model', tmp_path / 'named')
+    config = json.loads((named / 'config.json').read_text())
+    (named / 'config.json').write_text(json.dumps({**config, 'label_names': [f'digit {c}' for c in range(10)]}))
+    assert script('tools/predict.py', f'local-dir:{named}', pictures, '--top', 3) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [Path(row['path']).name for row in rows] == ['a.png', 'b.PNG', 'c.png']
     model = ltzoo.create_model(f'local-dir:{digits_run / "model"}', pretrained=True).eval()
@@ -44,7 +49,7 @@ def test_a_folder_gets_names_and_probabilities(
     for i, row in enumerate(rows):
         logits = model(transform(load_data('digits_lt').test.images[i * 45])[None])[0]
         values, classes = logits.softmax(0).topk(3)
-        assert [int(row[key]) for key in ('class', 'class_2', 'class_3')] == classes.tolist()
+        assert [row[key] for key in ('class', 'class_2', 'class_3')] == [f'digit {c}' for c in classes.tolist()]
         shown = [float(row[key]) for key in ('probability', 'probability_2', 'probability_3')]
         assert shown == pytest.approx(values.tolist(), abs=2e-4)
     one = ('--csv', tmp_path / 'out.csv', '--batch-size', 1, '--workers', 0)

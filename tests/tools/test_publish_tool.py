@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
+
+import ltzoo.hub
+from ltzoo.hub.publish import Publication
 
 Script = Callable[..., int]
 
@@ -22,7 +26,8 @@ def test_a_released_run_is_checked_before_the_hub_is_asked(
     out = tmp_path / 'out'
     assert script('tools/export.py', digits_run, '--to', out) == 0
     assert script('tools/publish.py', out, '--to', 'me/digits') == 2
-    assert capsys.readouterr().err.startswith('publish.py: ')
+    # All of it is right, so that it comes to the Hub.
+    assert 'cannot be reached: HF_HUB_OFFLINE is set' in capsys.readouterr().err
     (out / 'results.json').unlink()
     assert script('tools/publish.py', out, '--to', 'me/digits') == 2
     assert 'lacks results.json: tools/export.py makes a whole folder of finished runs' in capsys.readouterr().err
@@ -44,3 +49,21 @@ def test_what_cannot_be_published(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('publish.py: ')
     assert message in line
+
+
+def test_its_options_reach_what_publishes(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def take(folder: Path, to: str, **options: Any) -> Publication:
+        asked.update(options)
+        return Publication(f'hf-hub:{to}', ('config.json',), (), None)
+
+    monkeypatch.setattr(ltzoo.hub, 'publish', take)
+    words = ('--private', '--force', '--dry-run', '--revision', 'branch')
+    assert script('tools/publish.py', tmp_path, '--to', 'me/digits', *words) == 0
+    assert asked == {'private': True, 'force': True, 'dry_run': True, 'revision': 'branch'}
+    assert capsys.readouterr().out == 'would be committed to me/digits: config.json\n'
+    assert script('tools/publish.py', tmp_path, '--to', 'me/digits') == 0
+    assert asked == {'private': False, 'force': False, 'dry_run': False, 'revision': 'main'}

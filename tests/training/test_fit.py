@@ -425,6 +425,46 @@ def test_the_seed_reaches_the_weights_the_order_and_the_method(
     assert torch.equal(weight, again[0]) and torch.equal(order, again[1])
 
 
+def test_the_method_gets_the_prior_and_the_images_that_it_asks_for(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(*GKPGSA)
+    training = prepare_training(recipe, prepare_data(recipe), create_accelerator(recipe), tmp_path)
+    assert training.method is not None
+    torch.testing.assert_close(training.method.log_prior, training.learner.objective.logit_adjustment)
+    train, indices = training.dataset.train, np.array([200, 3, 5, 7])
+    ((images, labels),) = training.samples(indices)
+    assert labels.tolist() == train.labels[indices].tolist()
+    pixels = np.stack([np.asarray(train.images[int(i)]) for i in indices]) / 255
+    expected = ((pixels - training.dataset.mean) / training.dataset.std).transpose(0, 3, 1, 2)
+    torch.testing.assert_close(images, torch.from_numpy(expected).float())
+
+
+def test_a_run_with_few_checkpoints_goes_on_from_the_last(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*GKPGSA, 'method.snapshots=disk', 'epochs=5', 'checkpoint_every=2')
+    saved: list[int] = []
+    save, take = fit_module._save, fit_module.train_one_epoch
+
+    def save_and_tell(folder: RunFolder, training: Training) -> None:
+        saved.append(training.epoch)
+        save(folder, training)
+
+    def stop(*args: Any, epoch: int, **options: Any) -> Any:
+        if epoch == 3:
+            raise Pulled
+        return take(*args, epoch=epoch, **options)
+
+    monkeypatch.setattr(fit_module, '_save', save_and_tell)
+    fit(make_recipe(*options), tmp_path / 'whole', progress=False)
+    assert saved == [2, 4, 5]
+    with monkeypatch.context() as patch, pytest.raises(Pulled):
+        patch.setattr(fit_module, 'train_one_epoch', stop)
+        fit(make_recipe(*options), tmp_path / 'cut', progress=False)
+    fit(make_recipe(*options, 'resume=auto'), tmp_path / 'cut', progress=False)
+    assert_equal_runs(tmp_path / 'whole', tmp_path / 'cut')
+    assert [json.loads(line)['epoch'] for line in (tmp_path / 'cut' / 'log.jsonl').open()] == list(range(5))
+
+
 def test_two_processes_cannot_train_into_one_folder(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     run = tmp_path / 'run'
     with RunFolder(run).alone(), pytest.raises(BusyError, match='run is being written by another process'):
@@ -1206,16 +1246,17 @@ def test_a_run_is_not_continued_on_classes_of_other_names(
 
 
 @pytest.mark.parametrize(
-    ('views', 'crop_pct'),
+    ('options', 'crop_pct'),
     [
-        ('[[{random_crop: {size: 8, padding: 0}}]]', 1.0),
-        ('[[{random_resized_crop: {size: 8}}, horizontal_flip]]', 0.875),
+        (('views=[[{random_crop: {size: 8, padding: 0}}]]',), 1.0),
+        (('views=[[{random_resized_crop: {size: 8}}, horizontal_flip]]',), 0.875),
+        (('views=[[{random_resized_crop: {size: 8}}, horizontal_flip]]', 'evaluation.crop_pct=0.75'), 0.75),
     ],
 )
 def test_the_test_crop_suits_the_views(
-    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, views: str, crop_pct: float
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, options: tuple[str, ...], crop_pct: float
 ) -> None:
-    fit(make_recipe(*of_pictures(pictures), f'views={views}'), tmp_path / 'run', progress=False)
+    fit(make_recipe(*of_pictures(pictures), *options), tmp_path / 'run', progress=False)
     fed = json.loads((tmp_path / 'run' / 'model' / 'config.json').read_text())['pretrained_cfg']
     assert (fed['input_size'], fed['crop_pct']) == ([3, 8, 8], crop_pct)
 
