@@ -95,7 +95,8 @@ def drop_unreadable(split: Split) -> Split:
     """
     if isinstance(split.images, ArrayImages):
         return split
-    process, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    several = dist.is_available() and dist.is_initialized()
+    process, processes = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
     share = np.arange(process, len(split), processes)
     bad: dict[int, str] = {}
     for index, found in zip(share, examine(split.images.select(share), lambda image: None), strict=True):
