@@ -70,7 +70,8 @@ def predict(
         PredictionError: if the outputs for an image are not finite.
     """
     device = _device_of(model) if device is None else torch.device(device)
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    several = dist.is_available() and dist.is_initialized()
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
     share = np.arange(rank, len(split), processes)
     predictions = torch.zeros(len(split), dtype=torch.int64, device=device)
     confidences = torch.zeros(len(split), dtype=torch.float32, device=device)
