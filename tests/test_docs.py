@@ -87,6 +87,7 @@ METHODS = {
     'LDAM-DRW + SAM': 'ldam_drw_sam',
     'balanced softmax': 'bs',
     'BCL': 'bcl',
+    'GKP/GSA on BCL, `gkpgsa.yaml`': 'gkpgsa',
 }
 
 
