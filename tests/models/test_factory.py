@@ -123,8 +123,8 @@ def test_no_weights_says_which_recipe_makes_them() -> None:
         ltzoo.create_model('resnet32_cifar_bcl.cifar10_lt_r50', pretrained=True)
     with pytest.raises(NoWeightsError, match=r'recipes/imagenet_lt/bs_resnext50\.yaml$'):
         ltzoo.create_model('resnext50_imagenetlt_bs', pretrained=True)
-    with pytest.raises(NoWeightsError, match=r'recipes/cifar100_lt_r100/gkpgsa\.yaml$'):
-        ltzoo.create_model('resnet32_cifar_gkpgsa', pretrained=True)
+    with pytest.raises(NoWeightsError, match=r'recipes/cifar100_lt_r100/gkpgsa_paper\.yaml$'):
+        ltzoo.create_model('resnet32_cifar_gkpgsa_paper', pretrained=True)
 
 
 def test_architectures_have_no_weights_of_their_own() -> None:
