@@ -19,6 +19,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from ltzoo.data.images import ArrayImages, Images, MissingImageError, UnreadableImageError, examine
 from ltzoo.data.longtail import ProfileKind, longtail_indices
 from ltzoo.errors import LtzooError, did_you_mean
+from ltzoo.processes import rank_and_number
 
 __all__ = [
     'DataError',
@@ -95,9 +96,8 @@ def drop_unreadable(split: Split) -> Split:
     """
     if isinstance(split.images, ArrayImages):
         return split
-    several = dist.is_available() and dist.is_initialized()
-    process, processes = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
-    share = np.arange(process, len(split), processes)
+    rank, processes = rank_and_number()
+    share = np.arange(rank, len(split), processes)
     bad: dict[int, str] = {}
     for index, found in zip(share, examine(split.images.select(share), lambda image: None), strict=True):
         if isinstance(found, UnreadableImageError):

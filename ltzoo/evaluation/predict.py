@@ -22,6 +22,7 @@ from ltzoo.data.loader import ImageLoader
 from ltzoo.data.views import normalise
 from ltzoo.errors import LtzooError
 from ltzoo.models.mode import evaluating
+from ltzoo.processes import rank_and_number
 
 __all__ = ['PredictionError', 'Predictions', 'image_batches', 'predict', 'predict_files']
 
@@ -70,8 +71,7 @@ def predict(
         PredictionError: if the outputs for an image are not finite.
     """
     device = _device_of(model) if device is None else torch.device(device)
-    several = dist.is_available() and dist.is_initialized()
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+    rank, processes = rank_and_number()
     share = np.arange(rank, len(split), processes)
     predictions = torch.zeros(len(split), dtype=torch.int64, device=device)
     confidences = torch.zeros(len(split), dtype=torch.float32, device=device)

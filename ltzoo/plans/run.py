@@ -51,8 +51,7 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
     from ltzoo.models.factory import ModelFilesError
     from ltzoo.training.prepare import check_names
 
-    diverged = [job for job in jobs if job.diverged]
-    waiting = [job for job in jobs if not job.finished and job not in diverged]
+    waiting = [job for job in jobs if not (job.finished or job.diverged)]
     for job in waiting:
         # The weights that one starts from may be another's of the plan.
         with suppress(ModelFilesError):
@@ -67,9 +66,9 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
     environment = {**os.environ, 'OMP_NUM_THREADS': threads}
     stopped = threading.Event()
     lock = threading.Lock()
-    finished = len(jobs) - len(waiting) - len(diverged)
-    of_them = f', {len(diverged)} diverged' if diverged else ''
-    print(f'{finished} of {len(jobs)} trainings are finished{of_them}', flush=True)
+    finished = sum(job.finished for job in jobs)
+    diverged = len(jobs) - len(waiting) - finished
+    print(f'{finished} of {len(jobs)} trainings are finished{f", {diverged} diverged" if diverged else ""}', flush=True)
     last_call = None if deadline is None else deadline - min(_GRACE, (deadline - time.monotonic()) / 4)
     running: set[subprocess.Popen[bytes]] = set()
 
