@@ -32,7 +32,7 @@ COUNTS = torch.tensor([24, 8, 4, 2])
 LABELS = torch.repeat_interleave(torch.arange(CLASSES), COUNTS)
 RECIPES = Path(__file__).parents[2] / 'recipes' / 'cifar100_lt_r100'
 VARIANTS = [
-    *sorted((RECIPES / 'ablations').glob('*.yaml')),
+    *(path for path in sorted((RECIPES / 'ablations').glob('*.yaml')) if load_recipe(path).method),
     *(RECIPES / f'{name}.yaml' for name in ('bcl_sam', 'gkpgsa_paper')),
 ]
 
