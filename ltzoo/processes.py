@@ -1,8 +1,18 @@
-"""Which of several processes this one is, where images are shared out among them."""
+"""Several processes that share out a batch, or a set of images."""
 
 import torch.distributed as dist
+from torch import Tensor
 
-__all__ = ['rank_and_number']
+__all__ = ['averaged', 'rank_and_number']
+
+
+def averaged(x: Tensor) -> Tensor:
+    """Return the mean of `x` over all processes, which need it at the same time, in its place."""
+    _, processes = rank_and_number()
+    if processes > 1:
+        dist.all_reduce(x)
+        x /= processes
+    return x
 
 
 def rank_and_number() -> tuple[int, int]:

@@ -62,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
     output = recipe.output or Path('runs', args.recipe.resolve().parent.name, f'{args.recipe.stem}_seed{recipe.seed}')
     try:
         if args.dry_run:
-            print(recipe.to_yaml())
-            # Trackers write files.
-            print(describe_batch(recipe.model_copy(update={'trackers': ()})))
+            told = describe_batch(recipe)
+            if PartialState().is_main_process:
+                print(f'{recipe.to_yaml()}\n{told}')
             return 0
         results = fit(recipe, output, progress=not args.no_progress)
     except (OSError, RuntimeError, MemoryError) as error:

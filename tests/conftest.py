@@ -1,10 +1,12 @@
-"""Where the real data is, for tests that use it."""
+"""Where the real data is, and what stands in for measurements, for tests that use them."""
 
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,29 @@ def split_lists() -> Path:
     if not folder.is_dir():
         pytest.skip('no official split lists beside the checkout')
     return folder
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Return a function that has a script take the place of the process that measures, and tells its calls."""
+    from ltzoo.evaluation import benchmark
+
+    python, calls = sys.executable, tmp_path / 'calls'
+    calls.write_text('')
+
+    def use(body: str) -> Path:
+        script = tmp_path / 'stub.py'
+        script.write_text(
+            f'#!{python}\n'
+            'import json, os, signal, sys\n'
+            '_, _, _, model, data, out, *options = sys.argv\n'
+            'batch = int(options[options.index("--batch-size") + 1])\n'
+            f'open({str(calls)!r}, "a").write(f"{{model}} {{data}} {{batch}}\\n")\n'
+            'def done(**row): json.dump({"top1": 50.0, "batch_size": batch, **row}, open(out, "w"))\n'
+            f'{body}\n'
+        )
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setattr(benchmark.sys, 'executable', str(script))
+        return calls
+
+    return use

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -108,18 +110,49 @@ def test_the_results_of_the_zoo_are_those_of_its_files(section: str, tag: str) -
             assert cell == ('none' if score is None else f'{score["mean"]:.2f}{deviation}'), (name, key)
 
 
+def commands_of(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the scripts that a page calls, each with the words behind it."""
+    for block in re.findall(r'```bash\n(.*?)```', page.read_text(encoding='utf-8'), re.DOTALL):
+        given = ''
+        for line in block.splitlines():
+            line = line.partition(' #')[0]
+            if line.startswith('set -- '):
+                given = line.removeprefix('set -- ')
+            for tool, words in re.findall(r'((?:tools|recipes)/\w+\.py)([^&;]*)', line.replace('"$@"', given)):
+                yield tool, shlex.split(words)
+
+
+def words_of(option: str, words: list[str]) -> list[str]:
+    behind = words[words.index(option) + 1 :] if option in words else []
+    return list(itertools.takewhile(lambda word: not word.startswith('--'), behind))
+
+
 @pytest.mark.parametrize('page', PAGES, ids=[page.stem for page in PAGES])
 def test_options_and_keys_in_commands_exist(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    for block in re.findall(r'```bash\n(.*?)```', page.read_text(encoding='utf-8'), re.DOTALL):
-        for tool, words in re.findall(r'((?:tools|recipes)/\w+\.py)([^#&|\n]*)', block):
-            sources = [ROOT / tool, *((ROOT / 'tools' / 'benchmarks').glob('*.py') if 'benchmark' in tool else ())]
-            source = ''.join(file.read_text(encoding='utf-8') for file in sources)
-            for option in re.findall(r'(?<!\S)(--[a-z][\w-]*)', words):
-                assert f"'{option}'" in source, f'{tool} has no {option}'
-            recipe = re.search(r'recipes/\S+\.yaml', words)
-            if tool == 'recipes/train.py' and recipe:
-                load_recipe(Path(recipe[0]), [word for word in shlex.split(words) if re.match(r'[a-z_.]+=', word)])
+    for tool, words in commands_of(page):
+        sources = [Path(tool)]
+        if tool == 'tools/benchmark.py':
+            sources.append(Path('tools', 'benchmarks', f'{words[0]}.py'))
+        known = {
+            option
+            for file in sources
+            for option in re.findall(r"add_argument\(\s*'(--[\w-]+)'", file.read_text(encoding='utf-8'))
+        }
+        # In brackets, too.
+        for option in re.findall(r'(?<![\w-])--[a-z][\w-]*', ' '.join(words)):
+            assert option in known, f'{tool} has no {option}'
+        files = [Path(word) for word in words if re.fullmatch(r'recipes/\S+\.yaml', word)]
+        if tool == 'recipes/train.py' and files:
+            load_recipe(files[0], [word for word in words if re.match(r'[a-z_.]+=', word)])
+        elif tool == 'tools/reproduce.py' and files:
+            plan = load_plan(files[0])
+            # All runs of a plan would take long.
+            chosen = words_of('--only', words) or list(plan.runs)[:1]
+            changes = words_of('--set', words)
+            plan_jobs(plan, files[0].parent, Path(), chosen, None, changes, plan.seeds[:1], into_folders=False)
+        elif '--set' in words:
+            load_recipe(files[0] if files else Path('recipes/cifar100_lt_r100/bcl.yaml'), words_of('--set', words))
 
 
 @pytest.mark.slow

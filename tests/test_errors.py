@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -87,24 +88,69 @@ def test_a_reader_that_has_gone() -> None:
     tool.stderr.close()
 
 
-def test_parts_of_ones_own_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / 'my_parts.py').write_text(
-        'from ltzoo.losses import CrossEntropy, register_objective\n'
-        'register_objective("mine")(type("Mine", (CrossEntropy,), {}))\n'
-    )
-    command = [sys.executable, 'recipes/train.py', 'recipes/digits_lt/ce.yaml', 'objective={name: mine}', '--dry-run']
-    command.append('model.name=resnet8_cifar')
+MY_PARTS = """
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
 
-    def ends(modules: str) -> tuple[int, str]:
+from ltzoo.losses import CrossEntropy, register_objective
+
+
+@register_objective('mine')
+class Mine(CrossEntropy):
+    pass
+
+
+class Network(nn.Module):
+    def __init__(self, num_classes=1000, in_chans=3, width=8, **kwargs):
+        super().__init__()
+        self.num_classes, self.num_features = num_classes, width
+        self.conv, self.fc = nn.Conv2d(in_chans, width, 3), nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+
+default_cfgs = generate_default_cfgs({'my_network': {'input_size': (3, 8, 8), 'num_classes': 10, 'classifier': 'fc'}})
+
+
+@register_model
+def my_network(pretrained=False, **kwargs):
+    return build_model_with_cfg(Network, 'my_network', pretrained, **kwargs)
+"""
+# Several scripts in one process, which spares an import of torch for each.
+IN_TURN = """
+import runpy, sys
+for sys.argv in {}:
+    try:
+        runpy.run_path(sys.argv[0], run_name='__main__')
+    except SystemExit as end:
+        assert not end.code, sys.argv
+"""
+
+
+def test_parts_of_ones_own_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'my_parts.py').write_text(MY_PARTS)
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    train = ['recipes/train.py', 'recipes/digits_lt/ce.yaml', 'objective={name: mine}']
+
+    def ends(modules: str, *command: str) -> tuple[int, str]:
         monkeypatch.setenv('LTZOO_IMPORTS', modules)
-        monkeypatch.setenv('PYTHONPATH', str(tmp_path))
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
         return done.returncode, done.stderr
 
-    code, said = ends('')
+    code, said = ends('', *train, '--dry-run')
     assert code == 2 and "no objective is called 'mine'" in said
-    assert ends('my_parts') == (0, '')
-    code, said = ends('my_parts, your_parts')
+    run, out, scores = (str(tmp_path / name) for name in ('run', 'out', 'scores.json'))
+    options = ['model.name=timm/my_network', 'model.width=4', 'epochs=1', 'schedule.warmup_epochs=0', f'output={run}']
+    calls = [
+        [*train, *options, '--no-progress'],
+        ['tools/export.py', run, '--to', out],
+        ['tools/evaluate.py', f'local-dir:{out}', '--data', 'digits_lt', '--json', scores],
+    ]
+    assert ends('my_parts', '-c', IN_TURN.format(calls)) == (0, '')
+    trained, exported = (json.loads(Path(file).read_text()) for file in (f'{run}/results.json', scores))
+    assert [row['accuracy'] for row in exported['per_class']] == [row['accuracy'] for row in trained['per_class']]
+    code, said = ends('my_parts, your_parts', *train, '--dry-run')
     assert code == 2
     assert "LTZOO_IMPORTS: your_parts cannot be imported (ModuleNotFoundError: No module named 'your_parts')" in said
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ltzoo.data import Profile, check_thresholds, load_data, plot_profile, profile_data
-from ltzoo.errors import command_line
+from ltzoo.errors import LtzooError, command_line
 from ltzoo.files import check_figure, check_target, write_atomically, writing
 
 # Sets with more classes than this show only their largest and smallest classes; --json has them all.
@@ -38,6 +38,8 @@ def main() -> int:
     )
     args = parser.parse_args()
     check_thresholds(args.many_above, args.few_below, ('--many-above', '--few-below'))
+    if args.json and args.json == args.plot:
+        raise LtzooError(f'{args.json} is given for --json and for --plot: each needs a file of its own')
     if args.json:
         check_target(args.json)
     if args.plot:

@@ -41,7 +41,7 @@ def publish(args: argparse.Namespace) -> str:
         dry_run=args.dry_run,
     )
     if not done.files and not done.removed:
-        return f'{args.to} holds all of it already; nothing was changed'
+        return f'{done.name} holds all of it already; nothing was committed'
     if args.dry_run:
         removed = f'; would be removed: {", ".join(done.removed)}' if done.removed else ''
         return f'would be committed to {args.to}: {", ".join(done.files)}{removed}'

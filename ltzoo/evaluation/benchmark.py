@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ltzoo.data import ArrayImages, Dataset, load_data, takes_data_dir
+from ltzoo.data.sources.hf import HubImages
 from ltzoo.errors import LtzooError, did_you_mean
 from ltzoo.evaluation.benchmark_one import FAILED, OUT_OF_MEMORY, UNFIT
 from ltzoo.evaluation.evaluate import usable_device
@@ -271,6 +272,9 @@ def _images_of(dataset: Dataset) -> str:
         digest.update(dataset.test.images.array.tobytes())
     else:
         digest.update(repr([_written(dataset.test.images.name(i)) for i in range(len(dataset.test))]).encode())
+    if isinstance(dataset.test.images, HubImages):
+        # What the library itself tells contents by; its images are in no files of their own.
+        digest.update(str(getattr(dataset.test.images.table, '_fingerprint', None)).encode())
     return digest.hexdigest()
 
 

@@ -128,7 +128,7 @@ def evaluate_model(
     if skip_unreadable:
         dataset = replace(dataset, test=drop_unreadable(dataset.test))
     # A run that left out images, or began before others were added, was trained on fewer than there are.
-    counts = own.get('class_counts') if split in (own.get('split'), 'all') else None
+    counts = own.get('class_counts')
     counts = counts if isinstance(counts, list) and len(counts) == dataset.num_classes else None
     correct(model, training, tau=tau, tau_norm=tau_norm, otherwise=dataset.class_counts)
     return {

@@ -166,9 +166,14 @@ class TrainedOn:
         alike = trained_on and trained_on == without_folders(dataset.name).partition(':')[2]
         drawn = dataset.drawn_from is not None and self.lt.get('drawn_from') == dataset.drawn_from
         if alike or drawn or counts == dataset.class_counts.tolist() or not dataset.users_own:
+            others = ''
+            if alike:
+                others = '; if these are, give them a place of another name'
+            elif dataset.users_own:
+                others = ', and these are as many of every class; if they are others, add one or leave one out'
             raise EvaluationError(
                 f'{self.name} may have been trained on images of {dataset.name} (it was on {self.lt.get("data")}): '
-                '--split all is for images that it knows none of; if these are, give them a place of another name'
+                f'--split all is for images that it knows none of{others}'
             )
         whole = dataset.test
         for part in (dataset.train, dataset.validation, dataset.spare):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ltzoo.gkpgsa.sharpness import StepReport
+from ltzoo.processes import averaged
 
 __all__ = ['EpochSums']
 
@@ -56,8 +57,8 @@ class EpochSums:
 
     @property
     def perturbed_loss(self) -> float:
-        """Mean loss at the perturbed weights."""
-        return float(self._perturbed_loss / self.steps)
+        """Mean loss at the perturbed weights, over all processes, which need it at the same time."""
+        return float(averaged(self._perturbed_loss / self.steps))
 
     @property
     def regulariser(self) -> float:

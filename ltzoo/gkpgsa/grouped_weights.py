@@ -102,7 +102,7 @@ class GroupedWeights(TorchFunctionMode):
                 'nn.MultiheadAttention lays samples along the second dimension, where groups cannot be told apart: use '
                 "attention made of linear layers, such as timm's"
             )
-        if func is F.linear and isinstance(args[0], nn.Parameter):
+        if func is F.linear and args and isinstance(args[0], nn.Parameter):
             if id(args[0]) in self.grouped:
                 args = (self.read_by_class(args[0]), *args[1:])
             elif self.classes.fits(args[0]):
@@ -244,7 +244,8 @@ def _batch_norm(
     if not training or not rows.fits(input) or weights is None or biases is None:
         return None
     conf = (running_mean, running_var, momentum, eps)
-    return _of(rows).BatchNorm.apply(input, rows, mode.shared, conf, len(weights), *weights, *biases)
+    # Rows of classes have the form of the samples': a step that is compiled is so throughout.
+    return _of(mode.samples).BatchNorm.apply(input, rows, mode.shared, conf, len(weights), *weights, *biases)
 
 
 def _recurrent(

@@ -193,7 +193,7 @@ class GkpGsa:
             torch._foreach_mul_(grads, self._loss_weight)
         if self.preservation is not None and self._penalty_form == 'gradient':
             for name, gradient in self.preservation.gradient(self.encoder, self._penalty_weight).items():
-                scaled = gradient * (loss_scale if isinstance(loss_scale, float) else loss_scale.to(gradient.dtype))
+                scaled = gradient * (loss_scale.to(gradient.dtype) if isinstance(loss_scale, Tensor) else loss_scale)
                 grad = self.encoder[name].grad
                 self.encoder[name].grad = scaled if grad is None else grad + scaled
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ltzoo.gkpgsa.direction import SharpnessError
 from ltzoo.gkpgsa.flat import FlatParameters
 from ltzoo.gkpgsa.grouped_weights import GroupedWeights
 from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, RowsForm, SampleRows, SortedRows
+from ltzoo.processes import averaged
 
 __all__ = ['Losses', 'Passes', 'Views', 'buffers_kept', 'of_each']
 
@@ -61,7 +61,7 @@ class Passes:
         groups = torch.cat([self.class_groups[labels] for _, labels in self.pieces])
         counts = torch.zeros(self.groups, device=groups.device, dtype=self.layout.dtype)
         counts.index_add_(0, groups, torch.ones(len(groups), device=groups.device, dtype=counts.dtype))
-        shares = self.reduced(counts / self.total)
+        shares = averaged(counts / self.total)
         self.present = shares > 0
         return shares
 
@@ -121,7 +121,8 @@ class Passes:
                     self.used.update(i for i, g in enumerate(grads) if g is not None)
                     gradient += layout.flatten(grads)
                 mean += values.detach().sum() / self.total
-        return mean, [self.reduced(gradient) for gradient in gradients]
+        # Over the processes, as DistributedDataParallel does it.
+        return mean, [averaged(gradient) for gradient in gradients]
 
     def _grouped(
         self, weights: list[list[Tensor]], *, shared: bool, apart: bool, first_view: bool = False
@@ -151,7 +152,7 @@ class Passes:
             gradient = by_slot if gradient is None else gradient + by_slot
             mean += loss.detach()
         assert gradient is not None
-        gradient = self.reduced(gradient)
+        gradient = averaged(gradient)
         return (mean, gradient[:-1], gradient[-1]) if apart else (mean, gradient, torch.zeros_like(gradient[0]))
 
     def _rows_of(self, labels: Tensor) -> tuple[SampleRows, ClassRows] | tuple[OneHotRows, OneHotRows]:
@@ -168,13 +169,6 @@ class Passes:
         # The host waits for the device once.
         sizes = torch.stack([torch.bincount(part, minlength=slots) for part in (groups, class_slots)]).tolist()
         return SampleRows(tuple(sizes[0])), ClassRows(class_slots, sizes[1])
-
-    def reduced(self, x: Tensor) -> Tensor:
-        """Return the mean over processes, as DistributedDataParallel gives it."""
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(x)
-            x /= dist.get_world_size()
-        return x
 
     def context(self) -> Any:
         return nullcontext() if self.autocast is None else self.autocast()

@@ -68,10 +68,10 @@ def model_card(
     """
     recipe, data = lt['recipe'], lt['data']
     name = recipe['model']['name']
-    # The zoo's own names say the data.
-    title = name if name.endswith(f'.{data}') else f'{name} on {data}'
     entry = entry_of(name)
     results = results or {}
+    # The zoo's own names say the data, and are those of results of its recipes alone.
+    title = name if results.get('hub_id') else f'{entry.backbone if entry else name} on {data}'
     scores = {key: lt['scores'][key] for key in METRICS}
     counts = lt['class_counts']
     paper = pretrained_cfg.get('paper_name')
@@ -130,14 +130,12 @@ def planned_card(entry: ZooEntry, paper: Mapping[str, Any] | None) -> str:
     front = front_matter(entry.full_name, cfg.license)
     rows = ''
     if paper:
-        # `gkpgsa` has a setting of ours.
-        note = ' Its setting is another one, so that they predict nothing of this recipe.' * (entry.method == 'gkpgsa')
         rows = f"""
 ## What the paper reports
 
 {_table({}, {'paper': paper})}
 
-The paper's numbers, not ours.{note}
+The paper's numbers, not ours.
 """
     method = METHODS[entry.method]
     return f"""---

@@ -21,7 +21,7 @@ from ltzoo.hub.card import METRICS, PLACE
 from ltzoo.hub.release import over_seeds
 from ltzoo.hub.vectors import VerificationError, check_vectors, make_vectors
 from ltzoo.models import create_model
-from ltzoo.models.download import PICKLES, fetch, file_hash, probe
+from ltzoo.models.download import PICKLES, file_hash, probe
 from ltzoo.models.entries import NoResultsError, get_results
 
 __all__ = ['Publication', 'PublishError', 'check_folder', 'publish']
@@ -116,7 +116,7 @@ def publish(
                 *(CommitOperationAdd(name, content[name]) for name in changed),
                 *(CommitOperationDelete(name) for name in removed),
             ],
-            commit_message=f'{_name(content)}: weights, configuration, card, results',
+            commit_message=f'{results["name"]}: weights, configuration, card, results',
             revision=revision,
             parent_commit=info.sha,
         )
@@ -232,7 +232,9 @@ def _plan(
     if private and not info.private:
         raise PublishError(f'{repo} exists and is public: make it private on its page, or give another name')
     there = {file.rfilename: file for file in info.siblings or ()}
-    another = _holds_another(repo, info.sha, there, hashlib.sha256(content['model.safetensors']).hexdigest())
+    weights = there.get('model.safetensors')
+    # A repository with other weights is another model too.
+    another = not _same(weights, content['model.safetensors']) if weights else any(n.endswith(_WEIGHTS) for n in there)
     if another and not force:
         raise PublishError(f'{repo} holds another model already: give another name, or replace it with --force')
     changed = tuple(name for name, data in content.items() if not _same(there.get(name), data))
@@ -245,27 +247,12 @@ def _plan(
     return changed, removed
 
 
-def _holds_another(repo: str, commit: str, there: dict[str, Any], sha256: str) -> bool:
-    weights = there.get('model.safetensors')
-    if weights is None:
-        # A repository with other weights is another model too.
-        return any(name.endswith(_WEIGHTS) for name in there)
-    if weights.lfs is not None:
-        return bool(weights.lfs.sha256 != sha256)
-    folder = fetch(repo, revision=commit, files=('model.safetensors',))
-    return file_hash(folder / 'model.safetensors') != sha256
-
-
 def _same(file: Any, data: bytes) -> bool:
     if file is None:
         return False
     if file.lfs is not None:
         return bool(file.lfs.sha256 == hashlib.sha256(data).hexdigest())
     return bool(file.blob_id == git_hash(data))
-
-
-def _name(content: dict[str, bytes]) -> str:
-    return str(json.loads(content['results.json'])['name'])
 
 
 def _explain(error: Exception) -> str:

@@ -128,7 +128,9 @@ def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str = 
     entry = entry_of(first['model'])
     usual = (entry.tag, METHODS[entry.method].trained_with, 'test', True) if entry else None
     measured = (first['data'], method, first['split'], _usual_shots(first['recipe'].get('evaluation') or {}))
-    changed = str(first['environment']['commit']).endswith('-dirty')
+    # Of all runs, and of what was trained of them before a stop.
+    parts = [part for one in records for part in (one['environment'], *(one['environment'].get('earlier') or ()))]
+    changed = any(str(part.get('commit')).endswith('-dirty') for part in parts)
     if usual != measured or changed or not _is_of_recipe(first['recipe_file'], entry):
         # The zoo's network, but trained on other data, by another method, with other settings or by changed files, or
         # measured elsewhere or by other shots.
@@ -147,7 +149,6 @@ def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str = 
         'seeds': [record['seed'] for record in records],
         'weights_seed': first['seed'],
         'scores': over_seeds(records),
-        'paper': paper_results(entry.full_name) if entry else None,
         'runs': [
             {
                 **{key: record[key] for key in ('seed', 'split', 'samples', *METRICS, 'training_seconds')},
@@ -189,6 +190,7 @@ def write_card(folder: Path, to: Path | None = None) -> None:
     target = to or folder
     config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
     results = json.loads((folder / 'results.json').read_text(encoding='utf-8'))
+    results['paper'] = paper_results(results['name']) if results.get('hub_id') else None
     plots = [name for name in _PLOTS if (folder / name).is_file()]
     cfg = {**config['pretrained_cfg'], 'architecture': architecture_of(config)}
     place = PLACE if to is None else results['name']

@@ -58,6 +58,8 @@ _CONFIG = {'num_classes': int, 'model_args': dict, 'pretrained_cfg': dict}
 _FLAT_CONFIG = {'num_features', 'labels'}
 # Images up to this side are trained on padded crops, as CIFAR is; larger ones on random resized crops.
 _SMALL_IMAGE = 64
+# What says in a pretrained_cfg where weights are.
+_PLACES = {'file', 'url', 'state_dict', 'hf_hub_id', 'hf_hub_filename'}
 
 
 class UnknownModelError(LtzooError, ValueError):
@@ -206,7 +208,8 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
             return model
         if not entry.startswith(_LOCAL):
             # What timm would load by a rule of the model's is its makers' file, not the safetensors.
-            kwargs = {**kwargs, 'pretrained_cfg_overlay': {'file': str(weights), 'custom_load': False}}
+            overlay = kwargs.get('pretrained_cfg_overlay') or {}
+            kwargs = {**kwargs, 'pretrained_cfg_overlay': {**overlay, 'file': str(weights), 'custom_load': False}}
         return timm.create_model(entry, pretrained=True, **kwargs)
     except LtzooError:
         raise
@@ -314,10 +317,11 @@ def _with_tag(name: str, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     cfg = kwargs.get('pretrained_cfg')
     if cfg and name.startswith((_LOCAL, _HUB)):
         raise ModelArgumentError(f'{name} has a pretrained_cfg of its own, in its config.json')
-    if not isinstance(cfg, str):
+    if cfg and not isinstance(cfg, str):
         return name, kwargs
     kwargs = {key: value for key, value in kwargs.items() if key != 'pretrained_cfg'}
-    return f'{split_model_name_tag(name)[0]}.{cfg}', kwargs
+    # As timm does, it takes '' and None for none given.
+    return f'{split_model_name_tag(name)[0]}.{cfg}' if cfg else name, kwargs
 
 
 def _check_name(name: str) -> str:
@@ -328,15 +332,19 @@ def _check_name(name: str) -> str:
     """
     ours = list_models()
     theirs = set(timm.list_models()).difference(ours, timm.list_models(module='lt_timm'))
-    base, tag = split_model_name_tag(name)
+    base, dot, tag = name.partition('.')
     stock = base.removeprefix(_TIMM)
     if base.startswith(_TIMM) and (present := get_deprecated_models().get(stock)):
         warnings.warn(f'{base} is called {_TIMM}{present} now', stacklevel=4)
-        return _TIMM + present
+        # The tag that timm gives the name is that of the old weights.
+        name = f'{_TIMM}{split_model_name_tag(present)[0]}.{tag}' if dot else _TIMM + present
+        base, dot, tag = name.partition('.')
+        stock = base.removeprefix(_TIMM)
     if base in ours or (base.startswith(_TIMM) and stock in theirs):
         tags = [n.partition('.')[2] for n in timm.list_models(f'{stock}.*', include_tags=True)]
-        if tag and tag not in tags:
-            raise UnknownModelError(f'{base} has no tag {tag!r}: it can be {", ".join(filter(None, tags))}')
+        if dot and tag not in tags:
+            instead = f'it can be {", ".join(tags)}' if tags else f'write {base}'
+            raise UnknownModelError(f'{base} has no tag {tag!r}: {instead}')
         return name
     if base in theirs:
         raise UnknownModelError(f"no model of ltzoo is called {name!r}; timm's is {_TIMM}{name}")
@@ -382,7 +390,8 @@ def _locate(name: str, pretrained: bool, kwargs: dict[str, Any]) -> tuple[str, P
         return f'{_LOCAL}{folder}', folder / _WEIGHTS if pretrained else None
     name = _check_name(name)
     entry = name.removeprefix(_TIMM)
-    if not pretrained or kwargs.keys() & {'pretrained_cfg', 'pretrained_cfg_overlay'}:
+    overlay = kwargs.get('pretrained_cfg_overlay') or {}
+    if not pretrained or kwargs.get('pretrained_cfg') or overlay.keys() & _PLACES:
         return entry, None
     ours = entry_of(name)
     if ours is not None and ours.folder is not None:

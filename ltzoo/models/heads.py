@@ -159,7 +159,7 @@ class ExpertLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw cosine class vectors of unit length, linear ones as `nn.Linear` does."""
+        """Draw cosine class vectors of unit length, linear ones as `nn.Linear` does, with biases of 0."""
         bound = self.weight.shape[-1] ** -0.5
         with torch.no_grad():
             self.weight.uniform_(-bound, bound)

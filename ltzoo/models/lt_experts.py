@@ -166,6 +166,8 @@ class ExpertResNet(StagedResNet):
         global_pool = self.global_pool.pool_type if global_pool is None else global_pool
         if global_pool not in ('avg', 'max', ''):
             raise HeadError(f"global_pool of experts is 'avg', 'max' or '', not {global_pool!r}")
+        if not global_pool and num_classes:
+            raise HeadError("the classifiers of experts need pooled features: global_pool='' goes with num_classes=0")
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.num_classes = num_classes
         self.head_hidden_size = self.num_features
@@ -209,34 +211,35 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-_LARGE: dict[str, Any] = {'layers': [3, 4, 6, 3], 'channels': [64, 128, 192, 384], 'shared': 2}
-# Blocks and channels of each stage, and how many stages the experts share.
+_LARGE: dict[str, Any] = {'layers': [3, 4, 6, 3], 'channels': [64, 128, 192, 384], 'shared': 2, 'bottleneck': True}
+# Blocks and channels of each stage, how many stages the experts share, and the form of the blocks.
 SHAPES: dict[str, dict[str, Any]] = {
     'resnet32_cifar_experts': {'layers': [5, 5, 5], 'channels': [16, 24, 48], 'shared': 1},
     'resnet50_experts': _LARGE,
-    'resnext50_experts': _LARGE,
+    'resnext50_experts': {**_LARGE, 'cardinality': 32, 'base_width': 4},
 }
 
 
-def _create(name: str, pretrained: bool, maps: tuple[int, ...], **kwargs: Any) -> ExpertResNet:
+def _create(name: str, pretrained: bool, **kwargs: Any) -> ExpertResNet:
     kwargs = {**SHAPES[name], **kwargs}
+    # The stem's features and those of every stage.
+    maps = tuple(range(len(kwargs['layers']) + 1))
     return build_model_with_cfg(ExpertResNet, name, pretrained, feature_cfg={'out_indices': maps}, **kwargs)
 
 
 @register_model
 def resnet32_cifar_experts(pretrained: bool = False, **kwargs: Any) -> ExpertResNet:
     """Three experts on the first stage of a ResNet-32 for CIFAR."""
-    return _create('resnet32_cifar_experts', pretrained, (0, 1, 2, 3), **kwargs)
+    return _create('resnet32_cifar_experts', pretrained, **kwargs)
 
 
 @register_model
 def resnet50_experts(pretrained: bool = False, **kwargs: Any) -> ExpertResNet:
     """Three experts on the first two stages of a ResNet-50."""
-    return _create('resnet50_experts', pretrained, (0, 1, 2, 3, 4), **{'bottleneck': True, **kwargs})
+    return _create('resnet50_experts', pretrained, **kwargs)
 
 
 @register_model
 def resnext50_experts(pretrained: bool = False, **kwargs: Any) -> ExpertResNet:
     """Three experts on the first two stages of a ResNeXt-50 (32x4d)."""
-    args = {'bottleneck': True, 'cardinality': 32, 'base_width': 4}
-    return _create('resnext50_experts', pretrained, (0, 1, 2, 3, 4), **{**args, **kwargs})
+    return _create('resnext50_experts', pretrained, **kwargs)

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import PretrainedCfg, generate_default_cfgs, model_entrypoint, register_model, resolve_pretrained_cfg
+from timm.models import (
+    DefaultCfg,
+    PretrainedCfg,
+    generate_default_cfgs,
+    model_entrypoint,
+    register_model,
+    resolve_pretrained_cfg,
+)
 
 from ltzoo.models.heads import Head, build_with_head
 from ltzoo.normalisation import CIFAR_MEAN, CIFAR_STD, INAT18_MEAN, INAT18_STD
@@ -254,7 +262,17 @@ ZOO = {
     )
 }
 
-default_cfgs = generate_default_cfgs({name: entry.pretrained_cfg for name, entry in ZOO.items()})
+
+def _default_cfgs(cfgs: Mapping[str, PretrainedCfg]) -> dict[str, DefaultCfg]:
+    """Return what timm keeps of each name's tags: the first one is the default, whichever has weights."""
+    made = generate_default_cfgs(dict(cfgs))
+    for name in made.values():
+        # timm has put the first tag with weights in front.
+        name.tags = deque(name.cfgs)
+    return dict(made)
+
+
+default_cfgs = _default_cfgs({name: entry.pretrained_cfg for name, entry in ZOO.items()})
 
 
 def _register(entry: ZooEntry) -> None:

@@ -51,7 +51,9 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
     from ltzoo.models.factory import ModelFilesError
     from ltzoo.training.prepare import check_names
 
-    waiting = [job for job in jobs if not (job.finished or job.diverged)]
+    # Looked at once: another call of the plan may finish one meanwhile.
+    finished = [job for job in jobs if job.finished]
+    waiting = [job for job in jobs if job not in finished and not job.diverged]
     for job in waiting:
         # The weights that one starts from may be another's of the plan.
         with suppress(ModelFilesError):
@@ -66,9 +68,9 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
     environment = {**os.environ, 'OMP_NUM_THREADS': threads}
     stopped = threading.Event()
     lock = threading.Lock()
-    finished = sum(job.finished for job in jobs)
-    diverged = len(jobs) - len(waiting) - finished
-    print(f'{finished} of {len(jobs)} trainings are finished{f", {diverged} diverged" if diverged else ""}', flush=True)
+    diverged = len(jobs) - len(waiting) - len(finished)
+    said = f', {diverged} diverged' if diverged else ''
+    print(f'{len(finished)} of {len(jobs)} trainings are finished{said}', flush=True)
     last_call = None if deadline is None else deadline - min(_GRACE, (deadline - time.monotonic()) / 4)
     running: set[subprocess.Popen[bytes]] = set()
 

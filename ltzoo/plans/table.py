@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,7 +14,7 @@ from ltzoo.data import without_folders
 from ltzoo.files import alone, write_atomically, writing
 from ltzoo.plans.plan import Plan
 from ltzoo.training.recipe import Recipe
-from ltzoo.training.run import RunFolder
+from ltzoo.training.run import CheckpointError, RunFolder
 
 __all__ = ['format_table', 'summarise', 'write_table']
 
@@ -37,8 +38,8 @@ def summarise(
 
     Returns:
         For each: `name`, `seeds` (those that are finished), `diverged` (those that have diverged: they have no scores),
-        `alike` (whether the seed is all that the finished ones differ in: they may have been trained with other
-        `--set`), `measured_on` (what the scores are of, where that is not the test set of split seed 0),
+        `alike` (whether the seed is all that they differ in: they may have been trained with other `--set`),
+        `measured_on` (what the scores are of, where that is not the test set of split seed 0),
         [mean, sample standard deviation] of every score and of the minutes, and `method`.
 
     Raises:
@@ -48,7 +49,7 @@ def summarise(
     for name in dict.fromkeys(only or plan.runs):
         runs = {seed: RunFolder(plan.folder(name, seed)) for seed in seeds or plan.seeds}
         finished = {seed: run for seed, run in runs.items() if run.finished}
-        diverged = [seed for seed, run in runs.items() if run.divergence.exists()]
+        diverged = {seed: run for seed, run in runs.items() if run.divergence.exists()}
         if finished or diverged:
             summaries.append(_summarise(name, finished, diverged))
     return summaries
@@ -98,18 +99,20 @@ def format_table(summaries: list[dict[str, Any]]) -> str:
     return '\n'.join(lines)
 
 
-def _summarise(name: str, folders: dict[int, RunFolder], diverged: list[int]) -> dict[str, Any]:
+def _summarise(name: str, folders: dict[int, RunFolder], diverged: dict[int, RunFolder]) -> dict[str, Any]:
     runs = list(folders.values())
     results = [run.read_results() for run in runs]
     # What they were trained with, and on how many images of each class.
-    trained = [
-        (_decisive(result), [row.get('train_count') for row in result.get('per_class', ())]) for result in results
-    ]
+    recipes = [_decisive(result) for result in results]
+    counts = [[row.get('train_count') for row in result.get('per_class', ())] for result in results]
+    for run in diverged.values():
+        with suppress(CheckpointError):
+            recipes.append(_decisive({'recipe': run.read_recipe().model_dump()}))
     summary: dict[str, Any] = {
         'name': name,
         'seeds': list(folders),
-        'diverged': diverged,
-        'alike': all(run == trained[0] for run in trained),
+        'diverged': list(diverged),
+        'alike': all(of_run == of_runs[0] for of_runs in (recipes, counts) for of_run in of_runs),
         'measured_on': _measured_on(results),
     }
     for key in _SCORES:

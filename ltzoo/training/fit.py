@@ -79,6 +79,9 @@ def fit(recipe: Recipe, output: str | os.PathLike[str], *, progress: bool = True
     with ExitStack() as held:
         results = _train(recipe, folder, accelerator, held, progress)
     accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        # The process group goes with what refers to it. Its threads must not be left to Python's end, which kills them.
+        accelerator.free_memory()
     accelerator.end_training()
     return results
 
@@ -94,8 +97,7 @@ def _train(
     _require_apart(folder, dataset)
     begun = folder.checkpoint.exists()
     # A checkpoint holds all weights, so that going on needs no others.
-    pretrained = recipe.model.pretrained and not begun
-    training = prepare_training(recipe, dataset, accelerator, folder.bank, pretrained=pretrained)
+    training = prepare_training(recipe, dataset, accelerator, folder.bank, weights=not begun)
     if recipe.data.unreadable == 'stop' and not begun and accelerator.is_main_process:
         # Training meets its own images in the first epoch, those of the test only after the last one.
         require_readable(dataset.test)

@@ -68,14 +68,14 @@ def check_names(recipe: Recipe) -> None:
 
 
 def prepare_training(
-    recipe: Recipe, dataset: Dataset, accelerator: Accelerator, bank: Path, *, pretrained: bool | None = None
+    recipe: Recipe, dataset: Dataset, accelerator: Accelerator, bank: Path, *, weights: bool = True
 ) -> Training:
     """Make all that the recipe trains with, and seed the generators.
 
     Args:
         dataset: as `prepare_data` gives it.
         bank: folder for the snapshots of GKP/GSA, made when the first is put there.
-        pretrained: as in `create_learner`.
+        weights: as in `create_learner`.
 
     Raises:
         LtzooError: if the parts do not go together, or not with the data; a step on noise is tried.
@@ -88,7 +88,7 @@ def prepare_training(
         )
     set_seed(recipe.seed)
     _check_start(recipe, dataset)
-    learner = create_learner(recipe, dataset, pretrained=pretrained)
+    learner = create_learner(recipe, dataset, weights=weights)
     dataset = _fed_as_pretrained(recipe, dataset, learner.model)
     if recipe.reweighting is not None and 'reweighting_epoch' in (recipe.objective.model_extra or {}):
         raise RecipeError(
@@ -287,11 +287,11 @@ def _fed_as_pretrained(recipe: Recipe, dataset: Dataset, model: Any) -> Dataset:
     return replace(dataset, mean=tuple(cfg['mean']), std=tuple(cfg['std']))
 
 
-def create_learner(recipe: Recipe, dataset: Dataset, *, pretrained: bool | None = None) -> Learner:
+def create_learner(recipe: Recipe, dataset: Dataset, *, weights: bool = True) -> Learner:
     """Create the model for the data's classes, and its objective.
 
     Args:
-        pretrained: whether to load the weights that it starts from; None for what the recipe says.
+        weights: whether to load those that the recipe starts from, if it starts from any.
 
     Raises:
         RecipeError: if the model's arguments are for another number of classes.
@@ -303,9 +303,10 @@ def create_learner(recipe: Recipe, dataset: Dataset, *, pretrained: bool | None 
             f'model.num_classes={arguments["num_classes"]}, but {dataset.name} has {dataset.num_classes} classes: '
             'leave it out, it follows from the data'
         )
-    pretrained = recipe.model.pretrained if pretrained is None else pretrained
+    if not weights:
+        arguments.pop('checkpoint_path', None)
     try:
-        model = create_model(recipe.model.name, pretrained=pretrained, **arguments)
+        model = create_model(recipe.model.name, pretrained=recipe.model.pretrained and weights, **arguments)
     except ModelArgumentError as error:
         for key in recipe.model.model_extra or {}:
             if hint := did_you_mean(key, ('name', 'pretrained'), cutoff=0.75, otherwise=''):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -232,8 +233,8 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         if not equals or not key:
             raise RecipeError(f'{override!r} is not of the form key=value, such as optimizer.lr=0.1')
     try:
-        changes = [_parse_override(override) for override in overrides]
-        merged = OmegaConf.to_container(_merge(config, OmegaConf.merge({}, *changes)), resolve=True)
+        changes = functools.reduce(_merge, map(_parse_override, overrides), OmegaConf.create())
+        merged = OmegaConf.to_container(_merge(config, changes), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise RecipeError(f'{" ".join([str(path), *overrides])}: {one_line(error)}') from error
     except TypeError as error:
@@ -322,7 +323,7 @@ def _merge(config: DictConfig, change: Any) -> Any:
     before, after = (
         OmegaConf.select(tree, 'objective.name', throw_on_resolution_failure=False) for tree in (config, change)
     )
-    if after not in (None, before):
+    if before is not None and after not in (None, before):
         config.pop('objective', None)
     return OmegaConf.merge(config, change)
 

@@ -263,9 +263,12 @@ class TestFolder:
     def test_names_that_are_no_utf_8(self, tmp_path: Path) -> None:
         write_classes(tmp_path, a=5, b=5)
         os.rename(tmp_path / 'a' / '000.png', os.fsencode(tmp_path / 'a') + b'/caf\xe9.png')
-        dataset = load_data('folder', tmp_path)
-        assert len(dataset.train) == 8
-        assert dataset.train.digest() != dataset.test.digest()
+        before = load_data('folder', tmp_path)
+        assert len(before.train) == 8
+        os.rename(os.fsencode(tmp_path / 'a') + b'/caf\xe9.png', os.fsencode(tmp_path / 'a') + b'/caf\xe8.png')
+        after = load_data('folder', tmp_path)
+        changed = [getattr(before, part).digest() != getattr(after, part).digest() for part in ('train', 'test')]
+        assert sorted(changed) == [False, True], 'of the part that holds it, and of no other'
 
     def test_a_folder_that_may_not_be_read_is_not_called_empty(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -38,13 +38,17 @@ def _double() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-# How the engine of a test works; every test runs in all of these ways.
+# How the engine of a test works.
 ROWS: RowsForm = 'sliced'
 
 
-@pytest.fixture(autouse=True, params=['sliced', 'one_hot', 'sorted'])
-def _rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=['sliced', 'one_hot', 'sorted'])
+def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], 'ROWS', request.param)
+
+
+# Steps with `ascent` a number are sliced in any case; they, and tests without a step, run once.
+in_every_form = pytest.mark.usefixtures('rows')
 
 
 class Setting:
@@ -113,6 +117,7 @@ def literal_gsa(s: Setting, scale: float, groups: int = 3) -> tuple[Tensor, list
     return total, perturbations
 
 
+@in_every_form
 def test_per_group_is_the_method_as_written() -> None:
     s = Setting(scale=0.05)
     expected, perturbations = literal_gsa(s, 0.05)
@@ -123,6 +128,7 @@ def test_per_group_is_the_method_as_written() -> None:
     assert (s.gradient - s.gradient_at(s.theta)).norm() > 1e-3
 
 
+@in_every_form
 def test_combined_perturbs_all_by_the_weighted_mean() -> None:
     s = Setting(scale=0.05, mode='combined')
     _, perturbations = literal_gsa(s, 0.05)
@@ -154,6 +160,7 @@ def take_step(s: Setting) -> None:
             p -= 0.2 * p.grad
 
 
+@in_every_form
 @pytest.mark.parametrize('mode', ['per_group', 'combined'])
 def test_directions_from_averages_are_those_of_the_gradients_so_far(mode: str) -> None:
     s = Setting(ascent='ema', ema_decay=0.6, scale=0.05, mode=mode)
@@ -187,6 +194,7 @@ def test_directions_from_averages_are_those_of_the_gradients_so_far(mode: str) -
         take_step(s)
 
 
+@in_every_form
 @pytest.mark.parametrize('mode', ['per_group', 'combined'])
 def test_the_residual_can_be_against_an_average_of_the_whole_gradient(mode: str) -> None:
     s = Setting(global_gradient='ema', ema_decay=0.6, scale=0.05, mode=mode)
@@ -222,6 +230,7 @@ def test_a_kept_perturbation_saves_the_first_pass() -> None:
         calls.clear()
 
 
+@in_every_form
 def test_the_direction_can_be_of_the_first_view_alone() -> None:
     s = Setting(ascent_views='first', scale=0.05)
     views, seen = (s.x, torch.randn_like(s.x)), []
@@ -253,6 +262,7 @@ def test_the_direction_can_be_of_the_first_view_alone() -> None:
     assert seen == [1, 2, 1, 2]
 
 
+@in_every_form
 def test_the_second_term_of_the_bound_and_its_gradient() -> None:
     s = Setting(scale=0.05, regulariser=0.1)
     expected, perturbations = literal_gsa(s, 0.05)
@@ -267,6 +277,7 @@ def test_the_second_term_of_the_bound_and_its_gradient() -> None:
     torch.testing.assert_close(s.gradient, expected + 0.1 * value * theta / theta.square().sum())
 
 
+@in_every_form
 @pytest.mark.parametrize('mode', ['per_group', 'combined'])
 @pytest.mark.parametrize('ascent', ['fresh', 'ema', 2])
 def test_without_a_radius_the_step_is_the_ordinary_one(mode: str, ascent: Any) -> None:
@@ -276,6 +287,7 @@ def test_without_a_radius_the_step_is_the_ordinary_one(mode: str, ascent: Any) -
         torch.testing.assert_close(s.gradient, s.gradient_at(s.theta), rtol=1e-10, atol=1e-12)
 
 
+@in_every_form
 def test_sam_asam_and_friendly_sam_are_settings() -> None:
     one, samples = torch.zeros(CLASSES, dtype=torch.int64), torch.tensor([208])
     sam = {'mode': 'combined', 'direction': 'full', 'radius': 0.3}
@@ -303,6 +315,7 @@ def test_sam_asam_and_friendly_sam_are_settings() -> None:
         torch.testing.assert_close(s.gradient, s.gradient_at(s.theta + 0.3 * d / d.norm()))
 
 
+@in_every_form
 @pytest.mark.parametrize('perturbed', [False, True])
 def test_losses_that_are_a_mean_are_refused(perturbed: bool) -> None:
     s = Setting()
@@ -313,6 +326,7 @@ def test_losses_that_are_a_mean_are_refused(perturbed: bool) -> None:
         s.step(perturbed=perturbed)
 
 
+@in_every_form
 def test_losses_of_other_tensors_than_they_are_given_are_refused() -> None:
     s = Setting()
     s.losses = lambda views, labels: F.cross_entropy(s.net(s.x), s.labels, reduction='none')  # type: ignore[method-assign]
@@ -320,6 +334,7 @@ def test_losses_of_other_tensors_than_they_are_given_are_refused() -> None:
         s.step()
 
 
+@in_every_form
 def test_imbsam_leaves_head_classes_alone() -> None:
     s = Setting(direction='full', radius=0.3, radius_by_group=(0.0, 1.0, 1.0))
     expected = torch.zeros_like(s.theta)
@@ -331,6 +346,7 @@ def test_imbsam_leaves_head_classes_alone() -> None:
     torch.testing.assert_close(s.gradient, expected)
 
 
+@in_every_form
 def test_focal_sam_adds_the_rise_of_the_weighted_losses() -> None:
     classes = torch.arange(CLASSES)
     s = Setting(classes, COUNTS, mode='focal', radius=0.3, focal_power=2.0, focal_weight=0.7)
@@ -358,6 +374,7 @@ def test_focal_sam_adds_the_rise_of_the_weighted_losses() -> None:
     torch.testing.assert_close(same.gradient, sam.gradient)
 
 
+@in_every_form
 def test_one_group_falls_back_on_the_average() -> None:
     s = Setting(torch.zeros(CLASSES, dtype=torch.int64), torch.tensor([208]), scale=0.05)
     first = s.step()
@@ -374,6 +391,7 @@ def test_one_group_falls_back_on_the_average() -> None:
     torch.testing.assert_close(s.gradient, s.gradient_at(s.theta + len(g) ** 0.5 * rho * v / v.norm()))
 
 
+@in_every_form
 def test_one_group_falls_back_on_an_average_of_its_own_time() -> None:
     one, samples = torch.zeros(CLASSES, dtype=torch.int64), torch.tensor([208])
     s = Setting(one, samples, scale=0.05)
@@ -430,6 +448,7 @@ def test_the_regulariser_is_the_same_with_a_kept_perturbation() -> None:
     torch.testing.assert_close(reports[0].length, reports[1].length)
 
 
+@in_every_form
 @pytest.mark.parametrize('labels', [[0, 1, 0, 0, 1, 0, 1, 1, 2, 3], [0, 1, 0, 0, 1, 0, 1, 1, 1, 4]])
 def test_missing_groups_and_groups_of_one_sample(labels: list[int]) -> None:
     s = Setting(scale=0.05)
@@ -440,6 +459,7 @@ def test_missing_groups_and_groups_of_one_sample(labels: list[int]) -> None:
     assert [length > 0 for length in report.length] == [bool(s.of_group(g).any()) for g in range(3)]
 
 
+@in_every_form
 def test_class_vectors_see_their_group_of_the_whole_batch_in_every_piece() -> None:
     gradients = []
     for pieces in (1, 2):
@@ -454,6 +474,7 @@ def test_class_vectors_see_their_group_of_the_whole_batch_in_every_piece() -> No
     torch.testing.assert_close(*gradients)
 
 
+@in_every_form
 def test_what_the_loss_does_not_use_has_no_gradient() -> None:
     s = Setting(scale=0.05)
     s.net.register_parameter('spare', nn.Parameter(torch.ones(3)))
@@ -466,6 +487,7 @@ def test_what_the_loss_does_not_use_has_no_gradient() -> None:
         assert all(p.grad is not None for name, p in s.net.named_parameters() if name != 'spare')
 
 
+@in_every_form
 def test_adaptive_radius_is_measured_where_the_perturbation_is_bounded() -> None:
     # |eps / |theta|| <= sqrt(d) rho lets the loss rise by sqrt(d) rho ||theta| v|, so that Eq. 13 has that norm.
     one, samples = torch.zeros(CLASSES, dtype=torch.int64), torch.tensor([208])
@@ -477,6 +499,7 @@ def test_adaptive_radius_is_measured_where_the_perturbation_is_bounded() -> None
     torch.testing.assert_close(s.gradient, expected)
 
 
+@in_every_form
 def test_a_group_without_an_average_yet_is_not_perturbed() -> None:
     s = Setting(direction='subtract', ascent='ema', radius=0.3)
     s.labels = LABELS % 4
@@ -488,12 +511,14 @@ def test_a_group_without_an_average_yet_is_not_perturbed() -> None:
     assert s.step().length.all()
 
 
+@in_every_form
 def test_clamp_bounds_the_length() -> None:
     s = Setting(scale=0.05, clamp=(0.2, 0.21))
     length = s.step().length
     assert ((length >= 0.2 - 1e-9) & (length <= 0.21 + 1e-9)).all()
 
 
+@in_every_form
 @pytest.mark.parametrize(
     'settings',
     [
@@ -514,6 +539,7 @@ def test_scaled_losses_leave_a_scaled_gradient_of_the_same_step(settings: dict[s
         nn.utils.vector_to_parameters(plain.theta, scaled.net.parameters())
 
 
+@in_every_form
 def test_an_overflow_in_the_first_pass_perturbs_nothing() -> None:
     s = Setting(scale=0.05)
     report = s.step(loss_scale=torch.tensor(math.inf))
@@ -529,6 +555,7 @@ def bcl_learner(dtype: torch.dtype = torch.float64) -> tuple[Learner, tuple[Tens
     return learner, tuple(torch.randn(len(LABELS), 3, 8, 8, dtype=dtype) for _ in range(3))
 
 
+@in_every_form
 @pytest.mark.parametrize('mode', ['per_group', 'combined'])
 @pytest.mark.parametrize('ascent_views', ['all', 'first'])
 @pytest.mark.parametrize('missing', [False, True])
@@ -545,6 +572,7 @@ def test_with_batchnorm_and_prototypes_nothing_is_lost(mode: str, ascent_views: 
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
 
+@in_every_form
 @pytest.mark.parametrize(
     'settings',
     [
@@ -572,6 +600,7 @@ def test_nothing_of_a_perturbation_stays(settings: dict[str, Any]) -> None:
         torch.testing.assert_close(b, expected, **tolerance, msg=name)
 
 
+@in_every_form
 @pytest.mark.parametrize('settings', [{'mode': 'combined', 'direction': 'full'}, {'mode': 'focal', 'radius': 0.1}])
 def test_nothing_of_a_perturbation_stays_where_its_pass_fails(settings: dict[str, Any]) -> None:
     learner, views = bcl_learner()
@@ -605,6 +634,7 @@ def test_state_goes_on_where_it_was() -> None:
         assert torch.equal(one.gradient, fresh.gradient)
 
 
+@in_every_form
 def test_bf16_autocast_is_that_of_the_ordinary_step() -> None:
     gradients = []
     for engine_settings in (None, SharpnessSettings(scale=0.0), SharpnessSettings(scale=1e-4)):
@@ -629,6 +659,7 @@ def test_bf16_autocast_is_that_of_the_ordinary_step() -> None:
         assert F.cosine_similarity(gradients[0], gradient, dim=0) > 0.9
 
 
+@in_every_form
 def test_autocast_around_the_whole_step_does_not_keep_the_weights_of_the_first_pass() -> None:
     losses = []
     for around in (True, False):
@@ -689,6 +720,7 @@ def test_the_flat_vector_is_the_parameters_as_they_lie_in_memory() -> None:
     assert len(filled) == len(vector)
 
 
+@in_every_form
 @pytest.mark.parametrize('direction', ['residual', 'subtract'])
 def test_of_one_group_without_a_first_pass_the_last_gradient_is_held_against_the_average(direction: Any) -> None:
     one, samples = torch.zeros(CLASSES, dtype=torch.int64), torch.tensor([208])
@@ -708,6 +740,7 @@ def test_of_one_group_without_a_first_pass_the_last_gradient_is_held_against_the
     assert lengths == pytest.approx([0, 0, 0.3, 0.3])
 
 
+@in_every_form
 def test_a_frozen_classifier_has_a_row_for_each_class_too() -> None:
     model = ltzoo.create_model('resnet8_cifar', num_classes=CLASSES, head='cosine')
     learner = Learner(model, create_objective('bcl', model, COUNTS)).train()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import ltzoo
@@ -137,7 +138,13 @@ def test_timm_loads_it_alone_or_after_importing_ltzoo(train: Train, lt: dict[str
     for key, model in models.items():
         export(model, tmp_path / key, lt, side=64)
         expected[key] = model(images(64))
+    # As whoever has timm saves it.
+    models['saved'] = ltzoo.create_model('resnext50_imagenetlt_ce', num_classes=5).eval()
+    save_for_hf(models['saved'], str(tmp_path / 'saved'), safe_serialization=True)
+    expected['saved'] = models['saved'](images(64))
     save_file(expected, tmp_path / 'expected.safetensors')
+    for key, stock in (('stock', 'test_resnet'), ('zoo', 'resnet50'), ('saved', 'resnext50_32x4d')):
+        assert json.loads((tmp_path / key / 'config.json').read_text())['architecture'] == stock
     script = f"""
 import sys, timm, torch
 from safetensors.torch import load_file
@@ -150,11 +157,13 @@ def check(keys):
     for key in keys:
         model = timm.create_model('local-dir:' + key, pretrained=True).eval()
         assert torch.equal(model(images), expected[key]), key
+        if key == 'saved':
+            continue
         config = timm.data.resolve_data_config(model=model)
         fed = tuple(config['mean']), tuple(config['std']), config['input_size']
         assert fed == ({MEAN}, {STD}, (3, 64, 64)), config
 
-check(['stock', 'zoo'])
+check(['stock', 'zoo', 'saved'])
 assert 'ltzoo' not in sys.modules
 import ltzoo
 check(['linear', 'cosine'])

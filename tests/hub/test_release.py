@@ -224,10 +224,15 @@ def test_scores_by_other_thresholds_are_no_results_of_the_benchmark(
         run = make_run(0, 50.0, model=f'resnet32_cifar_ce.{tag}', recipe=recipe, environment=trained(tag))
         config = json.loads((run / 'model' / 'config.json').read_text())
         config['lt'].update(data=tag, **thresholds)
+        config['lt']['recipe']['model']['name'] = f'resnet32_cifar_ce.{tag}'
         (run / 'model' / 'config.json').write_text(json.dumps(config))
         out = tmp_path / f'out{many_above}'
         results = release([run], out)
-        assert (results['paper'] is not None) == (results['hub_id'] is not None) == ours
+        assert (results['hub_id'] is not None) == ours
+        card = (out / 'README.md').read_text()
+        # The zoo's name, and what a paper reports of it, are for its recipes alone.
+        assert ('\n| | ltzoo | paper |\n' in card) == (f'\n# resnet32_cifar_ce.{tag}\n' in card) == ours
+        assert (f'\n# resnet32_cifar on {tag}\n' in card) != ours
         entries = {e['dataset']['task_id'] for e in yaml.safe_load((out / '.eval_results' / f'{tag}.yaml').read_text())}
         assert f'{tag}_top1' in entries and (f'{tag}_many' in entries) == ours
 
@@ -300,7 +305,6 @@ def test_what_it_is_called(
     assert usage[1] == 'local-dir:FOLDER'
     write_card(tmp_path / 'out', tmp_path)
     assert f"transforms('{name}', pretrained=True)" in (tmp_path / 'README.md').read_text()
-    assert (results['paper'] is None) == (hub_id is None)
     scores = tmp_path / 'out' / '.eval_results' / f'{data}.yaml'
     assert scores.is_file() == (data != 'mine')
     if scores.is_file():
@@ -317,7 +321,7 @@ def test_scores_of_a_hold_out_are_no_results_of_the_benchmark(make_run: Callable
         (record if part is None else record[part]).update(split='holdout', data='cifar100_lt_r100')
         (run / file).write_text(json.dumps(record))
     results = release([run], tmp_path / 'out')
-    assert (results['hub_id'], results['paper']) == (None, None)
+    assert results['hub_id'] is None
     assert not (tmp_path / 'out' / '.eval_results').exists()
     assert 'a hold-out, not the test set' in (tmp_path / 'out' / 'README.md').read_text()
 

@@ -116,6 +116,15 @@ def test_half_precision_is_finite_and_close() -> None:
     torch.testing.assert_close(full.mean(), half.mean(), rtol=0.05, atol=0)
 
 
+def test_similarities_are_not_rounded_to_half_precision() -> None:
+    features, prototypes = unit(12, 5, seed=0).float(), unit(6, 5, seed=1).float()
+    labels = torch.arange(12) % 6
+    full = balanced_contrastive_loss(features, labels, prototypes)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        half = balanced_contrastive_loss(features, labels, prototypes)
+    assert torch.equal(half, full)
+
+
 @pytest.mark.parametrize(
     ('option', 'value', 'right'),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import warnings
 from pathlib import Path
 
@@ -185,14 +186,28 @@ def test_intermediates_pruning_and_features_only(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_every_parameter_learns_and_is_in_a_group(name: str) -> None:
+def test_every_parameter_learns(name: str) -> None:
     model = build(name, num_classes=6).train()
     model(images(model)).mean().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
-    groups = group_parameters(model, model.group_matcher(coarse=False))
-    assert sum(map(len, groups.values())) == len(list(model.named_parameters()))
-    coarse = group_parameters(model, model.group_matcher(coarse=True))
-    assert len(coarse) < len(groups) or len(SHORT[name]) == len(set(coarse)) - 2
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_parameters_are_grouped_by_depth_with_the_experts_together(name: str) -> None:
+    stages = len(SHORT[name])
+    with torch.device('meta'):
+        model = ltzoo.create_model(name, layers=[2] * stages, num_classes=6)
+    fine, coarse = (group_parameters(model, model.group_matcher(coarse), reverse=True) for coarse in (False, True))
+    assert fine.keys() == coarse.keys() == dict(model.named_parameters()).keys()
+    assert {'layer3.experts.0.0.conv1.weight', 'layer3.experts.2.1.conv1.weight'} < fine.keys()
+    for parameter in fine:
+        place = re.match(r'layer(\d)\.(?:experts\.\d\.)?(\d)', parameter)
+        if place:
+            stage, block = map(int, place.groups())
+            expected = (2 * stage - 1 + block, stage)
+        else:
+            expected = (2 * stages + 1, stages + 1) if parameter.startswith('fc.') else (0, 0)
+        assert (fine[parameter], coarse[parameter]) == expected, parameter
 
 
 @pytest.mark.parametrize('head', ['linear', 'cosine'])

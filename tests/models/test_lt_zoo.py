@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import timm
 import torch
@@ -13,9 +11,7 @@ import ltzoo
 from ltzoo.models import CosineLinear
 from ltzoo.models.heads import ExpertLinear
 from ltzoo.models.lt_zoo import ZOO
-from ltzoo.training.recipe import load_recipe
 
-ROOT = Path(__file__).resolve().parents[2]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 # Published sizes of the encoders: those of ResNet-50 and ResNeXt-50 are torchvision's, less the 1000-class classifier.
@@ -99,13 +95,6 @@ def test_every_entry_has_licence_paper_and_layer_names() -> None:
         assert cfg.paper_name
         assert cfg.paper_ids.startswith('arXiv:')
         assert (cfg.first_conv, cfg.classifier) == ('conv1', 'fc')
-
-
-@pytest.mark.parametrize('name', list(ZOO))
-def test_the_recipe_named_trains_this_model_on_this_data(name: str) -> None:
-    recipe = load_recipe(ROOT / ZOO[name].recipe)
-    assert recipe.data.name == ZOO[name].tag
-    assert recipe.model.name.split('.')[0] == ZOO[name].name
 
 
 def test_registered_modules_do_not_mix_with_those_of_timm() -> None:

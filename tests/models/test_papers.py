@@ -30,6 +30,40 @@ def test_a_paper_is_cited_with_title_authors_year_and_number(paper: str, paper_i
     ]
 
 
+RESNEXT = """
+## Citation
+
+```bibtex
+@misc{arXiv1611.05431,
+  title = {Aggregated Residual Transformations for Deep Neural Networks},
+  author = {Saining Xie and Ross Girshick and Piotr Dollár and Zhuowen Tu and Kaiming He},
+  year = {2016},
+  eprint = {1611.05431},
+  archivePrefix = {arXiv}
+}
+```
+"""
+BALANCED_SOFTMAX = """
+## Citation
+
+```bibtex
+@misc{arXiv2007.10740,
+  title = {Balanced Meta-Softmax for Long-Tailed Visual Recognition},
+  author = {Jiawei Ren and Cunjun Yu and Shunan Sheng and Xiao Ma and Haiyu Zhao and Shuai Yi and Hongsheng Li},
+  year = {2020},
+  eprint = {2007.10740},
+  archivePrefix = {arXiv}
+}
+```
+"""
+
+
+def test_two_of_them_in_full() -> None:
+    resnext, softmax = ARCHITECTURES['resnext50'], METHODS['bs']
+    assert citation(resnext.paper, resnext.paper_id) == RESNEXT
+    assert citation(softmax.paper, softmax.paper_id) == BALANCED_SOFTMAX
+
+
 def test_no_paper_is_kept_that_nothing_names() -> None:
     assert set(AUTHORS) == {paper_id.removeprefix('arXiv:') for _, paper_id in NAMED}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import nn
 
 import ltzoo
 from ltzoo.data.views import View, parse_views
@@ -17,6 +19,7 @@ from ltzoo.losses.bcl import BCL
 from ltzoo.models import CosineLinear
 from ltzoo.models.entries import entry_of, method_of
 from ltzoo.models.lt_zoo import METHODS, ZOO, ZooEntry
+from ltzoo.training.learner import create_optimizer
 from ltzoo.training.prepare import describe_batch
 from ltzoo.training.recipe import Recipe, ReweightingPart, load_recipe
 
@@ -44,7 +47,9 @@ PAPER: dict[str, dict[str, Any]] = {
     'inat18': IMAGENET_LT | {'epochs': 100, 'lr': 0.2, 'weight_decay': 1e-4},
 }
 GROUPS = {data: 6 if data == 'imagenet_lt' else 4 for data in PAPER}
-IN_PAPER = [name for name in NAMES if name.split('/')[0] in PAPER]
+# BCL without its contrastive term, which has a rate of its own.
+BCL_CE = 'cifar100_lt_r100/ablations/bcl_ce'
+IN_PAPER = [name for name in NAMES if name.split('/')[0] in PAPER and name != BCL_CE]
 CLASSES = {'cifar10': 10, 'cifar100': 100, 'imagenet': 1000, 'inat18': 8142, 'digits': 10}
 # Weight of the cross-entropy, weight of the contrastive term, temperature, sizes of the projection head.
 BCL_SETTINGS = {'cifar': (2.0, 0.6, 0.1, 512, 128), 'large': (1.0, 0.35, 0.07, 2048, 1024)}
@@ -82,15 +87,27 @@ def file(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
+@functools.cache
+def load(file: Path) -> Recipe:
+    return load_recipe(file)
+
+
 @pytest.fixture
 def recipe(file: Path) -> Recipe:
-    return load_recipe(file)
+    return load(file)
+
+
+def test_the_folder_says_what_is_trained_on(file: Path, recipe: Recipe) -> None:
+    folder = folder_of(file)
+    if folder == 'study':
+        assert recipe.evaluation.split == 'holdout'
+    elif folder != 'own':
+        assert recipe.data.name == folder
+    assert recipe.seed == 0
 
 
 def test_the_model_is_one_for_this_data(file: Path, recipe: Recipe) -> None:
     assert recipe.model.name.startswith('timm/') or recipe.model.name.split('.')[0] in ltzoo.list_models()
-    if folder_of(file) in PAPER:
-        assert recipe.data.name == folder_of(file)
     # An ablation is none of the zoo's methods, so it has none of their names.
     assert (entry_of(recipe.model.name) is not None) == (file.parent.name in PAPER)
     if file.parent.name in PAPER:
@@ -114,7 +131,7 @@ def test_the_objective_takes_these_options_and_views(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize('name', IN_PAPER)
 def test_optimisation_is_the_papers(name: str) -> None:
-    recipe = load_recipe(ROOT / 'recipes' / f'{name}.yaml')
+    recipe = load(ROOT / 'recipes' / f'{name}.yaml')
     optimizer, schedule = recipe.optimizer, recipe.schedule
     said = {
         'epochs': recipe.scheduled_epochs,
@@ -128,13 +145,16 @@ def test_optimisation_is_the_papers(name: str) -> None:
         said |= {'milestones': schedule.milestones, 'gamma': schedule.gamma}
     assert said == PAPER[name.split('/')[0]]
     assert (optimizer.name, optimizer.momentum, optimizer.decay_norm_and_bias) == ('momentum', 0.9, True)
+    # Classical momentum; timm's sgd has Nesterov's.
+    made = create_optimizer(nn.Linear(2, 2), optimizer)
+    assert isinstance(made, torch.optim.SGD) and not made.defaults['nesterov']
     assert (recipe.seed, recipe.data.split_seed, recipe.evaluation.split, recipe.ema_decay) == (0, 0, 'test', None)
     assert (recipe.evaluation.many_above, recipe.evaluation.few_below) == (100, 20)
 
 
 @pytest.mark.parametrize('name', IN_PAPER)
 def test_contrastive_recipes_are_those_of_bcl(name: str) -> None:
-    recipe = load_recipe(ROOT / 'recipes' / f'{name}.yaml')
+    recipe = load(ROOT / 'recipes' / f'{name}.yaml')
     objective = objective_of(recipe)
     scale = scale_of(name)
     ops = [[type(op).__name__ for op in view.ops] for view in parse_views(recipe.views)]
@@ -149,6 +169,18 @@ def test_contrastive_recipes_are_those_of_bcl(name: str) -> None:
         assert ops == [FIRST_VIEW[scale][: 2 if scale == 'cifar' else 3]]
 
 
+def test_bcl_without_its_contrastive_term_takes_the_steps_of_its_other_term() -> None:
+    own, bcl = (load(ROOT / 'recipes' / f'{name}.yaml') for name in (BCL_CE, 'cifar100_lt_r100/bcl'))
+    assert type(objective_of(own)) is type(objective_of(load(ROOT / 'recipes' / 'cifar100_lt_r100' / 'bs.yaml')))
+    assert parse_views(own.views) == parse_views(bcl.views)[:1]
+    assert own.model.model_extra == {'head': 'cosine'}
+    # That term counts twice: 0.15 (2 g + 5e-4 w) is 0.3 (g + 2.5e-4 w).
+    assert (own.optimizer.lr, own.optimizer.weight_decay) == (0.3, 2.5e-4)
+    assert own.optimizer.model_copy(update={'lr': 0.15, 'weight_decay': 5e-4}) == bcl.optimizer
+    for part in ('epochs', 'batch_size', 'schedule', 'seed', 'data', 'evaluation', 'ema_decay'):
+        assert getattr(own, part) == getattr(bcl, part)
+
+
 # Of RIDE, the spread of its temperature; of a second stage, where it begins, where it ends, and its rate.
 SPREAD = {'cifar': 0.05, 'imagenet_lt': 0.02, 'inat18': 0.015}
 STAGES = {
@@ -160,7 +192,7 @@ STAGES = {
 
 @pytest.mark.parametrize('entry', ZOO.values(), ids=list(ZOO))
 def test_a_recipe_trains_the_method_of_its_name(entry: ZooEntry) -> None:
-    recipe = load_recipe(ROOT / entry.recipe)
+    recipe = load(ROOT / entry.recipe)
     assert method_of(recipe.decides_result()) == METHODS[entry.method].trained_with
     extra, sharpness = recipe.objective.model_extra or {}, recipe.method and recipe.method.sharpness
     data = scale_of(entry.tag) if entry.data == 'cifar' else entry.tag
@@ -188,7 +220,7 @@ def test_a_recipe_trains_the_method_of_its_name(entry: ZooEntry) -> None:
 
 @pytest.mark.parametrize('name', [name for name in IN_PAPER if '/gkpgsa' in name])
 def test_groups_are_as_many_as_the_papers(name: str) -> None:
-    recipe = load_recipe(ROOT / 'recipes' / f'{name}.yaml')
+    recipe = load(ROOT / 'recipes' / f'{name}.yaml')
     assert recipe.objective.name == 'bcl'
     assert recipe.method is not None
     assert (recipe.method.groups, recipe.method.group_by) == (GROUPS[name.split('/')[0]], 'bank')
@@ -197,7 +229,7 @@ def test_groups_are_as_many_as_the_papers(name: str) -> None:
 
 
 def test_the_papers_own_settings() -> None:
-    method = load_recipe(ROOT / 'recipes' / 'cifar100_lt_r100' / 'gkpgsa_paper.yaml').method
+    method = load(ROOT / 'recipes' / 'cifar100_lt_r100' / 'gkpgsa_paper.yaml').method
     assert method is not None
     assert method.sharpness is not None
     assert method.preservation is not None
@@ -217,7 +249,9 @@ def test_every_model_that_can_be_made_has_its_recipe() -> None:
     assert there <= {entry.recipe for entry in ZOO.values()}, 'a recipe that no model of the zoo is made by'
     for entry in ZOO.values():
         if entry.recipe in there:
-            cfg = ltzoo.get_pretrained_cfg(load_recipe(ROOT / entry.recipe).model.name)
+            recipe = load(ROOT / entry.recipe)
+            assert recipe.data.name == entry.tag
+            cfg = ltzoo.get_pretrained_cfg(recipe.model.name)
             assert (cfg.architecture, cfg.tag) in ((entry.name, entry.tag), (entry.name, ''))
 
 

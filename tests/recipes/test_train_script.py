@@ -15,16 +15,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
+from accelerate import PartialState
 from PIL import Image
 
 import ltzoo
-from ltzoo.data import UnreadableImageError
+from ltzoo.data import MissingImageError, UnreadableImageError
 from ltzoo.training.checkpoint import load_checkpoint
 from ltzoo.training.recipe import Recipe, load_recipe
 
@@ -35,16 +38,20 @@ BCL = ROOT / 'recipes' / 'digits_lt' / 'bcl.yaml'
 QUICK = ('model.name=resnet20_cifar', 'optimizer.lr=0.05', 'schedule.warmup_epochs=0')
 
 
-def train(*arguments: object) -> int:
-    """Run the script in this process, which spares it an import of torch, and return its exit code."""
+def script() -> Any:
     spec = importlib.util.spec_from_file_location('train_script', TRAIN)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def train(*arguments: object) -> int:
+    """Run the script in this process, which spares it an import of torch, and return its exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', [str(TRAIN), *map(str, arguments)])
         try:
-            return module.main()
+            return script().main()
         except SystemExit as error:
             return int(str(error.code))
 
@@ -234,6 +241,37 @@ def test_more_processes_than_accelerate_starts_are_refused(tmp_path: Path) -> No
     assert not (tmp_path / 'run').exists()
 
 
+def test_processes_that_do_not_know_of_each_other_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert PartialState().num_processes == 1
+    # As plain torchrun leaves it on a CPU.
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert train(CE, f'output={tmp_path / "run"}') == 2
+    said = capsys.readouterr().err
+    assert said.startswith('train.py: 2 processes were asked for, Accelerate runs 1: on a CPU start them with ')
+    assert said.count('\n') == 1 and not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    ('command', 'asked'),
+    [
+        ('accelerate launch --num_processes 2 recipes/train.py RECIPE', 2),
+        ('accelerate launch --num-processes 3 --cpu recipes/train.py RECIPE', 3),
+        ('accelerate launch --num_processes=4 recipes/train.py RECIPE', 4),
+        ('accelerate launch --cpu --num-processes=5 recipes/train.py RECIPE', 5),
+        ('accelerate launch recipes/train.py RECIPE', 1),
+        # What is behind the script is not for the launcher.
+        ('bash recipes/train.py --num_processes 6', 1),
+        ('bash --num_processes', 1),
+    ],
+)
+def test_what_the_launcher_was_asked_for(command: str, asked: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = SimpleNamespace(cmdline=command.split)
+    monkeypatch.setattr(psutil, 'Process', lambda: SimpleNamespace(parent=lambda: parent))
+    assert script().processes_of_launcher() == asked
+
+
 @pytest.fixture(scope='module')
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], subprocess.CompletedProcess[str]]:
     """A run stopped by Ctrl-C in its second epoch or later: its folder, its overrides, what its process said."""
@@ -330,18 +368,39 @@ def test_a_full_disk_at_the_end_leaves_no_results_until_it_is_finished(
 
 
 @pytest.mark.parametrize(('rank', 'said'), [('0', 'train.py: '), ('3', 'train.py (process 3): ')])
-def test_an_image_that_one_process_alone_meets_is_named(
-    rank: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ('error', 'message'),
+    [
+        (
+            UnreadableImageError('image x.jpg cannot be decoded'),
+            'image x.jpg cannot be decoded; data.unreadable=skip leaves such images out',
+        ),
+        (MissingImageError('image x.jpg does not exist'), 'image x.jpg does not exist'),
+        (
+            RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'),
+            'the run {run} stopped: a process that reads images was killed, most often for want of memory or, in a '
+            'container, of shared memory (--shm-size): take fewer workers, or 0, or smaller batches; once that is put '
+            'right, use resume=auto; workers and evaluation.batch_size may be changed where resume=auto goes on',
+        ),
+    ],
+    ids=['undecodable', 'missing', 'killed worker'],
+)
+def test_what_one_process_alone_meets_is_told_with_what_helps(
+    error: Exception,
+    message: str,
+    rank: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise UnreadableImageError('image x.jpg cannot be decoded')
+        raise error
 
     monkeypatch.setattr('ltzoo.training.fit.fit', fail)
     monkeypatch.setenv('RANK', rank)
     assert train(CE, f'output={tmp_path / "run"}') == 2
-    assert capsys.readouterr().err.endswith(
-        f'{said}image x.jpg cannot be decoded; data.unreadable=skip leaves such images out\n'
-    )
+    assert capsys.readouterr().err.endswith(f'{said}{message.format(run=tmp_path / "run")}\n')
     # What all of them find is said once.
     assert train(CE, 'epochs=none') == 2
     assert ('train.py' in capsys.readouterr().err) == (rank == '0')

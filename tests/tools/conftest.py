@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -39,9 +39,18 @@ def script() -> Script:
 
 
 @pytest.fixture
-def clock() -> Callable[[], float]:
-    """A clock that goes on by 2 seconds whenever it is read, so that every measurement takes just that long."""
-    return itertools.count(2.0, 2.0).__next__
+def clock() -> Callable[..., Callable[[], float]]:
+    """Return a function that winds a clock: read before and after each measurement, it has them take `seconds`.
+
+    Between two of them it goes on by 100; `before` is how far it goes on at each reading that comes before them. Where
+    they end, it goes on by 2 whenever it is read.
+    """
+
+    def wind(*seconds: float, before: Sequence[float] = ()) -> Callable[[], float]:
+        measured = (gap for taken in seconds for gap in (100.0, taken))
+        return itertools.accumulate(itertools.chain(before, measured, itertools.repeat(2.0))).__next__
+
+    return wind
 
 
 @pytest.fixture(scope='session')

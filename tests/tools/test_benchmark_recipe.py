@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -25,7 +26,7 @@ SMALL = [
 METHOD = ['method.preservation.samples_per_group=2', 'method.groups=2']
 
 Script = Callable[..., int]
-Clock = Callable[[], float]
+Clock = Callable[..., Callable[[], float]]
 
 
 @pytest.fixture(scope='module')
@@ -48,28 +49,36 @@ def test_the_method_against_its_base(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(time, 'perf_counter', clock)
+    # Five blocks of two steps of the base, the end of an epoch, five blocks of the method.
+    taken = [(2, 16, 4, 8, 1), (30,), (8, 64, 12, 16, 10)]
+    # The loader's clock is read before, at each look whether its 5 seconds are over, of which two are not, and after.
+    wound = clock(*itertools.chain(*taken), before=(0, 2, 2, 6, 6))
+    monkeypatch.setattr(time, 'perf_counter', wound)
     words = ['--steps', 10, '--gpus', 1, 4, '--loader-seconds', 5, '--set', *SMALL, *METHOD]
     results = bench(script, GKPGSA, standin, tmp_path / 'recipe.json', *words)
     assert list(results['forms']) == [str(BCL), str(GKPGSA)]
     base, own = results['forms'].values()
-    # Five blocks of two steps, two seconds each.
-    assert base['step_seconds'] == own['step_seconds'] == [1.0] * 5
-    assert (base['epoch_end_seconds'], own['epoch_end_seconds']) == (0, 2)
+    assert base['step_seconds'] == [1, 8, 2, 4, 0.5]
+    assert own['step_seconds'] == [4, 32, 6, 8, 5]
+    assert (base['epoch_end_seconds'], own['epoch_end_seconds']) == (0, 30)
     assert min(base['peak_bytes'], own['peak_bytes'], own['epoch_end_peak_bytes']) > 1e8
-    assert results['ratio'] == 1
+    # Of the medians, 6 and 2; the blocks' own ratios have the median 4.
+    assert results['ratio'] == 3
     assert results['standin'] is True
-    # 40 images are 5 steps an epoch, of 100; groups come after the fifth and every five, each 2 s.
+    # 40 images are 5 steps an epoch, of 100; groups come after the fifth and every five, each 30 s.
     assert (results['steps'], results['groupings']) == (500, 20)
-    assert results['gpus']['1']['hours'] == pytest.approx((500 * 1.0 + 20 * 2) / 3600)
+    assert results['gpus']['1']['hours'] == pytest.approx((500 * 6 + 20 * 30) / 3600)
     # Grouping is not shared out.
-    assert results['gpus']['4']['hours'] == pytest.approx((500 * 0.25 + 20 * 2) / 3600)
-    # The clock is read before, after each of two batches of 8, and at the end: 16 images in 8 seconds.
-    assert results['loader']['images_per_second'] == pytest.approx(16 / 8)
-    # A step takes 8 images a second, the loader's one core gives 2.
+    assert results['gpus']['4']['hours'] == pytest.approx((500 * 1.5 + 20 * 30) / 3600)
+    # Two batches of 8, 16 images in 16 seconds.
+    assert results['loader']['images_per_second'] == pytest.approx(1)
+    # Steps take 8 images in 6 seconds, the loader's one core gives one a second.
+    assert results['gpus']['1']['loader_images_per_second'] == pytest.approx(8 / 6)
     assert results['loader']['bottleneck'] is True
-    assert [results['gpus'][n]['loader_cores'] for n in ('1', '4')] == [4, 16]
+    assert [results['gpus'][n]['loader_cores'] for n in ('1', '4')] == [2, 6]
     printed = capsys.readouterr().out
+    (row,) = (line.split() for line in printed.splitlines() if line.split()[1:4] == ['6.000', '1.3', '3.00'])
+    assert str(GKPGSA).endswith(row[0])
     assert 'inat18 (a stand-in): 40 training images, 8 classes' in printed
     assert 'the loader is the bottleneck' in printed
     assert 'linear scaling assumed' in printed

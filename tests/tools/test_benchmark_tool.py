@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -15,7 +16,7 @@ import yaml
 from torch import nn
 
 Script = Callable[..., int]
-Clock = Callable[[], float]
+Clock = Callable[..., Callable[[], float]]
 
 ENVIRONMENT = {'python', 'torch', 'torchvision', 'threads', 'cpu'}
 RECIPE: dict[str, Any] = {
@@ -40,19 +41,21 @@ def same_threads() -> Any:
 def test_views(
     script: Script, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(time, 'process_time', clock)
+    # Two rounds warm up.
+    monkeypatch.setattr(time, 'process_time', clock(90, 90, 4, 8, 1, 4, 8, 2))
     options = ['--data', 'digits_lt', '--views', 'digits_bcl', '--rounds', 3, '--json', tmp_path / 'views.json']
     assert script('tools/benchmark.py', 'views', *options) == 0
     results = json.loads((tmp_path / 'views.json').read_text())
     assert results.keys() == ENVIRONMENT | {'bench', 'data', 'views', 'rates', 'ratio'}
     assert (results['bench'], results['data'], results['views']) == ('views', 'digits_lt', 'digits_bcl')
     assert (results['torch'], results['threads']) == (torch.__version__, 1)
-    # In two seconds: four batches of 256, and 256 pictures. The rounds that warm up are not among them.
-    assert results['rates'] == {'batched tensors': [512.0] * 3, 'torchvision, PIL': [128.0] * 3}
-    assert results['ratio'] == 4.0
+    # Four batches of 256 in 4, 1 and 8 seconds, and 256 pictures in 8, 4 and 2.
+    assert results['rates'] == {'batched tensors': [256, 1024, 128], 'torchvision, PIL': [32, 64, 128]}
+    # Of the medians, 256 and 64; the rounds' own ratios have the median 8.
+    assert results['ratio'] == 4
     printed = capsys.readouterr().out
     assert 'digits_bcl on digits_lt, 1 thread, median of 3 rounds' in printed
-    assert '512 samples of 3 views per CPU-second' in printed
+    assert '256 samples of 3 views per CPU-second' in printed
 
 
 def test_step(
@@ -61,9 +64,11 @@ def test_step(
     compiled: list[nn.Module] = []
     # Compiling takes a minute, and what it does to the speed is not what is tested.
     monkeypatch.setattr(nn.Module, 'compile', lambda module: compiled.append(module))
-    monkeypatch.setattr(time, 'perf_counter', clock)
+    # Five forms, of which two rounds warm up.
+    rounds = [(90, 90, 90, 90, 90), (4, 2, 2, 2, 2), (1, 4, 2, 2, 2), (2, 16, 2, 2, 2)]
+    monkeypatch.setattr(time, 'perf_counter', clock(*itertools.chain(*rounds)))
     (tmp_path / 'small.yaml').write_text(yaml.safe_dump(RECIPE))
-    options = ['--recipe', tmp_path / 'small.yaml', '--rounds', 2, '--threads', 1, '--json', tmp_path / 'step.json']
+    options = ['--recipe', tmp_path / 'small.yaml', '--rounds', 3, '--threads', 1, '--json', tmp_path / 'step.json']
     assert script('tools/benchmark.py', 'step', *options) == 0
     results = json.loads((tmp_path / 'step.json').read_text())
     assert results.keys() == ENVIRONMENT | {
@@ -73,19 +78,19 @@ def test_step(
     assert results['recipe'] == str(tmp_path / 'small.yaml')
     forms = ['plain', 'channels-last', 'compiled', 'channels-last, compiled', 'its convolutions alone']
     assert list(results['seconds']) == forms
-    assert all(len(values) == 2 for values in results['seconds'].values())
-    assert results['seconds']['plain'] == [2.0, 2.0]
+    assert list(results['seconds'].values()) == [[4, 1, 2], [2, 4, 16], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
     lasting = [module.model.conv1.weight.is_contiguous(memory_format=torch.channels_last) for module in compiled]
     assert lasting == [False, True]
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    # 16 samples in 2 seconds.
-    assert ['plain', '2.000', '2.000', '8.0', '1.00'] in rows
+    # Median, least, 16 samples in the median, and the median of the rounds' ratios to the first form.
+    assert ['plain', '2.000', '1.000', '8.0', '1.00'] in rows
+    assert ['channels-last', '4.000', '2.000', '4.0', '4.00'] in rows
 
 
 def test_steps_of_the_method_are_compared_with_the_recipes_own(
     script: Script, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(time, 'perf_counter', clock)
+    monkeypatch.setattr(time, 'perf_counter', clock())
     (tmp_path / 'small.yaml').write_text(yaml.safe_dump(RECIPE))
     options = ['--recipe', tmp_path / 'small.yaml', '--method', '--rounds', 1, '--json', tmp_path / 'step.json']
     assert script('tools/benchmark.py', 'step', *options, '--only', 'SAM') == 0
@@ -114,7 +119,7 @@ def test_steps_of_the_method_are_compiled_before_they_are_timed(
         return run
 
     monkeypatch.setattr(torch, 'compile', compile_graph)
-    monkeypatch.setattr(time, 'perf_counter', clock)
+    monkeypatch.setattr(time, 'perf_counter', clock())
     (tmp_path / 'small.yaml').write_text(yaml.safe_dump(RECIPE))
     options = ['--recipe', tmp_path / 'small.yaml', '--method', '--rounds', 2, '--set', 'compile=true']
     assert script('tools/benchmark.py', 'step', *options, '--only', 'SAM', 'per group, ema, G 4') == 0
@@ -125,18 +130,20 @@ def test_steps_of_the_method_are_compiled_before_they_are_timed(
 def test_epoch_ends_are_compared_with_an_epoch(
     script: Script, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(time, 'perf_counter', clock)
+    # Of the first epoch, its step and its end; the second ends with groups; of those behind it, the pull and the end.
+    epochs = [(4, 3), (10,), (8, 1), (1, 12), (2, 1), (16, 8), (1, 20)]
+    monkeypatch.setattr(time, 'perf_counter', clock(*itertools.chain(*epochs)))
     (tmp_path / 'small.yaml').write_text(yaml.safe_dump(RECIPE))
     options = ['--recipe', tmp_path / 'small.yaml', '--rounds', 1, '--groups', 2, '--json', tmp_path / 'epoch.json']
     assert script('tools/benchmark.py', 'epoch', *options) == 0
     of_two = json.loads((tmp_path / 'epoch.json').read_text())['groups']['2']
     # Grouped after the second epoch and five later; after the first grouping, every step is followed by a pull.
-    assert {name: len(values) for name, values in of_two['seconds'].items()} == {
-        'step': 1, 'pull': 5, 'epoch end': 5, 'epoch end, regrouping': 2,
+    assert of_two['seconds'] == {
+        'step': [4], 'pull': [8, 1, 2, 16, 1], 'epoch end': [3, 1, 12, 1, 8], 'epoch end, regrouping': [10, 20],
     }  # fmt: skip
-    # Everything takes two seconds: of 23 steps an epoch, its end takes one step's time.
-    assert of_two['pull_share'] == 1
-    assert of_two['epoch_end_share'] == pytest.approx(1 / 23)
+    # Medians of 2, 3 and 15 seconds; 23 steps an epoch, of whose ends every fifth regroups.
+    assert of_two['pull_share'] == 2 / 4
+    assert of_two['epoch_end_share'] == pytest.approx((4 * 3 + 15) / 5 / (23 * 4))
     assert 'cpu' in capsys.readouterr().out
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 Script = Callable[..., int]
 
@@ -41,6 +43,43 @@ def test_bad_input(
     assert line.startswith('benchmark.py: ')
     assert message in line
     assert not (tmp_path / 'out').exists()
+
+
+def test_options_reach_the_measurement_and_rerun_repeats_it(
+    script: Script, stub: Callable[[str], Path], tmp_path: Path
+) -> None:
+    calls, out = stub('done(reason=" ".join(options))'), tmp_path / 'out'
+    for name in ('a', 'b'):
+        for number in range(3):
+            (tmp_path / 'images' / name).mkdir(parents=True, exist_ok=True)
+            Image.new('RGB', (8, 8), (number, 99, 200)).save(tmp_path / 'images' / name / f'{number}.png')
+    command = ('tools/benchmark.py', 'zoo', '--models', 'timm/resnet18', '--data', 'folder', '--output', out)
+    options = ('--data-dir', tmp_path / 'images', '--device', 'cpu', '--batch-size', 4, '--threads', 3)
+    for more, measured in (((), 1), ((), 1), (('--rerun',), 2)):
+        assert script(*command, *options, *more) == 0
+        assert len(calls.read_text().splitlines()) == measured
+    (row,) = json.loads((out / 'results.json').read_text())['rows']
+    assert row['reason'] == f'--batch-size 4 --data-dir={tmp_path / "images"} --device cpu --threads 3'
+
+
+def test_how_it_ends(
+    script: Script,
+    stub: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stub('if model == "timm/resnet34": sys.exit("no disk")\ndone()')
+    command = ('tools/benchmark.py', 'zoo', '--data', 'digits_lt', '--output', tmp_path / 'out', '--models')
+    assert script(*command, 'timm/resnet18', 'timm/resnet34') == 1
+    assert '[2/2] timm/resnet34 on digits_lt: failed: no disk' in capsys.readouterr().out
+
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, 'communicate', interrupt)
+    assert script(*command, 'timm/resnet18', 'timm/resnet34') == 130
+    assert capsys.readouterr().err == '\nstopped: the same command goes on with what is missing\n'
 
 
 def test_importing_and_loading(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -204,6 +204,19 @@ def test_large_images_are_normalised_as_their_benchmark_is(
     assert f'images: 224x224, mean {mean}, std' in capsys.readouterr().out
 
 
+def test_tau_normalised_class_vectors_have_no_bias(script: Script, tmp_path: Path) -> None:
+    encoder = timm.create_model('resnet18', num_classes=0, layers=(1, 1, 1, 1)).state_dict()
+    classifier = {'fc.weight': torch.zeros(3, 512), 'fc.bias': torch.ones(3)}
+    classifier['fc.weight'][[0, 1, 2], [7, 8, 9]] = torch.tensor([4.0, 9.0, 0.25])
+    torch.save({'state_dict_best': {'feat_model': encoder, 'classifier': classifier}}, tmp_path / 'model.pth')
+    options = ('--from', 'tau_norm', '--to', tmp_path / 'out', '--tau', 0.5)
+    assert script('tools/convert.py', tmp_path / 'model.pth', *options) == 0
+    fc = ltzoo.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).get_classifier()
+    # Each vector by the root of its length.
+    assert fc.weight[[0, 1, 2], [7, 8, 9]].tolist() == pytest.approx([2, 3, 0.5])
+    assert fc.weight.count_nonzero() == 3 and not fc.bias.any()
+
+
 def test_mislas_takes_the_order_of_classes_from_the_data(
     script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -364,10 +364,10 @@ def test_shifted_test_distributions(
     assert all(f'{name} ' in printed and f'{value:.2f}' in printed for name, value in shifted.items())
 
 
-@pytest.fixture
-def broken(digits_run: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope='module')
+def broken(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders that hold no usable model."""
-    place = tmp_path / 'broken'
+    place = tmp_path_factory.mktemp('broken')
     for name in ('truncated', 'overwritten', 'of_another', 'unfinished'):
         shutil.copytree(digits_run, place / name)
     for name, content in (('truncated', None), ('overwritten', b'\xff' * 1000)):
@@ -398,17 +398,17 @@ def broken(digits_run: Path, tmp_path: Path) -> Path:
         ('resnet18', ['--data', 'digits_lt'], "timm's is timm/resnet18"),
         ('resnet32_cifar_gkpgsa_paper', ['--data', 'digits_lt'], 'recipes/cifar100_lt_r100/gkpgsa_paper.yaml'),
         ('local-dir:{tmp}/nowhere', ['--data', 'digits_lt'], 'there is no folder {tmp}/nowhere'),
-        ('local-dir:{tmp}/broken/no_model', ['--data', 'digits_lt'], 'config.json is missing'),
-        ('{tmp}/broken/no_model', ['--data', 'digits_lt'], 'recipe.yaml is missing'),
-        ('{tmp}/broken/unfinished', ['--data', 'digits_lt'], 'is not finished: continue it with resume=auto'),
-        ('{tmp}/broken/truncated', ['--data', 'digits_lt'], '{tmp}/broken/truncated/model are damaged'),
-        ('{tmp}/broken/overwritten', ['--data', 'digits_lt'], '{tmp}/broken/overwritten/model are damaged'),
-        ('{tmp}/broken/of_another', ['--data', 'digits_lt'], 'damaged or of another model'),
+        ('local-dir:{broken}/no_model', ['--data', 'digits_lt'], 'config.json is missing'),
+        ('{broken}/no_model', ['--data', 'digits_lt'], 'recipe.yaml is missing'),
+        ('{broken}/unfinished', ['--data', 'digits_lt'], 'is not finished: continue it with resume=auto'),
+        ('{broken}/truncated', ['--data', 'digits_lt'], '{broken}/truncated/model are damaged'),
+        ('{broken}/overwritten', ['--data', 'digits_lt'], '{broken}/overwritten/model are damaged'),
+        ('{broken}/of_another', ['--data', 'digits_lt'], 'damaged or of another model'),
         ('{run}', ['--data', 'npz:{tmp}/three.npz'], 'has 10 classes, npz:{tmp}/three.npz has 3'),
         ('{run}', ['--data', 'digits_lt', '--many-above', '10'], 'few_below 20 must be at most'),
         ('{run}', ['--data', 'digits_lt', '--split', 'holdout'], 'was not trained with evaluation.split=holdout'),
         (
-            'local-dir:{tmp}/broken/grey',
+            'local-dir:{broken}/grey',
             ['--data', 'digits_lt', '--split', 'holdout'],
             'not say what it was trained on',
         ),
@@ -420,13 +420,13 @@ def broken(digits_run: Path, tmp_path: Path) -> Path:
         ('{run}', ['--data', 'digits_lt', '--predictions', '{tmp}/s.json'], '--csv, --plot and --predictions: each'),
         ('{run}', ['--data', 'digits_lt', '--plot', ''], "--plot: the file's name is empty"),
         (
-            'local-dir:{tmp}/broken/grey',
+            'local-dir:{broken}/grey',
             ['--data', 'digits_lt'],
             'takes images of shape (1, 8, 8), digits_lt has 3 channels',
         ),
-        ('local-dir:{tmp}/broken/diverged', ['--data', 'digits_lt'], 'not finite for 400 of 400 images'),
+        ('local-dir:{broken}/diverged', ['--data', 'digits_lt'], 'not finite for 400 of 400 images'),
         ('{run}', ['--data', 'digits_lt', '--csv', '{tmp}/no/c.csv'], 'there is no folder {tmp}/no'),
-        ('{run}', ['--data', 'digits_lt', '--csv', '{tmp}/broken'], '{tmp}/broken cannot be written: it is a folder'),
+        ('{run}', ['--data', 'digits_lt', '--csv', '{broken}'], '{broken} cannot be written: it is a folder'),
         ('{run}', ['--data', 'digits_lt', '--plot', '{tmp}/p.xyz'], 'no plot is made in the format xyz, take .png'),
         # Before data and model are looked for.
         ('local-dir:nowhere', ['--data', 'nothing', '--plot', '{tmp}/p.xyz'], 'no plot is made in the format xyz'),
@@ -447,13 +447,14 @@ def test_bad_input_is_one_sentence_exit_code_2_and_no_file(
     images, labels = np.arange(6 * 64, dtype=np.uint8).reshape(6, 8, 8), np.array([0, 0, 0, 1, 1, 2])
     np.savez(tmp_path / 'three.npz', x_train=images, y_train=labels, x_test=images, y_test=labels)
     before = sorted(os.listdir(tmp_path))
-    model, *options = (text.format(run=digits_run, tmp=tmp_path) for text in (model, *options))
+    places = {'run': digits_run, 'tmp': tmp_path, 'broken': broken}
+    model, *options = (text.format(**places) for text in (model, *options))
     files = ['--json', tmp_path / 's.json'] + ([] if '--csv' in options else ['--csv', tmp_path / 'c.csv'])
     assert script('tools/evaluate.py', model, *options, *files) == 2
     captured = capsys.readouterr()
     *usage, last = captured.err.splitlines()
     assert last.startswith('evaluate.py: ')
-    assert message.format(tmp=tmp_path) in last
+    assert message.format(**places) in last
     assert not usage or usage[0].startswith('usage: ')
     assert sorted(os.listdir(tmp_path)) == before
 

@@ -9,13 +9,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import ltzoo
 
+ROOT = Path(__file__).resolve().parents[2]
 Script = Callable[..., int]
-
 
 # Name of a run, which of its files is damaged, and what that holds.
 DAMAGES = [
@@ -80,6 +82,27 @@ def test_a_file_has_the_correction(
     assert os.listdir(tmp_path) == ['a.pt2'] and contents(digits_run) == before
 
 
+def test_a_name_becomes_a_file_and_one_that_is_there_is_replaced_only_by_force(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / 'model.onnx'
+    file.write_text('mine')
+    for models, message in (
+        (('resnet32_cifar_ce',), f'{file} exists already; give another name, or --force'),
+        (('resnet32_cifar_ce', 'resnet32_cifar_bs'), f'{file} takes one model, not 2'),
+    ):
+        assert script('tools/export.py', *models, '--to', file) == 2
+        assert capsys.readouterr().err == f'export.py: {message}\n'
+        assert file.read_text() == 'mine'
+    assert script('tools/export.py', 'resnet32_cifar_ce', '--to', file, '--force') == 0
+    assert capsys.readouterr().out.startswith(f"{file}: logits equal the model's, to ")
+    weights = ROOT / 'ltzoo' / 'models' / 'weights' / 'resnet32_cifar_ce.cifar100_lt_r100'
+    vectors = load_file(weights / 'vectors.safetensors')
+    session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: vectors['images'].numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), vectors['logits'], rtol=1e-4, atol=1e-3)
+
+
 def test_force_replaces_what_is_there(script: Script, digits_run: Path, tmp_path: Path) -> None:
     out = tmp_path / 'out'
     out.mkdir()
@@ -109,10 +132,10 @@ def test_a_later_seed_is_added(
     assert changed == {'README.md', 'results.json'}
 
 
-@pytest.fixture
-def runs(digits_run: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope='module')
+def runs(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders that cannot be exported, and one that is in use."""
-    place = tmp_path / 'runs'
+    place = tmp_path_factory.mktemp('refused')
     for name in ('unfinished', 'damaged', 'emptied'):
         shutil.copytree(digits_run, place / name)
     (place / 'unfinished' / 'results.json').unlink()
@@ -152,19 +175,18 @@ def test_what_cannot_be_exported_is_refused_and_left_alone(
     script: Script,
     digits_run: Path,
     runs: Path,
-    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     run: str,
     to: str,
     message: str,
 ) -> None:
-    before = contents(tmp_path)
+    before = contents(runs)
     arguments = (run.format(run=digits_run, runs=runs), '--to', to.format(runs=runs))
     assert script('tools/export.py', *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('export.py: ')
     assert message.format(runs=runs) in line
-    assert contents(tmp_path) == before
+    assert contents(runs) == before
     assert sorted(os.listdir(runs)) == sorted(['damaged', 'emptied', 'in_use', 'unfinished', *(d[0] for d in DAMAGES)])
 
 

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from ltzoo.data import DataError, load_data, with_holdout
+from ltzoo.plans.plan import Job
 from ltzoo.training.recipe import with_bases
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,20 +137,33 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
 
 
 def test_only_and_seeds_are_trained_in_the_order_given(
-    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    trained: list[tuple[str, str, int, Path]] = []
+
+    def train(jobs: Sequence[Job], *_: object) -> list[tuple[Job, int]]:
+        for job in jobs:
+            trained.append((job.name, job.recipe.optimizer.name, job.seed, job.folder))
+            job.folder.mkdir(parents=True)
+            # What an unfinished run leaves.
+            (job.folder / 'recipe.yaml').write_text(job.recipe.to_yaml())
+            (job.folder / 'environment.json').touch()
+            (job.folder / 'checkpoint.pt').touch()
+        return [(job, 0) for job in jobs]
+
+    monkeypatch.setattr('ltzoo.plans.run.train', train)
     plan = write_plan(tmp_path, [3, 4, 5], {name: ['epochs=1'] for name in ('one', 'two', 'three')})
     chosen = ('--only', 'three', 'one', '--seeds', 5, 3)
     assert script('tools/reproduce.py', plan, *chosen) == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if line.endswith('finished') and 'seed' in line]
-    assert told == [f'{name}, seed {seed}: finished' for seed in (5, 3) for name in ('three', 'one')]
-    elsewhere = tmp_path / 'elsewhere'
-    one = ('--only', 'one', '--seeds', 4, '--output', elsewhere)
-    # What another recipe has been trained to is no matter there.
-    assert script('tools/reproduce.py', plan, *one, '--set', 'optimizer.name=sgd') == 0
-    assert (elsewhere / 'one_seed4' / 'results.json').is_file()
-    assert (elsewhere / 'table.md').is_file()
-    assert not (tmp_path / 'out' / 'one_seed4').exists()
+    order = [(name, seed) for seed in (5, 3) for name in ('three', 'one')]
+    assert trained == [(name, 'momentum', seed, tmp_path / 'out' / f'{name}_seed{seed}') for name, seed in order]
+    trained.clear()
+    one = ('--only', 'one', '--seeds', 3, '--set', 'optimizer.name=sgd')
+    assert script('tools/reproduce.py', plan, *one) == 2
+    assert 'one_seed3 holds a run of another recipe: optimizer.name was momentum, is sgd' in capsys.readouterr().err
+    # What another recipe has been trained to is no matter elsewhere.
+    assert script('tools/reproduce.py', plan, *one, '--output', tmp_path / 'elsewhere') == 0
+    assert trained == [('one', 'sgd', 3, tmp_path / 'elsewhere' / 'one_seed3')]
     assert script('tools/reproduce.py', plan, *chosen, '--pack', tmp_path / 'pack') == 0
     packed = yaml.safe_load((tmp_path / 'pack' / 'plan.yaml').read_text())
     assert (packed['seeds'], list(packed['runs'])) == ([5, 3], ['three', 'one'])
@@ -179,6 +193,9 @@ def test_stopped_and_the_same_command_again(stop: str, tmp_path: Path) -> None:
     assert told.strip() == 'stopped: the same command goes on from the last checkpoints'
     assert not (tmp_path / 'out' / 'later_seed0').exists()
     assert not (checkpoint.parent / 'results.json').exists()
+    if stop == 'SIGTERM':
+        # It leaves what Ctrl-C leaves.
+        return
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'long, seed 0: finished' in done.stdout
@@ -265,6 +282,53 @@ def test_what_is_changed_in_all_recipes_travels_with_a_pack(script: Script, tmp_
     assert (
         f"PLAN.yaml --output '{tmp_path}/else where' --collect FILE" in (tmp_path / 'other' / 'README.md').read_text()
     )
+
+
+@pytest.mark.parametrize('python', [None, '3.12'])
+def test_wheels_are_fetched_for_the_other_machine(
+    script: Script,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    python: str | None,
+) -> None:
+    run, asked = subprocess.run, []
+
+    def pip(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        if 'pip' not in command:
+            return run(command, **options)
+        asked.append(command)
+        wheels = Path(command[command.index('--dest') + 1])
+        wheels.mkdir()
+        (wheels / 'omegaconf-2.3.0-py3-none-any.whl').write_bytes(bytes(600_000))
+        return subprocess.CompletedProcess(command, 0, '', '')
+
+    def refuse(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        said = 'ERROR: no version of it\nERROR: No matching distribution found for omegaconf\n'
+        return subprocess.CompletedProcess(command, 1, '', said) if 'pip' in command else run(command, **options)
+
+    plan = write_plan(tmp_path, [3], {'base': ['epochs=1']})
+    wanted = ('--with', 'omegaconf', 'pydantic', *(('--python', python) if python else ()))
+    monkeypatch.setattr(subprocess, 'run', pip)
+    assert script('tools/reproduce.py', plan, '--pack', tmp_path / 'pack', *wanted) == 0
+    assert 'wheels 0.6 MB' in capsys.readouterr().out
+    assert os.listdir(tmp_path / 'pack' / 'wheels') == ['omegaconf-2.3.0-py3-none-any.whl']
+    (command,) = asked
+    version = python or f'{sys.version_info.major}.{sys.version_info.minor}'
+    assert command[:4] == [sys.executable, '-m', 'pip', 'download']
+    assert command[command.index('--python-version') + 1] == version
+    assert command[command.index('--constraint') + 1] == str(ROOT / 'constraints.txt')
+    assert {'--only-binary=:all:', '--platform=manylinux_2_28_x86_64', '--platform=manylinux2014_x86_64'} < {*command}
+    assert command[-3:] == ['--', 'omegaconf', 'pydantic']
+    told = (tmp_path / 'pack' / 'README.md').read_text()
+    install = 'python3 -m pip install --quiet --no-index --no-deps --upgrade --target site wheels/*.whl'
+    assert f'\n{install} && PYTHONPATH=.:site python3 tools/reproduce.py plan.yaml --jobs 4\n' in told
+
+    monkeypatch.setattr(subprocess, 'run', refuse)
+    assert script('tools/reproduce.py', plan, '--pack', tmp_path / 'none', *wanted) == 2
+    told = f'pip has no wheels for Python {version} on Linux: No matching distribution found for omegaconf\n'
+    assert capsys.readouterr().err.endswith(f'reproduce.py: --with omegaconf pydantic: {told}')
+    assert sorted(os.listdir(tmp_path)) == ['pack', 'plan.yaml']
 
 
 def test_recipes_are_followed_to_those_that_they_start_from(tmp_path: Path) -> None:

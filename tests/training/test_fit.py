@@ -1,9 +1,8 @@
-"""Whole runs: resumed, killed, on two processes, diverging, refused."""
+"""Whole runs: resumed, killed, diverging, refused."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shlex
 import shutil
@@ -26,9 +25,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from PIL import Image
-from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN
 from timm.models.vision_transformer import VisionTransformer
+from whole_runs import GKPGSA, Pulled, assert_equal_runs, fit_until, weights
 
 import ltzoo
 from ltzoo.data import DataError, UnreadableImageError
@@ -59,42 +58,6 @@ from ltzoo.training.training import Training
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / 'recipes' / 'train.py'
 MakeRecipe = Callable[..., Recipe]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / 'model' / 'model.safetensors')
-
-
-def assert_equal_runs(one: Path, other: Path) -> None:
-    left, right = weights(one), weights(other)
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[key], right[key]) for key in left)
-    assert json.loads((one / 'results.json').read_text())['top1'] == pytest.approx(
-        json.loads((other / 'results.json').read_text())['top1']
-    )
-
-
-class Pulled(BaseException):
-    """The plug."""
-
-
-def fit_until(epochs: int, recipe: Recipe, run: Path) -> None:
-    """Train, and pull the plug right after the checkpoint of that many epochs."""
-    whole = fit_module._save
-
-    def save_and_stop(folder: RunFolder, training: Training) -> None:
-        whole(folder, training)
-        if training.epoch == epochs:
-            raise Pulled
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Pulled):
-        patch.setattr(fit_module, '_save', save_and_stop)
-        fit(recipe, run, progress=False)
-
-
-GKPGSA = (
-    'method.groups=2', 'method.first_grouping=1', 'method.regroup_every=1', 'method.preservation.samples_per_group=8',
-)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -250,58 +213,6 @@ def test_a_killed_run_continues(small_recipe: Path, make_recipe: MakeRecipe, tmp
     fit(make_recipe('epochs=40', 'resume=auto'), tmp_path / 'killed', progress=False)
     fit(make_recipe('epochs=40'), tmp_path / 'whole', progress=False)
     assert_equal_runs(tmp_path / 'whole', tmp_path / 'killed')
-
-
-def train_on_two_processes(recipe: Path, *overrides: str) -> None:
-    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
-    done = subprocess.run(
-        [*launch, str(TRAIN), str(recipe), *overrides],
-        env={**os.environ, 'ACCELERATE_USE_CPU': '1', 'OMP_NUM_THREADS': '1'},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_two_processes_score_the_model_that_is_exported(tmp_path: Path) -> None:
-    # Batch-norm's running statistics, and their average, are other ones in every process.
-    run = tmp_path / 'two'
-    recipe = TRAIN.parent / 'digits_lt' / 'ce.yaml'
-    train_on_two_processes(recipe, 'model.name=resnet8_cifar', 'epochs=2', 'ema_decay=0.9', f'output={run}')
-    told, again = json.loads((run / 'results.json').read_text()), evaluate_model(str(run), 'digits_lt', workers=0)
-    assert {key: told[key] for key in ('top1', 'many', 'ece')} == pytest.approx(
-        {key: again[key] for key in ('top1', 'many', 'ece')}, abs=1e-3
-    )
-
-
-@pytest.mark.parametrize(
-    'method',
-    [
-        (),
-        GKPGSA,
-        ('retraining.start_epoch=2', 'objective.name=ce'),
-        ('reweighting.start_epoch=2', 'objective.name=ldam', 'model.head=cosine'),
-    ],
-)
-def test_two_processes_give_the_model_of_one(
-    small_recipe: Path, make_recipe: MakeRecipe, tmp_path: Path, method: tuple[str, ...]
-) -> None:
-    # Without dropout: its masks come from each process's own generator.
-    overrides = ['model.proj_drop_rate=0', 'accumulation=2', 'optimizer.clip_grad_norm=1', *method]
-    fit(make_recipe(*overrides), tmp_path / 'one', progress=False)
-    train_on_two_processes(small_recipe, *overrides, f'output={tmp_path / "two"}')
-    assert json.loads((tmp_path / 'two' / 'environment.json').read_text())['processes'] == 2
-    one, two = weights(tmp_path / 'one'), weights(tmp_path / 'two')
-    torch.manual_seed(0)
-    start = ltzoo.create_model(
-        'timm/vit_tiny_patch16_224', num_classes=10, img_size=8, patch_size=4, embed_dim=24, depth=2, num_heads=2
-    ).state_dict()
-    for key in one:
-        torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5)
-    assert max((one[key] - start[key]).abs().max() for key in one) > 1e-2
-    scores = [json.loads((tmp_path / run / 'results.json').read_text()) for run in ('one', 'two')]
-    assert scores[0]['samples'] == scores[1]['samples'] == 400
-    assert scores[0]['top1'] == pytest.approx(scores[1]['top1'], abs=0.5)
 
 
 def test_pieces_of_a_batch_give_the_step_of_the_whole(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -1064,23 +975,6 @@ def test_processes_that_found_other_images_are_refused(
     monkeypatch.setattr(fit_module, 'gather_object', lambda found: [*found, less])
     with pytest.raises(DataError, match='process 1 found 3 training images in digits_lt, process 0 371, or others'):
         fit_module._require_alike(one, dataset)
-
-
-@pytest.mark.parametrize('part', ['classifier', 'scales'])
-def test_two_processes_keep_one_encoder_in_the_second_stage(part: str, tmp_path: Path) -> None:
-    # Batch-norm's running statistics are those that the first stage ended with.
-    recipe = TRAIN.parent / 'digits_lt' / 'ce.yaml'
-    second = f'retraining={{start_epoch: 1, part: {part}}}'
-    options = ['model.name=resnet8_cifar', 'epochs=3', second, 'checkpoint_every=1']
-    train_on_two_processes(recipe, *options, 'epochs=1', f'output={tmp_path / "first"}')
-    train_on_two_processes(recipe, *options, f'output={tmp_path / "both"}')
-    first, both = weights(tmp_path / 'first'), weights(tmp_path / 'both')
-    assert {key for key in both if not torch.equal(first[key], both[key])} == {'fc.weight', 'fc.bias'}
-    told, again = (
-        json.loads((tmp_path / 'both' / 'results.json').read_text()),
-        evaluate_model(str(tmp_path / 'both'), 'digits_lt'),
-    )
-    assert told['top1'] == pytest.approx(again['top1'], abs=1e-3)
 
 
 def test_class_weights_are_at_work_from_their_epoch_on(

@@ -1,4 +1,4 @@
-"""Recipes: the files that ship, the paper's settings in them, and what is refused."""
+"""Recipes: what is changed in them, and what is refused."""
 
 from __future__ import annotations
 
@@ -6,52 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
-from ltzoo.training.learner import create_optimizer
 from ltzoo.training.recipe import Recipe, RecipeError, load_recipe
 
-RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
-BCL = RECIPES / 'cifar100_lt_r100' / 'bcl.yaml'
-
-
-@pytest.mark.parametrize(
-    'path',
-    [path for path in sorted(RECIPES.rglob('*.yaml')) if path.parent.name != 'plans'],
-    ids=lambda path: f'{path.parent.name}/{path.stem}',
-)
-def test_every_recipe_is_valid_and_names_its_folder(path: Path) -> None:
-    recipe = load_recipe(path)
-    if path.parent.name == 'study':
-        assert recipe.evaluation.split == 'holdout'
-    elif path.parent.name != 'own':
-        assert recipe.data.name == path.relative_to(RECIPES).parts[0]
-    assert recipe.seed == 0
-
-
-# The paper, section 7.1: epochs, batch, learning rate, weight decay, schedule.
-@pytest.mark.parametrize(
-    ('folder', 'name', 'epochs', 'lr', 'weight_decay', 'schedule'),
-    [
-        ('cifar100_lt_r100', 'bcl', 200, 0.15, 5e-4, ('multistep', 5, (160, 180), 0.1)),
-        ('cifar10_lt_r10', 'ce', 200, 0.15, 5e-4, ('multistep', 5, (160, 180), 0.1)),
-        ('imagenet_lt', 'bcl_resnext50', 90, 0.1, 5e-4, ('cosine', 0, (), 0.1)),
-        ('inat18', 'bcl_resnet50', 100, 0.2, 1e-4, ('cosine', 0, (), 0.1)),
-    ],
-)
-def test_recipes_hold_the_papers_settings(
-    folder: str, name: str, epochs: int, lr: float, weight_decay: float, schedule: tuple[object, ...]
-) -> None:
-    recipe = load_recipe(RECIPES / folder / f'{name}.yaml')
-    part = recipe.schedule
-    assert (recipe.epochs, recipe.batch_size) == (epochs, 256)
-    # Classical momentum; timm's sgd has Nesterov's.
-    assert (recipe.optimizer.name, recipe.optimizer.momentum) == ('momentum', 0.9)
-    optimizer = create_optimizer(nn.Linear(2, 2), recipe.optimizer)
-    assert isinstance(optimizer, torch.optim.SGD) and not optimizer.defaults['nesterov']
-    assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (lr, weight_decay)
-    assert (part.name, part.warmup_epochs, part.milestones, part.gamma) == schedule
+BCL = Path(__file__).resolve().parents[2] / 'recipes' / 'cifar100_lt_r100' / 'bcl.yaml'
 
 
 def test_overrides_win_and_keep_the_rest() -> None:

@@ -39,6 +39,9 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     # bcl_resnet50.yaml for gkpgsa_resnet50.yaml, bcl.yaml for gkpgsa.yaml.
     _, underscore, network = args.recipe.stem.partition('_')
     against = args.against or args.recipe.with_name(f'bcl{underscore}{network}.yaml')
+    if against.resolve() == args.recipe.resolve():
+        # Under one name, however it was written.
+        against = args.recipe
     of_both = [*args.set, *([f'data.data_dir={args.data_dir}'] if args.data_dir else [])]
     recipe = load_recipe(args.recipe, of_both)
     if recipe.method is not None and recipe.method.group_by == 'bank':
@@ -58,7 +61,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         standin = isinstance(images, FileImages) and (images.root / STANDIN).exists()
         of_loader = loader_rate(recipe, dataset, accelerator, args.loader_seconds)
         forms = {str(against): time_steps(base, dataset, accelerator, args.steps, Path(folder, 'bank'))}
-        if against.resolve() != args.recipe.resolve():
+        if against != args.recipe:
             forms[str(args.recipe)] = time_steps(recipe, dataset, accelerator, args.steps, Path(folder, 'bank'))
     own, unit = forms[str(args.recipe)], forms[str(against)]
     step = statistics.median(own['step_seconds'])
@@ -162,7 +165,8 @@ def time_steps(recipe: Any, dataset: Any, accelerator: Any, steps: int, folder: 
         step(batch)
     if method is not None and method.needs_bank:
         # One step has not shown every class to the bank, whose groups need a snapshot each.
-        method.bank.update(0, torch.zeros(dataset.num_classes, dtype=torch.float64), method.encoder)
+        known = {**method.encoder, **method.statistics}
+        method.bank.update(0, torch.zeros(dataset.num_classes, dtype=torch.float64), known)
         due = recipe.method.first_grouping - 1 + recipe.method.regroup_every
         with peak_of(device) as peak_end:
             said['epoch_end_seconds'] = seconds_of(method.end_epoch, due, made.samples)

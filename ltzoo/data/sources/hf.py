@@ -14,6 +14,7 @@ from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, regi
 from ltzoo.data.holdout import from_parts
 from ltzoo.data.images import Digest, UnreadableImageError, as_rgb, decoding
 from ltzoo.data.sources._own import warn_of_left_out
+from ltzoo.errors import one_line
 
 # The splits that are used; those to test on in order of preference.
 _PARTS = ('train', 'test', 'validation', 'valid', 'val')
@@ -63,8 +64,9 @@ class HubImages:
 def hf(location: Path, download: bool) -> Dataset:
     """Read `hf:org/name` from the hub (through the library's own cache) or `hf:/folder` from a local folder.
 
-    A folder is anything that `datasets.load_dataset` or `load_from_disk` reads. The set needs a column of images and
-    one of class labels, found by their types. Where there are several, the columns `image` and `label` are taken, or
+    Of a set with several configurations `hf:org/name:config` says which. A folder is anything that
+    `datasets.load_dataset` or `load_from_disk` reads. The set needs a column of images and one of class labels, found
+    by their types. Where there are several, the columns `image` and `label` are taken, or
     else the class labels with the most classes (the fine ones of CIFAR-100). The training part is the split `train`;
     the test part is `test`, or `validation` (or `valid`, `val`) if there is no test split with labels, or else 20 % of
     every class, always the same ones (`ltzoo.data.split_off`). The validation split beside a test part is what
@@ -73,19 +75,19 @@ def hf(location: Path, download: bool) -> Dataset:
     try:
         import datasets
     except ImportError as error:
-        reason = _first_line(error)
-        raise DataError(f"hf: needs the package datasets ({reason}): pip install 'ltzoo[datasets]'") from error
+        raise DataError(f"hf: needs the package datasets ({one_line(error)}): pip install 'ltzoo[datasets]'") from error
     place = location.as_posix()
-    if location.is_absolute() and not location.exists():
+    name, _, config = (place, '', '') if location.exists() else place.partition(':')
+    if location.is_absolute() and not os.path.exists(name):
         raise MissingDataError(f'{place} does not exist; write hf:org/name for a data set on the hub')
     try:
         saved = any((location / file).exists() for file in ('dataset_dict.json', 'state.json'))
-        tables = datasets.load_from_disk(place) if saved else datasets.load_dataset(place)
+        tables = datasets.load_from_disk(place) if saved else datasets.load_dataset(name, config or None)
     except FileNotFoundError as error:
-        raise MissingDataError(f'hf:{place} cannot be found: {_first_line(error)}') from error
+        raise MissingDataError(f'hf:{place} cannot be found: {one_line(error)}') from error
     except Exception as error:  # Whatever HTTP library the hub's client is built on, and whatever is damaged.
-        nor = '' if location.exists() else f', and there is no folder {place}'
-        raise DataError(f'hf:{place} cannot be loaded: {_first_line(error)}{nor}') from error
+        nor = '' if os.path.exists(name) else f', and there is no folder {place}'
+        raise DataError(f'hf:{place} cannot be loaded: {one_line(error)}{nor}') from error
     if isinstance(tables, datasets.Dataset):
         tables = {'train': tables}
     if 'train' not in tables:
@@ -161,7 +163,3 @@ def _files(table: Any, image: str) -> np.ndarray:
     undecoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False)).flatten()
     paths = undecoded.select_columns([f'{image}.path'])[:][f'{image}.path']
     return np.array([os.path.basename(path or '') for path in paths], dtype=np.str_)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition('\n')[0] or type(error).__name__
