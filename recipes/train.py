@@ -9,6 +9,7 @@ docs/training.md explains them; --dry-run shows all with their values.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -116,7 +117,7 @@ def processes_of_launcher() -> int:
 
     parent = psutil.Process().parent()
     words = parent.cmdline() if parent is not None else []
-    for word, following in zip(words, [*words[1:], ''], strict=True):
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=''):
         if word.endswith('train.py'):
             break
         if word in ('--num_processes', '--num-processes') and following.isdigit():

@@ -412,6 +412,17 @@ class TestFolder:
         told = [message for message in caplog.messages if 'which hold the folders x, y and nothing else' in message]
         assert len(told) == 2 and all('are test_set, training_set' in message for message in told)
 
+    def test_parts_of_images_alone_are_no_classes(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        # As competitions have it, with the labels in a table beside them.
+        write_classes(tmp_path / 'kaggle', train_images=5, test_images=5)
+        load_data('folder', tmp_path / 'kaggle')
+        (message,) = caplog.messages
+        assert 'the classes of' in message and 'are test_images, train_images: if these are its parts' in message
+        caplog.clear()
+        write_classes(tmp_path / 'vehicles', train=5, tram=5)
+        load_data('folder', tmp_path / 'vehicles')
+        assert not caplog.records
+
     def test_train_by_another_name_beside_other_folders_is_the_training_part(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -427,6 +438,11 @@ class TestFolder:
         write_classes(tmp_path / 'rare', train=2)
         with pytest.raises(DataError, match=r'such as cat, hold test and train each: put it the other way round'):
             load_data('folder', tmp_path)
+        # Of one folder alone, it is where the data lies.
+        write_classes(tmp_path / 'all' / 'pets' / 'train', cat=3, dog=2)
+        write_classes(tmp_path / 'all' / 'pets' / 'test', cat=1, dog=1)
+        with pytest.raises(DataError, match=r'all holds pets alone, which holds the parts: give .*all.pets'):
+            load_data('folder', tmp_path / 'all')
 
     def test_images_in_no_class_are_told(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         write_classes(tmp_path, a=5, b=5)
@@ -851,11 +867,32 @@ class TestHub:
     def test_whatever_loading_ends_with(  # type: ignore[no-untyped-def]
         self, library, monkeypatch: pytest.MonkeyPatch, error: Exception
     ) -> None:
-        def fail(place: str) -> None:
+        def fail(*words: str | None) -> None:
             raise error
 
         monkeypatch.setattr(library, 'load_dataset', fail)
         with pytest.raises(DataError, match=f'hf:org/name cannot be loaded: {error}'):
+            load_data('hf:org/name')
+
+    def test_one_of_several_configurations(  # type: ignore[no-untyped-def]
+        self, library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[tuple[str | None, ...]] = []
+        saved = library.DatasetDict(train=self.table(library, [0, 1, 2] * 5))
+        with monkeypatch.context() as patch:
+            patch.setattr(library, 'load_dataset', lambda *words: asked.append(words) or saved)
+            for name in ('org/name', 'org/name:large', 'name:v1.0'):
+                assert load_data(f'hf:{name}').name == f'hf:{name}'
+        assert asked == [('org/name', None), ('org/name', 'large'), ('name', 'v1.0')]
+        # The name of a folder may have a colon.
+        saved.save_to_disk(tmp_path / 'a:b')
+        assert len(load_data(f'hf:{tmp_path / "a:b"}').train) == 12
+
+        def fail(*words: str | None) -> None:
+            raise ValueError('Config name is missing.\nPlease pick one among the available configs: [one, two]')
+
+        monkeypatch.setattr(library, 'load_dataset', fail)
+        with pytest.raises(DataError, match=r'is missing\. Please pick one among the available configs: \[one, two\]'):
             load_data('hf:org/name')
 
     def test_train_alone(self, library, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

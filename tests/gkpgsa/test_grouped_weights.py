@@ -284,6 +284,44 @@ def test_class_vectors_used_as_data_belong_to_their_classes_groups(form: str) ->
             torch.testing.assert_close(g, e)
 
 
+def test_sorted_rows_change_running_statistics_by_what_declares_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once compiled, what changes them undeclared may come in another order: also for the rows of classes."""
+
+    class Prototypes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, CLASSES, bias=False)
+            self.head, self.norm = nn.Linear(4, 7), nn.BatchNorm1d(7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x) @ self.norm(self.head(self.fc.weight)).T
+
+    model = Prototypes().train()
+    changed, update = [], torch.batch_norm_update_stats
+
+    def watched(x: Tensor, mean: Tensor, *rest: Any) -> Any:
+        changed.append(mean.data_ptr())
+        return update(x, mean, *rest)
+
+    monkeypatch.setattr(torch, 'batch_norm_update_stats', watched)
+    in_one_pass(model, torch.randn(len(LABELS), 4), leaves(model, moved=False), shared=False, form='sorted')
+    assert changed and model.norm.running_mean is not None and model.norm.running_mean.data_ptr() not in changed
+    prototypes = model.head(model.fc.weight).detach()
+    torch.testing.assert_close(model.norm.running_mean, 0.1 * prototypes.mean(0))
+    torch.testing.assert_close(model.norm.running_var, 0.9 + 0.1 * prototypes.var(0))
+
+
+def test_a_linear_layer_may_be_called_by_keywords(form: str) -> None:
+    class ByKeywords(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(input=x, weight=self.weight, bias=self.bias)
+
+    model, x = ByKeywords(4, CLASSES), torch.randn(len(LABELS), 4)
+    weights = leaves(model, moved=True)
+    found = in_one_pass(model, x, weights, shared=False, form=form)
+    assert_plain_autograd_on_subsets(found, model, x, weights)
+
+
 def test_a_constant_made_for_every_image_belongs_to_the_images_groups(form: str) -> None:
     """As the positions of EdgeNeXt: a function of parameters and of a constant with as many rows as the batch."""
 

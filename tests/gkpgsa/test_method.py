@@ -102,6 +102,20 @@ def test_the_prior_may_lie_elsewhere_than_the_network() -> None:
     assert method.log_prior.device.type == 'meta'
 
 
+@pytest.mark.parametrize('scale', [4, 4.0, torch.tensor(4.0)])
+def test_the_loss_scale_multiplies_the_penalty_too(scale: float | Tensor) -> None:
+    gradients = []
+    for given in (1, scale):
+        run = Run(sharpness=None, preservation=PreservationSettings(form='gradient', strength=10.0))
+        for epoch in range(2):
+            run.epoch(epoch)
+        run.method.start_epoch(2)
+        run.method.gradient(run.learner.forward, [((run.images,), LABELS)], loss_scale=given)
+        run.method.weigh(given)
+        gradients.append(torch.cat([p.grad.flatten() for p in run.learner.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[1], 4 * gradients[0])
+
+
 def test_without_radius_and_strength_it_is_the_base_method() -> None:
     run = Run(sharpness=SharpnessSettings(scale=0.0), preservation=PreservationSettings(strength=0.0))
     base = Run()

@@ -354,10 +354,19 @@ def test_timm_s_weights_come_the_same_way(hub: Hub, tmp_path: Path, monkeypatch:
     model = ltzoo.create_model('timm/test_resnet', pretrained=True, num_classes=7)
     assert torch.equal(model.state_dict()['conv1.0.weight'], state['conv1.0.weight'])
     assert model.num_classes == 7
+    # As verified with an overlay that names no other place.
+    for arguments in ({}, {'num_classes': 7}):
+        overlaid = ltzoo.create_model(
+            'timm/test_resnet', pretrained=True, pretrained_cfg_overlay={'crop_pct': 0.5}, **arguments
+        )
+        assert torch.equal(overlaid.state_dict()['conv1.0.weight'], state['conv1.0.weight'])
+        assert overlaid.pretrained_cfg['crop_pct'] == 0.5
     cosine = ltzoo.create_model('timm/test_resnet', pretrained=True, num_classes=7, head='cosine')
     assert torch.equal(cosine.state_dict()['conv1.0.weight'], state['conv1.0.weight'])
     hub.repositories.clear()
     assert 'does not exist' in refused('timm/test_resnet')
+    with pytest.raises(DownloadError, match='does not exist'):
+        ltzoo.create_model('timm/test_resnet', pretrained=True, pretrained_cfg=None, pretrained_cfg_overlay={'mean': 0})
 
 
 def test_timm_s_weights_that_it_would_load_by_a_rule_of_their_own(hub: Hub) -> None:

@@ -247,6 +247,18 @@ def test_a_run_of_changed_files_is_no_result_of_the_zoo(
         run = make_run(0, 50.0, model=f'resnet32_cifar_ce.{tag}', recipe=recipe, environment=environment)
         as_of_benchmark(run, tag)
         assert (release([run], tmp_path / commit)['hub_id'] is not None) == ours
+    # Nor is one that was trained so before a stop, or beside a seed that was.
+    run = make_run(
+        0, 50.0, model=f'resnet32_cifar_ce.{tag}', recipe=recipe, environment={**trained(tag), 'commit': 'abc'}
+    )
+    as_of_benchmark(run, tag)
+    changed = {**trained(tag), 'commit': 'abc-dirty'}
+    stopped = {**trained(tag), 'commit': 'abc', 'earlier': [{'commit': 'abc-dirty', 'until_epoch': 150}]}
+    for seed, environment in ((1, changed), (2, stopped)):
+        other = make_run(seed, 50.0, model=f'resnet32_cifar_ce.{tag}', recipe=recipe, environment=environment)
+        as_of_benchmark(other, tag)
+        assert release([run, other], tmp_path / f'both{seed}')['hub_id'] is None
+        assert release([other], tmp_path / f'alone{seed}')['hub_id'] is None
 
 
 def test_nothing_of_the_machine_is_released(make_run: Callable[..., Path], tmp_path: Path) -> None:

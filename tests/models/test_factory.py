@@ -91,6 +91,8 @@ def test_pretrained_cfg_by_name() -> None:
         ('resnet50.a1_in1k', "timm's is timm/resnet50.a1_in1k"),
         ('resnet32_cifar_bcl.cifar100_lt_r1', "no tag 'cifar100_lt_r1': it can be .*cifar100_lt_r100"),
         ('timm/resnet50.none', "timm/resnet50 has no tag 'none': it can be .*a1_in1k"),
+        ('resnet32_cifar_bcl.', "resnet32_cifar_bcl has no tag '': it can be .*cifar100_lt_r100"),
+        ('resnet32_cifar.cifar10', "resnet32_cifar has no tag 'cifar10': write resnet32_cifar$"),
         ('org/name', 'hf-hub:ORG/NAME'),
         ('', 'timm/NAME'),
         ('timm/', 'timm/'),
@@ -450,6 +452,11 @@ def test_names_that_timm_has_changed() -> None:
     with pytest.warns(UserWarning, match='is called'):
         model = ltzoo.create_model('timm/swin_base_patch4_window7_224_in22k', num_classes=0)
     assert model.pretrained_cfg['tag'] == 'ms_in22k'
+    # A tag that is asked for stays, or is refused.
+    with pytest.warns(UserWarning, match='timm/resnet50.tv_in1k now'):
+        assert ltzoo.create_model('timm/tv_resnet50', pretrained_cfg='a1_in1k').pretrained_cfg['tag'] == 'a1_in1k'
+    with pytest.warns(UserWarning, match='is called'), pytest.raises(UnknownModelError, match="no tag 'none'"):
+        ltzoo.create_model('timm/tv_resnet50.none')
     removed = next((name for name, new in get_deprecated_models().items() if not new), None)
     if removed:
         with pytest.raises(UnknownModelError):
@@ -462,6 +469,12 @@ def test_a_tag_as_pretrained_cfg_is_a_tag() -> None:
         ltzoo.create_model('resnet32_cifar_bcl', pretrained=True, pretrained_cfg='cifar10_lt_r50')
     with pytest.raises(UnknownModelError, match="no tag 'cifar10'"):
         ltzoo.create_model('resnet32_cifar_bcl', pretrained_cfg='cifar10')
+    # None given, as timm and command lines have it.
+    for none in (None, '', {}):
+        model = ltzoo.create_model('resnet32_cifar_bs.cifar10_lt_r100', pretrained=True, pretrained_cfg=none)
+        assert model.num_classes == 10
+        with pytest.raises(NoWeightsError, match='no weights are published yet for resnet32_cifar_focal'):
+            ltzoo.create_model('resnet32_cifar_focal', pretrained=True, pretrained_cfg=none)
     with pytest.raises(NoWeightsError, match='the pretrained_cfg given for resnet32_cifar_bcl names no weights'):
         ltzoo.create_model('resnet32_cifar_bcl', pretrained=True, pretrained_cfg={'num_classes': 7})
 

@@ -100,6 +100,7 @@ def test_impossible_classifiers(arguments: tuple, message: str) -> None:
         {'channels': (16, 24)},
         {'layers': (1, 1), 'channels': (16, 24)},
         {'global_pool': 'catavgmax'},
+        {'global_pool': ''},
         {'head': 'mlp'},
     ],
 )

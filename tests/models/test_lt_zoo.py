@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from timm.models import PretrainedCfg
 from torch import nn
 
 import ltzoo
 from ltzoo.models import CosineLinear
 from ltzoo.models.heads import ExpertLinear
-from ltzoo.models.lt_zoo import ZOO
+from ltzoo.models.lt_zoo import ZOO, _default_cfgs
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -68,6 +69,9 @@ def test_the_names_of_the_mission_and_their_tags() -> None:
 
 def test_the_first_tag_is_the_default_and_classes_follow_the_tag() -> None:
     assert ltzoo.get_pretrained_cfg('resnet32_cifar_gkpgsa').tag == 'cifar100_lt_r100'
+    # Also where weights of another one alone are published.
+    cfgs = {'net.a': PretrainedCfg(), 'net.b': PretrainedCfg(file='b.safetensors'), 'net.c': PretrainedCfg()}
+    assert list(_default_cfgs(cfgs)['net'].tags) == ['a', 'b', 'c']
     with torch.device('meta'):
         assert ltzoo.create_model('resnet32_cifar_gkpgsa').num_classes == 100
         assert ltzoo.create_model('resnet32_cifar_gkpgsa.cifar10_lt_r50').num_classes == 10

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ltzoo.files import BusyError, alone
 from ltzoo.plans.plan import load_plan
@@ -66,6 +67,19 @@ def test_a_table_of_what_has_diverged_alone_is_one(plan_file: Path, tmp_path: Pa
     write_table(load_plan(plan_file))
     expected = '| | seeds | minutes |\n|---|---|---|\n| base | 0, 1 diverged | - |\n'
     assert (tmp_path / 'runs' / 'table.md').read_text() == expected
+
+
+def test_a_seed_that_diverged_with_another_recipe_is_told_from_the_others(plan_file: Path, tmp_path: Path) -> None:
+    finish(tmp_path, 0, {'top1': 60.0, 'training_seconds': 120.0}, [])
+    run = tmp_path / 'runs' / 'base_seed1'
+    run.mkdir(parents=True)
+    (run / 'diverged.txt').write_text('the loss is not finite')
+    recipe = json.loads((tmp_path / 'runs' / 'base_seed0' / 'results.json').read_text())['recipe']
+    for rate, alike in ((recipe['optimizer']['lr'], True), (1e9, False)):
+        other = {**recipe, 'seed': 1, 'optimizer': {**recipe['optimizer'], 'lr': rate}}
+        (run / 'recipe.yaml').write_text(yaml.safe_dump(other))
+        (summary,) = summarise(load_plan(plan_file))
+        assert (summary['seeds'], summary['diverged'], summary['alike']) == ([0], [1], alike)
 
 
 def test_two_calls_of_a_plan_write_its_table_one_after_the_other(

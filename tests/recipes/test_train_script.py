@@ -241,6 +241,17 @@ def test_more_processes_than_accelerate_starts_are_refused(tmp_path: Path) -> No
     assert not (tmp_path / 'run').exists()
 
 
+def test_a_dry_run_finds_what_a_tracker_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train(CE, 'trackers=[trackio]', '--dry-run') == 2
+    assert 'trackio needs its package: pip install trackio' in capsys.readouterr().err
+    assert train(CE, 'trackers=[tensorboard]', '--dry-run') == 0
+    assert 'trackers:\n- tensorboard\n' in capsys.readouterr().out
+    assert not os.listdir(tmp_path)
+
+
 def test_processes_that_do_not_know_of_each_other_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,10 +275,13 @@ def test_processes_that_do_not_know_of_each_other_are_refused(
         # What is behind the script is not for the launcher.
         ('bash recipes/train.py --num_processes 6', 1),
         ('bash --num_processes', 1),
+        # As the first process of a container, or whose parent may not be looked at.
+        (None, 1),
+        ('', 1),
     ],
 )
-def test_what_the_launcher_was_asked_for(command: str, asked: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    parent = SimpleNamespace(cmdline=command.split)
+def test_what_the_launcher_was_asked_for(command: str | None, asked: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = None if command is None else SimpleNamespace(cmdline=command.split)
     monkeypatch.setattr(psutil, 'Process', lambda: SimpleNamespace(parent=lambda: parent))
     assert script().processes_of_launcher() == asked
 

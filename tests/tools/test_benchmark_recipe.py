@@ -96,7 +96,9 @@ def test_the_base_alone_on_a_stand_in_of_its_own(
     monkeypatch.setattr('ltzoo.data.standin.make_standin', make_small)
     output = tmp_path / 'recipe.json'
     words = ['--steps', 1, '--loader-seconds', 1, '--json', output, '--set', *SMALL, 'workers=1']
-    assert script('tools/benchmark.py', 'recipe', BCL, *words) == 0
+    # The same file, by another spelling.
+    against = BCL.parent / '..' / 'inat18' / BCL.name
+    assert script('tools/benchmark.py', 'recipe', BCL, '--against', against, *words) == 0
     results = json.loads(output.read_text())
     assert (made, list(results['forms']), results['ratio'], results['groupings']) == (['inat18'], [str(BCL)], 1, 0)
     assert results['loader']['workers'] == 1

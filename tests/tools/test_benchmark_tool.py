@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import pytest
 import torch
 import yaml
 from torch import nn
+
+from ltzoo.gkpgsa import group_anchors
 
 Script = Callable[..., int]
 Clock = Callable[..., Callable[[], float]]
@@ -147,7 +149,15 @@ def test_epoch_ends_are_compared_with_an_epoch(
     assert 'cpu' in capsys.readouterr().out
 
 
-def test_a_bank_holds_every_epoch_and_no_more(script: Script, tmp_path: Path) -> None:
+def test_a_bank_holds_every_epoch_and_no_more(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, torch.Tensor]] = []
+
+    def noted(*arguments: Any) -> Iterator[dict[str, torch.Tensor]]:
+        for anchor in group_anchors(*arguments):
+            made.append(anchor)
+            yield anchor
+
+    monkeypatch.setattr('ltzoo.gkpgsa.group_anchors', noted)
     options = ['--model', 'resnet8_cifar', '--classes', 500, '--epochs', 6, '--groups', 2, '--folder', tmp_path]
     sizes = {}
     for dtype in ('fp32', 'bf16'):
@@ -158,6 +168,9 @@ def test_a_bank_holds_every_epoch_and_no_more(script: Script, tmp_path: Path) ->
             'bank': 6, 'distances': 6, 'groups': 1, 'anchors': 1,
         }  # fmt: skip
         assert results['memory_bytes'] >= 0
+        # Anchors are made, and not only promised.
+        assert (len(made), results['parameters']) == (2, sum(p.numel() for p in made[0].values()))
+        made.clear()
         sizes[dtype] = results['disk_bytes']
     # Files of that many numbers, and their headers.
     assert 6 * 4 * results['parameters'] < sizes['fp32'] < 6 * (4 * results['parameters'] + 10_000)
@@ -176,6 +189,7 @@ def test_a_bank_holds_every_epoch_and_no_more(script: Script, tmp_path: Path) ->
         (['step', '--recipe', '{tmp}/nothing.yaml'], 'there is no recipe file {tmp}/nothing.yaml'),
         (['step', '--method', '--only', 'SMA'], "--only 'SMA': with --method, the forms are 'base', 'SAM'"),
         (['epoch', '--recipe', '{tmp}/nothing.yaml'], 'there is no recipe file {tmp}/nothing.yaml'),
+        (['bank', '--folder', '{tmp}/no'], 'there is no folder {tmp}/no'),
         (['bank', '--classes', '0'], '--classes must be 1 or more, not 0'),
         (['bank', '--model', 'resnet32_cifr'], "no model is called 'resnet32_cifr'"),
         (['step', '--recipe', '{tmp}/bad.yaml'], 'the key data is missing'),

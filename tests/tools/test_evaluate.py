@@ -327,6 +327,12 @@ def test_a_hold_out_of_own_images_must_be_the_one_left_out(
     held_out = ('--split', 'holdout', '--json', tmp_path / 'scores.json')
     assert script('tools/evaluate.py', run, '--data', f'folder:{moved}', *held_out) == 0
     assert scores_of(tmp_path)['samples'] == 10
+    counts = [row['train_count'] for row in scores_of(tmp_path)['per_class']]
+    # On the test part, too, its shots go by what it was trained on.
+    assert script('tools/evaluate.py', run, '--data', f'folder:{moved}', '--json', tmp_path / 'scores.json') == 0
+    of_test = scores_of(tmp_path)
+    assert [row['train_count'] for row in of_test['per_class']] == counts
+    assert sum(counts) + 10 == sum(len(list(place.iterdir())) for place in (moved / 'train').iterdir())
     (tmp_path / 'scores.json').unlink()
     next((moved / 'train' / '3').iterdir()).unlink()
     assert script('tools/evaluate.py', run, '--data', f'folder:{moved}', *held_out) == 2

@@ -83,6 +83,7 @@ def test_large_sets_show_both_ends(
         (['imagenet_lt', '--data-dir', '{tmp}'], 'ImageNet_LT_train.txt is missing'),
         (['digits_lt', '--plot', '{tmp}/tail.xyz'], 'no plot is made in the format xyz'),
         (['digits_lt', '--json', '{tmp}/no/p.json'], 'there is no folder'),
+        (['digits_lt', '--json', '{tmp}/p.svg', '--plot', '{tmp}/p.svg'], 'p.svg is given for --json and for --plot'),
         (['digits_lt', '--many-above', '10'], '--few-below 20 must be at most'),
         (['cifar10', '--data-dir', '/dev/null', '--download'], 'cifar10 cannot be read: '),
         ([], 'required: SOURCE'),

@@ -67,3 +67,9 @@ def test_its_options_reach_what_publishes(
     assert capsys.readouterr().out == 'would be committed to me/digits: config.json\n'
     assert script('tools/publish.py', tmp_path, '--to', 'me/digits') == 0
     assert asked == {'private': False, 'force': False, 'dry_run': False, 'revision': 'main'}
+    capsys.readouterr()
+    # Of a branch, which may have been made.
+    there = Publication('hf-hub:me/digits@v2', (), (), None)
+    monkeypatch.setattr(ltzoo.hub, 'publish', lambda *_, **__: there)
+    assert script('tools/publish.py', tmp_path, '--to', 'me/digits', '--revision', 'v2') == 0
+    assert capsys.readouterr().out == 'hf-hub:me/digits@v2 holds all of it already; nothing was committed\n'

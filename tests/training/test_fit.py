@@ -38,7 +38,7 @@ from ltzoo.evaluation import EvaluationError, evaluate_model
 from ltzoo.files import BusyError
 from ltzoo.gkpgsa import GkpGsa
 from ltzoo.losses import CrossEntropy
-from ltzoo.models.factory import ModelArgumentError
+from ltzoo.models.factory import ModelArgumentError, ModelFilesError
 from ltzoo.training import fit as fit_module
 from ltzoo.training import prepare as prepare_module
 from ltzoo.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -46,6 +46,7 @@ from ltzoo.training.fit import fit
 from ltzoo.training.loop import DivergedError, Step
 from ltzoo.training.prepare import (
     create_accelerator,
+    create_learner,
     describe_batch,
     prepare_data,
     prepare_training,
@@ -561,6 +562,20 @@ def test_a_drawn_test_part_is_not_one_of_other_images(
     assert evaluate_model(str(run), f'folder:{apart}')['samples'] == 8
 
 
+def test_a_run_goes_on_without_the_weights_that_it_began_with(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    start = tmp_path / 'start.pt'
+    recipe = make_recipe()
+    torch.save(create_learner(recipe, prepare_data(recipe)).model.state_dict(), start)
+    words = (f'model.checkpoint_path={start}', 'epochs=2', 'resume=auto')
+    whole = fit(make_recipe(*words), tmp_path / 'whole', progress=False)
+    fit_until(1, make_recipe(*words), tmp_path / 'run')
+    start.unlink()
+    assert fit(make_recipe(*words), tmp_path / 'run', progress=False)['top1'] == whole['top1']
+    assert_equal_runs(tmp_path / 'run', tmp_path / 'whole')
+    with pytest.raises(ModelFilesError, match='there is no file'):
+        fit(make_recipe(*words), tmp_path / 'new', progress=False)
+
+
 def test_a_run_goes_on_where_its_images_lie_elsewhere(make_recipe: MakeRecipe, tmp_path: Path, pictures: Path) -> None:
     run, moved = tmp_path / 'run', tmp_path / 'other machine' / 'train'
     options = ('epochs=2', 'resume=auto', 'evaluation.batch_size=3')
@@ -620,10 +635,15 @@ def test_new_images_are_scored_whole_by_the_shots_of_the_training(
     (copied / 'config.json').write_text(json.dumps(read))
     with pytest.raises(EvaluationError, match='does not say how many images of each class it was trained on'):
         evaluate_model(f'local-dir:{copied}', f'folder:{tmp_path / "three"}', split='all')
-    for known in (pictures / 'train', tmp_path / 'renamed'):
+    remedies = {
+        pictures / 'train': 'give them a place of another name$',
+        # Of the same name or not, there are as many of every class.
+        tmp_path / 'renamed': 'these are as many of every class; if they are others, add one or leave one out$',
+    }
+    for known, remedy in remedies.items():
         if not known.exists():
             shutil.copytree(pictures / 'train', known)
-        with pytest.raises(EvaluationError, match='may have been trained on images of'):
+        with pytest.raises(EvaluationError, match=f'may have been trained on images of .*{remedy}'):
             evaluate_model(run, f'folder:{known}', split='all')
 
 

@@ -26,6 +26,9 @@ def test_another_objective_leaves_the_options_of_the_former_behind(order: int, t
     assert recipe.objective.model_dump() == {'name': 'logit_adjusted', 'tau': 2}
     (tmp_path / 'mine.yaml').write_text(f'base: {BCL.resolve()}\nobjective: {{name: ce}}\nviews: cifar_plain')
     assert load_recipe(tmp_path / 'mine.yaml').objective.model_dump() == {'name': 'ce'}
+    # Nor do those of an override that another one takes back.
+    recipe = load_recipe(BCL, ['objective={name: focal, gamma: 2}', 'objective.name=logit_adjusted'])
+    assert recipe.objective.model_dump() == {'name': 'logit_adjusted'}
     recipe = load_recipe(BCL, ['objective.name=bcl', 'objective.temperature=0.2'][::order])
     assert recipe.objective.model_dump() == load_recipe(BCL).objective.model_dump() | {'temperature': 0.2}
 

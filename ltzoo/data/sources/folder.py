@@ -110,13 +110,13 @@ def _warn_of_parts(root: Path, class_names: list[str]) -> None:
         DataError: if the classes hold the parts, instead of the parts the classes.
     """
     known = (*_TRAIN_PARTS, *_TEST_PARTS)
-    if all(name.lower().startswith(known) for name in class_names):
-        logger.warning(
-            'the classes of %s are %s: if these are its parts, call them train and test, with a folder for each class',
-            root, ', '.join(class_names[:5]),
-        )  # fmt: skip
     held = [_only_folders(root / name) for name in class_names]
     if not all(held):
+        if all(name.lower().startswith(known) for name in class_names):
+            logger.warning(
+                'the classes of %s are %s: if these are its parts, call them train and test, with a folder in them for '
+                'each class', root, ', '.join(class_names[:5]),
+            )  # fmt: skip
         return
     found = {name.lower() for of_class in held for name in of_class}
     if found & {*_TRAIN_PARTS} and found & {*_TEST_PARTS} and found <= {*known}:
