@@ -138,6 +138,7 @@ def planned_card(entry: ZooEntry, paper: Mapping[str, Any] | None) -> str:
 The paper's numbers, not ours.
 """
     method = METHODS[entry.method]
+    cited = citation(method.paper.title, method.paper.id) if method.paper else ''
     return f"""---
 {front.to_yaml()}
 ---
@@ -169,7 +170,7 @@ The network without trained weights:
 ## Limits
 
 Not measured by us yet.
-{citation(method.paper, method.paper_id)}"""
+{cited}"""
 
 
 def eval_results(results: Mapping[str, Any], shots: bool = True) -> str | None:

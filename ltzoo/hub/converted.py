@@ -52,7 +52,7 @@ def export_converted(converted: Converted, folder: Path, *, data: str | None = N
     cfg = {key: model.pretrained_cfg[key] for key in _ARCHITECTURE if key in model.pretrained_cfg}
     cfg |= {'num_classes': model.num_classes, 'license': 'other'}
     if family.paper:
-        cfg |= {'paper_name': family.paper, 'paper_ids': family.paper_id}
+        cfg |= {'paper_name': family.paper.title, 'paper_ids': family.paper.id}
     model.pretrained_cfg = model.default_cfg = cfg
     write_folder(
         model, folder, {'converted_from': source}, images, lambda _: _card(converted, source, images), force=force
@@ -106,8 +106,10 @@ def _card(converted: Converted, source: Mapping[str, Any], images: Mapping[str, 
     ]
     if family.repository:
         lines.append(f'- Layout: github.com/{family.repository}')
+    cited = ''
     if family.paper:
-        lines.append(f'- Paper: {family.paper} ({family.paper_id})')
+        lines.append(f'- Paper: {family.paper.title} ({family.paper.id})')
+        cited = citation(family.paper.title, family.paper.id)
     if source['data']:
         lines.append(f'- Data, as told to the converter: {source["data"]}')
     lines += [f'- {key}: {value:g}' for key, value in source['options'].items()]
@@ -139,4 +141,4 @@ None here. `python tools/evaluate.py local-dir:FOLDER --data {source['data'] or 
 ## Licence
 
 That of the weights' makers; ask them before passing this folder on.
-{citation(family.paper, family.paper_id)}"""
+{cited}"""

@@ -15,6 +15,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock
 
 from ltzoo.models.heads import build_with_head
+from ltzoo.models.papers import PAPERS
 from ltzoo.models.staged_resnet import StagedResNet, ZeroPadShortcut
 from ltzoo.normalisation import CIFAR_MEAN, CIFAR_STD
 
@@ -94,8 +95,8 @@ _cfg = {
     'first_conv': 'conv1',
     'classifier': 'fc',
     'license': 'apache-2.0',
-    'paper_name': 'Deep Residual Learning for Image Recognition',
-    'paper_ids': 'arXiv:1512.03385',
+    'paper_name': PAPERS['resnet'].title,
+    'paper_ids': PAPERS['resnet'].id,
 }
 default_cfgs = generate_default_cfgs({f'resnet{depth}_cifar': _cfg for depth in (8, 20, 32, 44, 56)})
 

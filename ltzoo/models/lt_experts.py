@@ -19,6 +19,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, Bottleneck
 
 from ltzoo.models.heads import ExpertLinear, Head, HeadError
+from ltzoo.models.papers import PAPERS
 from ltzoo.models.staged_resnet import StagedResNet, ZeroPadShortcut
 from ltzoo.normalisation import CIFAR_MEAN, CIFAR_STD
 
@@ -194,8 +195,8 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
         'first_conv': 'conv1',
         'classifier': 'fc',
         'license': 'apache-2.0',
-        'paper_name': 'Long-tailed Recognition by Routing Diverse Distribution-Aware Experts',
-        'paper_ids': 'arXiv:2010.01809',
+        'paper_name': PAPERS['ride'].title,
+        'paper_ids': PAPERS['ride'].id,
         **kwargs,
     }
 

@@ -25,6 +25,7 @@ from timm.models import (
 )
 
 from ltzoo.models.heads import Head, build_with_head
+from ltzoo.models.papers import PAPERS, Paper
 from ltzoo.normalisation import CIFAR_MEAN, CIFAR_STD, INAT18_MEAN, INAT18_STD
 
 __all__ = ['ARCHITECTURES', 'DATA', 'METHODS', 'ZOO', 'Architecture', 'Data', 'Method', 'ZooEntry', 'organisation']
@@ -44,8 +45,7 @@ class Architecture:
 
     backbone: str
     experts: str
-    paper: str
-    paper_id: str
+    paper: Paper
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -76,8 +76,7 @@ class Method:
 
     head: Head
     trained_with: str
-    paper: str | None = None
-    paper_id: str | None = None
+    paper: Paper | None = None
     experts: bool = False
 
 
@@ -85,26 +84,9 @@ class Method:
 _AT_WORK = {'zero_init_last': False}
 
 ARCHITECTURES = {
-    'resnet32': Architecture(
-        'resnet32_cifar',
-        'resnet32_cifar_experts',
-        'Deep Residual Learning for Image Recognition',
-        'arXiv:1512.03385',
-    ),
-    'resnet50': Architecture(
-        'resnet50',
-        'resnet50_experts',
-        'Deep Residual Learning for Image Recognition',
-        'arXiv:1512.03385',
-        _AT_WORK,
-    ),
-    'resnext50': Architecture(
-        'resnext50_32x4d',
-        'resnext50_experts',
-        'Aggregated Residual Transformations for Deep Neural Networks',
-        'arXiv:1611.05431',
-        _AT_WORK,
-    ),
+    'resnet32': Architecture('resnet32_cifar', 'resnet32_cifar_experts', PAPERS['resnet']),
+    'resnet50': Architecture('resnet50', 'resnet50_experts', PAPERS['resnet'], _AT_WORK),
+    'resnext50': Architecture('resnext50_32x4d', 'resnext50_experts', PAPERS['resnext'], _AT_WORK),
 }
 
 DATA = {
@@ -132,46 +114,20 @@ DATA = {
     ),
 }
 
-_DECOUPLING = ('Decoupling Representation and Classifier for Long-Tailed Recognition', 'arXiv:1910.09217')
-_GKPGSA = Method('cosine', 'gkpgsa', 'Reframing Long-Tailed Learning via Loss Landscape Geometry', 'arXiv:2603.21217')
+_GKPGSA = Method('cosine', 'gkpgsa', PAPERS['gkpgsa'])
 
 # `gkpgsa` has our setting, `gkpgsa_paper` the paper's.
 METHODS = {
     'ce': Method('linear', 'ce'),
-    'focal': Method('linear', 'focal', 'Focal Loss for Dense Object Detection', 'arXiv:1708.02002'),
-    'ldam_drw': Method(
-        'cosine',
-        'ldam + reweighting',
-        'Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss',
-        'arXiv:1906.07413',
-    ),
-    'ldam_drw_sam': Method(
-        'cosine',
-        'ldam + reweighting + sharpness',
-        'Escaping Saddle Points for Effective Generalization on Class-Imbalanced Data',
-        'arXiv:2212.13827',
-    ),
-    'crt': Method('linear', 'ce + retraining', *_DECOUPLING),
-    'lws': Method('linear', 'ce + scaling', *_DECOUPLING),
-    'ride': Method(
-        'cosine',
-        'ride',
-        'Long-tailed Recognition by Routing Diverse Distribution-Aware Experts',
-        'arXiv:2010.01809',
-        experts=True,
-    ),
-    'bs': Method(
-        'linear', 'logit_adjusted', 'Balanced Meta-Softmax for Long-Tailed Visual Recognition', 'arXiv:2007.10740'
-    ),
-    'bcl': Method(
-        'cosine', 'bcl', 'Balanced Contrastive Learning for Long-Tailed Visual Recognition', 'arXiv:2207.09052'
-    ),
-    'bcl_sam': Method(
-        'cosine',
-        'bcl + sharpness',
-        'Sharpness-Aware Minimization for Efficiently Improving Generalization',
-        'arXiv:2010.01412',
-    ),
+    'focal': Method('linear', 'focal', PAPERS['focal']),
+    'ldam_drw': Method('cosine', 'ldam + reweighting', PAPERS['ldam']),
+    'ldam_drw_sam': Method('cosine', 'ldam + reweighting + sharpness', PAPERS['sam_on_tails']),
+    'crt': Method('linear', 'ce + retraining', PAPERS['decoupling']),
+    'lws': Method('linear', 'ce + scaling', PAPERS['decoupling']),
+    'ride': Method('cosine', 'ride', PAPERS['ride'], experts=True),
+    'bs': Method('linear', 'logit_adjusted', PAPERS['balanced_softmax']),
+    'bcl': Method('cosine', 'bcl', PAPERS['bcl']),
+    'bcl_sam': Method('cosine', 'bcl + sharpness', PAPERS['sam']),
     'gkpgsa_paper': _GKPGSA,
     'gkpgsa': _GKPGSA,
 }
@@ -231,6 +187,7 @@ class ZooEntry:
     def pretrained_cfg(self) -> PretrainedCfg:
         """What timm keeps about it."""
         architecture, data, method = ARCHITECTURES[self.architecture], DATA[self.data], METHODS[self.method]
+        paper = method.paper or architecture.paper
         weights = self.folder and self.folder / 'model.safetensors'
         return PretrainedCfg(
             hf_hub_id=self.hub_id if self.folder else None,
@@ -246,8 +203,8 @@ class ZooEntry:
             first_conv='conv1',
             classifier='fc',
             license='apache-2.0',
-            paper_name=method.paper or architecture.paper,
-            paper_ids=method.paper_id or architecture.paper_id,
+            paper_name=paper.title,
+            paper_ids=paper.id,
         )
 
 

@@ -16,12 +16,7 @@ from ltzoo.models.checkpoints.networks import Network, classifier, resnet
 from ltzoo.models.checkpoints.weights import Checkpoint, LayoutError
 
 
-@family(
-    'bcl',
-    paper='Balanced Contrastive Learning for Long-Tailed Visual Recognition',
-    paper_id='arXiv:2207.09052',
-    repository='FlamieZhu/Balanced-Contrastive-Learning',
-)
+@family('bcl', paper='bcl', repository='FlamieZhu/Balanced-Contrastive-Learning')
 def bcl(checkpoint: Checkpoint, options: Options) -> Network:
     weights = checkpoint.weights('state_dict')
     weights.drop(r'head(_fc)?\.', 'projection heads of the contrastive loss')

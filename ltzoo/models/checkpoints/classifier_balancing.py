@@ -18,16 +18,11 @@ import math
 import torch
 
 from ltzoo.models.checkpoints.families import Options, family
-from ltzoo.models.checkpoints.mislas import scale_classifier
-from ltzoo.models.checkpoints.networks import Network, classifier, resnet
+from ltzoo.models.checkpoints.networks import Network, classifier, resnet, scale_classifier
 from ltzoo.models.checkpoints.reading import ConversionError
 from ltzoo.models.checkpoints.weights import Checkpoint, Weights
 
-_KANG = {
-    'paper': 'Decoupling Representation and Classifier for Long-Tailed Recognition',
-    'paper_id': 'arXiv:1910.09217',
-    'repository': 'facebookresearch/classifier-balancing',
-}
+_KANG = {'paper': 'decoupling', 'repository': 'facebookresearch/classifier-balancing'}
 
 
 @family('crt', **_KANG)

@@ -15,6 +15,7 @@ from ltzoo.errors import LtzooError
 from ltzoo.models.checkpoints.networks import Network, place
 from ltzoo.models.checkpoints.reading import ConversionError, read_checkpoint
 from ltzoo.models.checkpoints.weights import Checkpoint, LayoutError
+from ltzoo.models.papers import PAPERS, Paper
 
 __all__ = ['FAMILIES', 'Converted', 'Family', 'Options', 'convert', 'family']
 
@@ -36,8 +37,7 @@ class Family:
 
     name: str
     layout: Layout
-    paper: str | None = None
-    paper_id: str | None = None
+    paper: Paper | None = None
     repository: str | None = None
 
 
@@ -64,13 +64,17 @@ class Converted:
 FAMILIES: dict[str, Family] = {}
 
 
-def family(
-    name: str, *, paper: str | None = None, paper_id: str | None = None, repository: str | None = None
-) -> Callable[[Layout], Layout]:
-    """Register a function that makes a `Network` of a `Checkpoint` under the name of its family."""
+def family(name: str, *, paper: str | None = None, repository: str | None = None) -> Callable[[Layout], Layout]:
+    """Register a function that makes a `Network` of a `Checkpoint` under the name of its family.
+
+    Args:
+        name: what `--from` takes.
+        paper: a key of `PAPERS`.
+        repository: on GitHub.
+    """
 
     def register(layout: Layout) -> Layout:
-        FAMILIES[name] = Family(name, layout, paper, paper_id, repository)
+        FAMILIES[name] = Family(name, layout, PAPERS[paper] if paper else None, repository)
         return layout
 
     return register

@@ -21,12 +21,7 @@ _CIFAR100_MEAN = (0.5071, 0.4867, 0.4408)
 _CIFAR100_STD = (0.2675, 0.2565, 0.2761)
 
 
-@family(
-    'gkpgsa',
-    paper='Reframing Long-Tailed Learning via Loss Landscape Geometry',
-    paper_id='arXiv:2603.21217',
-    repository='ChenShengHan100/gkp-gsa',
-)
+@family('gkpgsa', paper='gkpgsa', repository='ChenShengHan100/gkp-gsa')
 def gkpgsa(checkpoint: Checkpoint, options: Options) -> Network:
     weights = checkpoint.weights('state_dict')
     weights.drop(r'head(_fc|_center)?\.', 'projection heads of the contrastive loss')

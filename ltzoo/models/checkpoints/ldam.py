@@ -15,12 +15,7 @@ from ltzoo.models.checkpoints.networks import Network, classifier, resnet
 from ltzoo.models.checkpoints.weights import Checkpoint
 
 
-@family(
-    'ldam',
-    paper='Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss',
-    paper_id='arXiv:1906.07413',
-    repository='kaidic/LDAM-DRW',
-)
+@family('ldam', paper='ldam', repository='kaidic/LDAM-DRW')
 def ldam(checkpoint: Checkpoint, options: Options) -> Network:
     weights = checkpoint.weights('state_dict')
     return resnet(weights, classifier(weights, 'linear'))

@@ -15,16 +15,11 @@ Apart from CIFAR the repository's `datasets/*.py` number the classes anew, from 
 from __future__ import annotations
 
 from ltzoo.models.checkpoints.families import Options, family
-from ltzoo.models.checkpoints.networks import Network, classifier, depths, resnet
-from ltzoo.models.checkpoints.weights import Checkpoint, LayoutError, Weights
+from ltzoo.models.checkpoints.networks import Network, classifier, depths, resnet, scale_classifier
+from ltzoo.models.checkpoints.weights import Checkpoint
 
 
-@family(
-    'mislas',
-    paper='Improving Calibration for Long-Tailed Recognition',
-    paper_id='arXiv:2104.00466',
-    repository='dvlab-research/MiSLAS',
-)
+@family('mislas', paper='mislas', repository='dvlab-research/MiSLAS')
 def mislas(checkpoint: Checkpoint, options: Options) -> Network:
     weights = checkpoint.parts(
         checkpoint.content,
@@ -41,17 +36,3 @@ def mislas(checkpoint: Checkpoint, options: Options) -> Network:
     network = resnet(weights, classifier(weights, 'classifier.fc'))
     network.by_frequency = network.model.startswith('timm/')
     return network
-
-
-def scale_classifier(weights: Weights, name: str, scales: str) -> None:
-    """Multiply the logits of a linear layer by a factor for each class, in its weight and bias.
-
-    Raises:
-        LayoutError: if one of the three is missing, or the numbers of classes differ.
-    """
-    weight, bias, factors = weights.take(f'{name}.weight'), weights.take(f'{name}.bias'), weights.take(scales)
-    if factors.numel() != len(bias):
-        raise LayoutError(f'{scales} has {factors.numel()} factors for {len(bias)} classes')
-    factors = factors.flatten()
-    weights.put(f'{name}.weight', weight * factors[:, None])
-    weights.put(f'{name}.bias', bias * factors)

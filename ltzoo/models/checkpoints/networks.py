@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ltzoo.models.checkpoints.weights import LayoutError, Weights, shortened
 from ltzoo.models.factory import create_model
 
-__all__ = ['Network', 'classifier', 'depths', 'place', 'resnet']
+__all__ = ['Network', 'classifier', 'depths', 'place', 'resnet', 'scale_classifier']
 
 _CIFAR = {1: 'resnet8_cifar', 3: 'resnet20_cifar', 5: 'resnet32_cifar', 7: 'resnet44_cifar', 9: 'resnet56_cifar'}
 # Depths of basic-block and of bottleneck networks, the latter with groups and width of a group.
@@ -109,6 +109,20 @@ def classifier(weights: Weights, name: str) -> dict[str, Any]:
         return {'num_classes': weight.shape[0]}
     weights.put('fc.weight', weight.t().contiguous())
     return {'num_classes': weight.shape[1], 'head': 'cosine', 'head_scale': 30.0}
+
+
+def scale_classifier(weights: Weights, name: str, scales: str) -> None:
+    """Multiply the logits of a linear layer by a factor for each class, in its weight and bias.
+
+    Raises:
+        LayoutError: if one of the three is missing, or the numbers of classes differ.
+    """
+    weight, bias, factors = weights.take(f'{name}.weight'), weights.take(f'{name}.bias'), weights.take(scales)
+    if factors.numel() != len(bias):
+        raise LayoutError(f'{scales} has {factors.numel()} factors for {len(bias)} classes')
+    factors = factors.flatten()
+    weights.put(f'{name}.weight', weight * factors[:, None])
+    weights.put(f'{name}.bias', bias * factors)
 
 
 def place(network: Network) -> tuple[nn.Module, list[str]]:

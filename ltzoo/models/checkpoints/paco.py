@@ -20,7 +20,7 @@ from ltzoo.models.checkpoints.weights import Checkpoint, LayoutError, Weights
 _REPOSITORY = 'dvlab-research/Parametric-Contrastive-Learning'
 
 
-@family('paco', paper='Parametric Contrastive Learning', paper_id='arXiv:2107.12028', repository=_REPOSITORY)
+@family('paco', paper='paco', repository=_REPOSITORY)
 def paco(checkpoint: Checkpoint, options: Options) -> Network:
     weights = checkpoint.weights('state_dict')
     if 'encoder_k.conv1.weight' not in weights:
@@ -29,9 +29,7 @@ def paco(checkpoint: Checkpoint, options: Options) -> Network:
     return _query_encoder(weights)
 
 
-@family(
-    'gpaco', paper='Generalized Parametric Contrastive Learning', paper_id='arXiv:2209.12400', repository=_REPOSITORY
-)
+@family('gpaco', paper='gpaco', repository=_REPOSITORY)
 def gpaco(checkpoint: Checkpoint, options: Options) -> Network:
     return _query_encoder(checkpoint.weights('state_dict'))
 

@@ -33,24 +33,14 @@ from ltzoo.models.lt_experts import SHAPES
 _LARGE = {(1, 64): 'resnet50_experts', (32, 4): 'resnext50_experts'}
 
 
-@family(
-    'ride',
-    paper='Long-tailed Recognition by Routing Diverse Distribution-Aware Experts',
-    paper_id='arXiv:2010.01809',
-    repository='frank-xwang/RIDE-LongTailRecognition',
-)
+@family('ride', paper='ride', repository='frank-xwang/RIDE-LongTailRecognition')
 def ride(checkpoint: Checkpoint, options: Options) -> Network:
     weights = checkpoint.weights('state_dict')
     weights.drop(r'backbone\.expert_help_pred_', 'routing; here every expert is asked')
     return _experts(weights)
 
 
-@family(
-    'sade',
-    paper='Self-Supervised Aggregation of Diverse Experts for Test-Agnostic Long-Tailed Recognition',
-    paper_id='arXiv:2107.09249',
-    repository='Vanint/SADE-AgnosticLT',
-)
+@family('sade', paper='sade', repository='Vanint/SADE-AgnosticLT')
 def sade(checkpoint: Checkpoint, options: Options) -> Network:
     return _experts(checkpoint.weights('state_dict'))
 
