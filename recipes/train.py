@@ -9,6 +9,7 @@ docs/training.md explains them; --dry-run shows all with their values.
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import os
 import sys
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
             told = describe_batch(recipe)
             if PartialState().is_main_process:
                 print(f'{recipe.to_yaml()}\n{told}')
+            end_processes()
             return 0
         results = fit(recipe, output, progress=not args.no_progress)
     except (OSError, RuntimeError, MemoryError) as error:
@@ -88,7 +90,16 @@ def run(args: argparse.Namespace) -> int:
             f"exported model: {output / 'model'}  (ltzoo.create_model('local-dir:{output / 'model'}', pretrained=True))"
         )
         print(f'plots: {output / "accuracy.png"}, {output / "curves.png"}')
+    end_processes()
     return 0
+
+
+def end_processes() -> None:
+    """Give up the group of processes, and what refers to it: its threads must not be left to Python's end."""
+    from accelerate import PartialState
+
+    gc.collect()
+    PartialState().destroy_process_group()
 
 
 def check_processes() -> None:

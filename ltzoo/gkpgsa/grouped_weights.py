@@ -102,7 +102,9 @@ class GroupedWeights(TorchFunctionMode):
                 'nn.MultiheadAttention lays samples along the second dimension, where groups cannot be told apart: use '
                 "attention made of linear layers, such as timm's"
             )
-        if func is F.linear and args and isinstance(args[0], nn.Parameter):
+        if func is F.linear and 'input' in kwargs:
+            args, kwargs = (kwargs['input'],), {key: value for key, value in kwargs.items() if key != 'input'}
+        if func is F.linear and isinstance(args[0], nn.Parameter):
             if id(args[0]) in self.grouped:
                 args = (self.read_by_class(args[0]), *args[1:])
             elif self.classes.fits(args[0]):

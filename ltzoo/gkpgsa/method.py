@@ -205,8 +205,8 @@ class GkpGsa:
     def end_epoch(self, epoch: int, samples: Samples) -> dict[str, Any]:
         """Update bank, groups, anchors and Fisher; return what belongs in the log.
 
-        With several processes, the weights and buffers of all must be the same by now: batch-norm's are each process's
-        own until somebody sends those of one to the others.
+        With several processes all call it, and the weights and buffers of all must be the same by now: batch-norm's are
+        each process's own until somebody sends those of one to the others.
 
         Args:
             epoch: counted from 0.

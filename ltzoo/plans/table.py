@@ -10,11 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ltzoo.data import without_folders
+from ltzoo.data import with_place, without_folders
+from ltzoo.errors import LtzooError
 from ltzoo.files import alone, write_atomically, writing
 from ltzoo.plans.plan import Plan
 from ltzoo.training.recipe import Recipe
-from ltzoo.training.run import CheckpointError, RunFolder
+from ltzoo.training.run import RunFolder
 
 __all__ = ['format_table', 'summarise', 'write_table']
 
@@ -106,7 +107,7 @@ def _summarise(name: str, folders: dict[int, RunFolder], diverged: dict[int, Run
     recipes = [_decisive(result) for result in results]
     counts = [[row.get('train_count') for row in result.get('per_class', ())] for result in results]
     for run in diverged.values():
-        with suppress(CheckpointError):
+        with suppress(LtzooError):
             recipes.append(_decisive({'recipe': run.read_recipe().model_dump()}))
     summary: dict[str, Any] = {
         'name': name,
@@ -130,7 +131,9 @@ def _decisive(result: dict[str, Any]) -> Any:
     except ValidationError:
         return result.get('recipe')
     decides = checked.decides_result()
-    data = {**decides['data'], 'name': without_folders(result.get('data') or checked.data.name)}
+    # Of one that has diverged the recipe alone tells where its images lie.
+    place = result.get('data') or with_place(checked.data.name, checked.data.data_dir)
+    data = {**decides['data'], 'name': without_folders(place)}
     model = {**decides['model'], 'name': without_folders(checked.model.name)}
     return {**decides, 'data': data, 'model': model, 'seed': None}
 

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -322,6 +323,20 @@ def test_other_weights_and_other_images_are_measured_anew(stub: Any, saved: str,
         np.savez(tmp_path / 'mine.npz', x_train=images, y_train=labels, x_test=test, y_test=labels)
         for _ in range(2):
             quiet([saved], [f'npz:{tmp_path}/mine.npz'], output)
+        assert len(calls.read_text().splitlines()) == number
+
+
+def test_other_images_of_a_saved_table_are_measured_anew(stub: Any, saved: str, tmp_path: Path) -> None:
+    datasets = pytest.importorskip('datasets')
+    calls, output = stub('done()'), tmp_path / 'out'
+    features = datasets.Features({'image': datasets.Image(), 'label': datasets.ClassLabel(names=['a', 'b'])})
+    for number, shade in enumerate((0, 200), start=1):
+        images = [Image.new('L', (8, 8), shade + i) for i in range(10)]
+        table = datasets.Dataset.from_dict({'image': images, 'label': [0, 1] * 5}, features=features)
+        shutil.rmtree(tmp_path / 'mine', ignore_errors=True)
+        table.save_to_disk(tmp_path / 'mine')
+        for _ in range(2):
+            quiet([saved], [f'hf:{tmp_path / "mine"}'], output)
         assert len(calls.read_text().splitlines()) == number
 
 

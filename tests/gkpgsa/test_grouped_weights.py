@@ -260,12 +260,18 @@ def test_batchnorm_sees_the_joint_statistics(moved: bool, channels_last: bool, f
             torch.testing.assert_close(buffer, expected_buffer)
 
 
-def test_class_vectors_used_as_data_belong_to_their_classes_groups(form: str) -> None:
+class ByKeywords(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(input=x, weight=self.weight, bias=self.bias)
+
+
+@pytest.mark.parametrize('layer', [nn.Linear, ByKeywords])
+def test_class_vectors_used_as_data_belong_to_their_classes_groups(layer: type[nn.Linear], form: str) -> None:
     class Prototypes(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.fc = nn.Linear(4, CLASSES, bias=False)
-            self.head = nn.Linear(4, 7)
+            self.head = layer(4, 7)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.head(x) @ self.head(self.fc.weight).T + self.fc(x)
@@ -304,22 +310,11 @@ def test_sorted_rows_change_running_statistics_by_what_declares_it(monkeypatch: 
         return update(x, mean, *rest)
 
     monkeypatch.setattr(torch, 'batch_norm_update_stats', watched)
-    in_one_pass(model, torch.randn(len(LABELS), 4), leaves(model, moved=False), shared=False, form='sorted')
+    in_one_pass(model, torch.randn(len(LABELS), 4), leaves(model, moved=False), shared=False, form='by_slot')
     assert changed and model.norm.running_mean is not None and model.norm.running_mean.data_ptr() not in changed
     prototypes = model.head(model.fc.weight).detach()
     torch.testing.assert_close(model.norm.running_mean, 0.1 * prototypes.mean(0))
     torch.testing.assert_close(model.norm.running_var, 0.9 + 0.1 * prototypes.var(0))
-
-
-def test_a_linear_layer_may_be_called_by_keywords(form: str) -> None:
-    class ByKeywords(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return F.linear(input=x, weight=self.weight, bias=self.bias)
-
-    model, x = ByKeywords(4, CLASSES), torch.randn(len(LABELS), 4)
-    weights = leaves(model, moved=True)
-    found = in_one_pass(model, x, weights, shared=False, form=form)
-    assert_plain_autograd_on_subsets(found, model, x, weights)
 
 
 def test_a_constant_made_for_every_image_belongs_to_the_images_groups(form: str) -> None:

@@ -24,7 +24,7 @@ from ltzoo.training.training import Training
 
 DIGITS = Path(__file__).resolve().parents[2] / 'recipes' / 'digits_lt' / 'ce.yaml'
 # Without dropout: its masks come from each process's own generator.
-PLAIN = ('model.proj_drop_rate=0', 'accumulation=2', 'optimizer.clip_grad_norm=1')
+PLAIN = ('seed=2', 'model.proj_drop_rate=0', 'accumulation=2', 'optimizer.clip_grad_norm=1')
 # What one process trains alike, of SMALL.yaml.
 ALIKE = {
     'plain': PLAIN,

@@ -87,6 +87,8 @@ def hf(location: Path, download: bool) -> Dataset:
         raise MissingDataError(f'hf:{place} cannot be found: {one_line(error)}') from error
     except Exception as error:  # Whatever HTTP library the hub's client is built on, and whatever is damaged.
         nor = '' if os.path.exists(name) else f', and there is no folder {place}'
+        if 'Config name is missing' in str(error) or 'BuilderConfig' in str(error):
+            nor = f'; write hf:{name}:CONFIG, with one of these'
         raise DataError(f'hf:{place} cannot be loaded: {one_line(error)}{nor}') from error
     if isinstance(tables, datasets.Dataset):
         tables = {'train': tables}
