@@ -328,7 +328,11 @@ class GkpGsa:
         if self.settings.preservation is not None:
             self.preservation = self._new_preservation(self.settings.preservation, samples)
         sizes = torch.bincount(self.class_groups).tolist()
-        return {'group_sizes': sizes, 'classes_moved': classes_moved(before, self.class_groups)}
+        return {
+            'group_sizes': sizes,
+            'classes_moved': classes_moved(before, self.class_groups),
+            'class_groups': self.class_groups.tolist(),
+        }
 
     def _of_encoder(self, snapshot: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the parameters of a snapshot, which may also hold running statistics."""

@@ -291,6 +291,8 @@ def test_the_log_shows_whether_terms_are_inert() -> None:
     assert run.method.sharp
     log = run.epoch(1)
     assert sum(log['group_sizes']) == CLASSES
+    assert log['class_groups'] == run.method.class_groups.tolist()
+    assert [log['class_groups'].count(group) for group in range(len(log['group_sizes']))] == log['group_sizes']
     assert len(log['perturbation']) >= 1
     log = run.epoch(2)
     assert log['penalty_to_loss_gradient'] > 0
