@@ -158,12 +158,18 @@ def _check_finite(confidences: Tensor) -> None:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    allowed = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    cudnn: Any = torch.backends.cudnn
+    # From 2.9 on PyTorch has a setting for each kind of operator, and `allow_tf32` cannot be read where these differ.
+    apart = hasattr(cudnn, 'conv')
+    parts, key, full = ((cudnn.conv, cudnn.rnn), 'fp32_precision', 'ieee') if apart else ((cudnn,), 'allow_tf32', False)
+    before = [getattr(part, key) for part in parts]
+    for part in parts:
+        setattr(part, key, full)
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = allowed
+        for part, value in zip(parts, before, strict=True):
+            setattr(part, key, value)
 
 
 def image_batches(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,12 +46,29 @@ def test_equals_one_image_at_a_time() -> None:
 
 
 def test_full_precision_also_where_a_gpu_would_take_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, allowed = make_model(), []
-    model.register_forward_pre_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))
-    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', True)
+    model, cudnn = make_model(), torch.backends.cudnn
+    seen: list[Any] = []
+    apart = hasattr(cudnn, 'conv')
+    model.register_forward_pre_hook(lambda *_: seen.append(cudnn.conv.fp32_precision if apart else cudnn.allow_tf32))
+    monkeypatch.setattr(cudnn, 'allow_tf32', True)
     predict(model, make_split(), CONFIG)
-    assert set(allowed) == {False}
-    assert torch.backends.cudnn.allow_tf32
+    assert set(seen) == {'ieee' if apart else False}
+    assert cudnn.allow_tf32
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, 'conv'), reason='PyTorch before 2.9 has one setting for all')
+def test_settings_of_each_kind_of_operator_stay_as_they_are() -> None:
+    kinds = torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for asked in (['ieee', 'ieee'], ['tf32', 'ieee']):
+            for kind, value in zip(kinds, asked, strict=True):
+                kind.fp32_precision = value
+            predict(make_model(), make_split(), CONFIG)
+            assert [kind.fp32_precision for kind in kinds] == asked
+    finally:
+        for kind, value in zip(kinds, before, strict=True):
+            kind.fp32_precision = value
 
 
 def test_the_device_is_that_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
