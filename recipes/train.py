@@ -15,7 +15,8 @@ import os
 import sys
 from pathlib import Path
 
-from ltzoo.errors import LtzooError, command_line, is_out_of_memory, one_line
+from ltzoo.command_line import command_line
+from ltzoo.errors import LtzooError, is_out_of_memory, one_line
 
 
 @command_line

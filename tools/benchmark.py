@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks import bank, epoch, load, recipe, step, views, zoo
 
-from ltzoo.errors import at_least, command_line
+from ltzoo.command_line import at_least, command_line
 from ltzoo.files import check_target, write_atomically, writing
 
 COMMANDS = {

@@ -16,7 +16,8 @@ import os
 import sys
 from pathlib import Path
 
-from ltzoo.errors import LtzooError, command_line
+from ltzoo.command_line import command_line
+from ltzoo.errors import LtzooError
 
 
 @command_line

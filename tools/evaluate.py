@@ -13,7 +13,7 @@ import json
 import sys
 from typing import Any
 
-from ltzoo.errors import LtzooError, at_least, command_line, file_name
+from ltzoo.command_line import add_correction, at_least, check_outputs, command_line, file_name
 
 
 @command_line
@@ -41,21 +41,7 @@ def main() -> int:
     parser.add_argument(
         '--predictions', type=file_name, help='write to this file, as CSV, what each image is taken for'
     )
-    correction = parser.add_mutually_exclusive_group()
-    correction.add_argument(
-        '--adjust-logits',
-        type=float,
-        metavar='TAU',
-        help="take TAU times the log of the classes' shares of the training images off the logits of a model of "
-        'plain cross-entropy: 1 is the usual; -1 makes the scores of one trained for equally frequent classes '
-        'probabilities for images as frequent as in training',
-    )
-    correction.add_argument(
-        '--tau-normalize',
-        type=float,
-        metavar='TAU',
-        help="divide each class's weights in the classifier of such a model by the TAU-th power of their norm",
-    )
+    add_correction(parser)
     parser.add_argument('--shifted', action='store_true', help='also score long-tailed test distributions')
     parser.add_argument(
         '--many-above', type=int, help="Many-shot: more training images than this (default: the model's own, else 100)"
@@ -76,19 +62,13 @@ def main() -> int:
 def check_options(args: argparse.Namespace) -> None:
     """Refuse, before anything is computed, what could only fail afterwards."""
     from ltzoo.data import check_thresholds
-    from ltzoo.files import check_figure, check_target
 
     at_least('--batch-size', args.batch_size, 1)
     at_least('--workers', args.workers, 0)
     if args.many_above is not None and args.few_below is not None:
         check_thresholds(args.many_above, args.few_below, ('--many-above', '--few-below'))
-    targets = [path for path in (args.json, args.csv, args.plot, args.predictions) if path is not None]
-    for path in targets:
-        (check_figure if path is args.plot else check_target)(path)
-        if targets.count(path) > 1:
-            raise LtzooError(
-                f'{path} is given for two of --json, --csv, --plot and --predictions: each needs a file of its own'
-            )
+    tables = {'--json': args.json, '--csv': args.csv, '--predictions': args.predictions}
+    check_outputs(tables, figures={'--plot': args.plot})
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ltzoo.errors import LtzooError, command_line
+from ltzoo.command_line import add_correction, command_line
+from ltzoo.errors import LtzooError
 
 
 @command_line
@@ -25,19 +26,7 @@ def main() -> int:
     parser.add_argument(
         '--to', type=Path, required=True, metavar='DIR', help='the folder, or .onnx or .pt2 file, to make'
     )
-    correction = parser.add_mutually_exclusive_group()
-    correction.add_argument(
-        '--adjust-logits',
-        type=float,
-        metavar='TAU',
-        help="of a FILE: take TAU times the log of the classes' shares of the training images off the logits",
-    )
-    correction.add_argument(
-        '--tau-normalize',
-        type=float,
-        metavar='TAU',
-        help="of a FILE: divide each class's weights in the classifier by the TAU-th power of their norm",
-    )
+    add_correction(parser, of='of a FILE: ')
     parser.add_argument('--force', action='store_true', help='replace what is there')
     args = parser.parse_args()
     ending = args.to.suffix

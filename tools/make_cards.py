@@ -14,7 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ltzoo.errors import LtzooError, command_line
+from ltzoo.command_line import command_line
+from ltzoo.errors import LtzooError
 
 ROOT = Path(__file__).resolve().parents[1]
 

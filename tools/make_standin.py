@@ -15,8 +15,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from ltzoo.command_line import command_line
 from ltzoo.data.standin import STANDINS, make_standin
-from ltzoo.errors import LtzooError, command_line
+from ltzoo.errors import LtzooError
 
 
 @command_line

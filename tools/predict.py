@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ltzoo.errors import LtzooError, at_least, command_line, file_name
+from ltzoo.command_line import add_correction, at_least, command_line, file_name
+from ltzoo.errors import LtzooError
 
 
 @command_line
@@ -27,21 +28,7 @@ def main() -> int:
     parser.add_argument('images', nargs='+', type=file_name, metavar='IMAGE_OR_FOLDER')
     parser.add_argument('--top', type=int, default=1, help='how many classes of each image (default: 1)')
     parser.add_argument('--csv', type=file_name, metavar='FILE', help='write the table to this file, not to the screen')
-    correction = parser.add_mutually_exclusive_group()
-    correction.add_argument(
-        '--adjust-logits',
-        type=float,
-        metavar='TAU',
-        help="take TAU times the log of the classes' shares of the model's training images off its logits: 1 is usual; "
-        '-1 makes the probabilities of one trained for equally frequent classes those of images as frequent as in '
-        'training',
-    )
-    correction.add_argument(
-        '--tau-normalize',
-        type=float,
-        metavar='TAU',
-        help="divide each class's weights in its classifier by the TAU-th power of their norm: 1 makes all alike",
-    )
+    add_correction(parser)
     parser.add_argument('--batch-size', type=int, default=256)
     parser.add_argument('--workers', type=int, default=2, help='processes that read image files')
     parser.add_argument('--skip-unreadable', action='store_true', help='leave out images that cannot be decoded')

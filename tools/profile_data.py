@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 
+from ltzoo.command_line import check_outputs, command_line, file_name
 from ltzoo.data import Profile, check_thresholds, load_data, plot_profile, profile_data
-from ltzoo.errors import LtzooError, command_line
-from ltzoo.files import check_figure, check_target, write_atomically, writing
+from ltzoo.files import write_atomically, writing
 
 # Sets with more classes than this show only their largest and smallest classes; --json has them all.
 ALL_CLASSES = 20
@@ -29,8 +28,10 @@ def main() -> int:
     parser.add_argument('source', metavar='SOURCE', help='name of the data set')
     parser.add_argument('--data-dir', metavar='DIR', help='where it lies; by default $LTZOO_DATA, else data')
     parser.add_argument('--download', action='store_true', help='fetch missing official files where the source can')
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write everything, every class included, as JSON')
-    parser.add_argument('--plot', type=Path, metavar='FILE', help='draw the tail (.png, .pdf or .svg)')
+    parser.add_argument(
+        '--json', type=file_name, metavar='FILE', help='write everything, every class included, as JSON'
+    )
+    parser.add_argument('--plot', type=file_name, metavar='FILE', help='draw the tail (.png, .pdf or .svg)')
     parser.add_argument('--many-above', type=int, default=100, metavar='N', help='Many-shot: more than N (100)')
     parser.add_argument('--few-below', type=int, default=20, metavar='N', help='Few-shot: fewer than N (20)')
     parser.add_argument(
@@ -38,12 +39,7 @@ def main() -> int:
     )
     args = parser.parse_args()
     check_thresholds(args.many_above, args.few_below, ('--many-above', '--few-below'))
-    if args.json and args.json == args.plot:
-        raise LtzooError(f'{args.json} is given for --json and for --plot: each needs a file of its own')
-    if args.json:
-        check_target(args.json)
-    if args.plot:
-        check_figure(args.plot)
+    check_outputs({'--json': args.json}, figures={'--plot': args.plot})
     dataset = load_data(args.source, args.data_dir, download=args.download)
     profile = profile_data(
         dataset, many_above=args.many_above, few_below=args.few_below, check_images=not args.skip_images

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ltzoo.errors import command_line
+from ltzoo.command_line import command_line
 
 
 @command_line

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 # What follows may take a minute on a busy machine.
 STARTED = time.monotonic()
 
-from ltzoo.errors import at_least, command_line  # noqa: E402
+from ltzoo.command_line import at_least, command_line  # noqa: E402
 
 if TYPE_CHECKING:
     from ltzoo.plans.plan import Job, Plan

@@ -23,8 +23,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ltzoo.command_line import import_named
 from ltzoo.data import load_data
-from ltzoo.errors import LtzooError, import_named, is_out_of_memory
+from ltzoo.errors import LtzooError, is_out_of_memory
 from ltzoo.evaluation.evaluate import (
     ClassesError,
     check_classes,

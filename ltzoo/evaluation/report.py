@@ -15,8 +15,6 @@ from ltzoo.files import save_figure
 
 __all__ = ['format_scores', 'per_class_csv', 'plot_accuracy', 'predictions_csv']
 
-_CLASS_COLUMNS = ('class', 'name', 'train_count', 'test_count', 'accuracy', 'predicted_count', 'precision')
-
 
 def format_scores(results: Mapping[str, Any]) -> str:
     """Return the table of a results dictionary, with the keys of `tools/evaluate.py --json`, in percent."""
@@ -45,7 +43,7 @@ def per_class_csv(results: Mapping[str, Any]) -> str:
     A class without test images has an empty accuracy, one that none was taken for an empty precision.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, _CLASS_COLUMNS, lineterminator='\n')
+    writer = csv.DictWriter(text, list(results['per_class'][0]), lineterminator='\n')
     writer.writeheader()
     writer.writerows(results['per_class'])
     return text.getvalue()

@@ -129,15 +129,9 @@ def _by_slot(ctx: Any, grad_w: Tensor, grad_b: Tensor) -> list[Tensor | None]:
 
 # The functions from here on are taken as they are by what compiles a step. Their first arguments are x, of shape
 # (R, ...), sorted as `SortedRows` says; weight and bias by slot, (S, ...); and samples of every slot, int64, (S,).
-# PyTorch 2.6 does not read all of their types from the annotations.
-_ROWS = 'Tensor x, Tensor weight, Tensor? bias, Tensor sizes, SymInt repeats, SymInt inner'
-_GRADIENT = 'Tensor grad, Tensor x, Tensor weight, Tensor sizes, SymInt repeats, SymInt inner'
-_CONVOLUTION = 'SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups'
-_NEEDED = 'bool needs_x, bool biased'
-_GRADIENTS = '(Tensor, Tensor, Tensor)'
 
 
-@torch.library.custom_op('ltzoo::conv2d_by_slot', mutates_args=(), schema=f'({_ROWS}, {_CONVOLUTION}) -> Tensor')
+@torch.library.custom_op('ltzoo::conv2d_by_slot', mutates_args=())
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Tensor, repeats: int, inner: int,
     stride: list[int], padding: list[int], dilation: list[int], groups: int,
@@ -161,11 +155,7 @@ def _empty_convolved(
     )
 
 
-@torch.library.custom_op(
-    'ltzoo::conv2d_by_slot_backward',
-    mutates_args=(),
-    schema=f'({_GRADIENT}, {_CONVOLUTION}, {_NEEDED}) -> {_GRADIENTS}',
-)
+@torch.library.custom_op('ltzoo::conv2d_by_slot_backward', mutates_args=())
 def _convolve_backward(
     grad: Tensor, x: Tensor, weight: Tensor, sizes: Tensor, repeats: int, inner: int,
     stride: list[int], padding: list[int], dilation: list[int], groups: int, needs_x: bool, biased: bool,
@@ -198,7 +188,7 @@ def _empty_convolution_gradients(
     return grad_x, torch.empty_like(weight), weight.new_empty(weight.shape[:2] if biased else 0)
 
 
-@torch.library.custom_op('ltzoo::linear_by_slot', mutates_args=(), schema=f'({_ROWS}) -> Tensor')
+@torch.library.custom_op('ltzoo::linear_by_slot', mutates_args=())
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Tensor, repeats: int, inner: int) -> Tensor:
     y = _empty_product(x, weight, bias, sizes, repeats, inner)
     for slot, rows in _slices(sizes, repeats, inner):
@@ -211,9 +201,7 @@ def _empty_product(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Tensor
     return x.new_empty((*x.shape[:-1], weight.shape[1]))
 
 
-@torch.library.custom_op(
-    'ltzoo::linear_by_slot_backward', mutates_args=(), schema=f'({_GRADIENT}, {_NEEDED}) -> {_GRADIENTS}'
-)
+@torch.library.custom_op('ltzoo::linear_by_slot_backward', mutates_args=())
 def _multiply_backward(
     grad: Tensor, x: Tensor, weight: Tensor, sizes: Tensor, repeats: int, inner: int, needs_x: bool, biased: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ltzoo.processes import rank_and_number
+
 __all__ = ['FeatureQuality', 'feature_quality']
 
 _VARIANCE_FLOOR = 1e-12
@@ -81,7 +83,7 @@ class FeatureQuality:
 
         The sums must be where the process group's backend can reduce them: with NCCL, on a GPU.
         """
-        if dist.is_available() and dist.is_initialized():
+        if rank_and_number()[1] > 1:
             for sums in (self.counts, self.sums, self.squares):
                 dist.all_reduce(sums)
 

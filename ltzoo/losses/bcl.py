@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ltzoo.losses.cross_entropy import log_prior, widen
 from ltzoo.losses.objective import Objective, ObjectiveError, register_objective
 from ltzoo.models.heads import ProjectionMLP, classifier_of
+from ltzoo.processes import rank_and_number
 
 __all__ = ['BCL', 'balanced_contrastive_loss']
 
@@ -40,8 +41,9 @@ def balanced_contrastive_loss(features: Tensor, labels: Tensor, prototypes: Tens
     """
     features, prototypes = widen(features), widen(prototypes)
     anchors, anchor_labels, first = features, labels, 0
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        first = dist.get_rank() * len(features)
+    rank, processes = rank_and_number()
+    if processes > 1:
+        first = rank * len(features)
         features, labels = _Gathered.apply(features), _gathered(labels)
     classes = torch.arange(len(prototypes), device=labels.device)
     contrast_labels = torch.cat([labels, classes])

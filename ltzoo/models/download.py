@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from huggingface_hub import (
     hf_hub_url,
     try_to_load_from_cache,
 )
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from ltzoo.errors import LtzooError, one_line
 from ltzoo.files import write_atomically
@@ -115,13 +115,10 @@ def probe() -> None:
         raise DownloadError(f'{_endpoint()} cannot be reached: {_reason(error)}') from error
 
 
-def file_hash(path: Path, kind: str = 'sha256') -> str:
-    """Return the hexadecimal hash of a file: its SHA-256, or as `git` the SHA-1 by which Git names its content."""
-    digest = hashlib.sha1(f'blob {path.stat().st_size}\0'.encode()) if kind == 'git' else hashlib.sha256()
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
     with open(path, 'rb') as content:
-        while chunk := content.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return sha_fileobj(content).hex()
 
 
 def _ask(repo: str, file: str, revision: str, where: str) -> Any:
@@ -230,8 +227,8 @@ def _mismatch(path: Path, expected: str | None) -> str | None:
     """Return how a file differs from a hash; None if it does not, or there is no hash to compare with."""
     if expected is None or not _HASH.fullmatch(expected):
         return None
-    kind, title = ('sha256', 'SHA-256') if len(expected) == 64 else ('git', 'Git hash')
-    found = file_hash(path, kind)
+    # Git's, of the small files.
+    title, found = ('SHA-256', file_hash(path)) if len(expected) == 64 else ('Git hash', git_hash(path.read_bytes()))
     return None if found == expected else f'its {title} is {found}, {expected} was expected'
 
 

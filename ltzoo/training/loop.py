@@ -14,11 +14,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ltzoo.compiled import Compiled, compiler_errors
 from ltzoo.data.loader import Batch, TrainLoader
 from ltzoo.errors import LtzooError
 from ltzoo.gkpgsa import GkpGsa
 from ltzoo.recorded import Recorded
+from ltzoo.training.compiled import Compiled, compiler_errors
 
 logger = logging.getLogger(__name__)
 

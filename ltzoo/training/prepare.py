@@ -15,7 +15,6 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, set_seed
 from torch import nn
 
-from ltzoo.compiled import Compiled
 from ltzoo.data import Dataset, check_data_name, load_parts
 from ltzoo.data.loader import TrainLoader, train_loader
 from ltzoo.data.views import parse_views
@@ -30,6 +29,7 @@ from ltzoo.models import ModelArgumentError, create_model
 from ltzoo.models.factory import check_model_name
 from ltzoo.models.heads import CosineLinear, classifier_of
 from ltzoo.recorded import Recorded
+from ltzoo.training.compiled import Compiled
 from ltzoo.training.learner import Learner, check_optimizer, create_optimizer
 from ltzoo.training.loop import Step
 from ltzoo.training.recipe import Recipe, RecipeError, RetrainingPart

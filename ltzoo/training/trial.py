@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ltzoo.compiled import Compiled
 from ltzoo.errors import one_line
 from ltzoo.gkpgsa import GkpGsa, GkpGsaSettings, diagonal_fisher
 from ltzoo.gkpgsa.passes import of_each
 from ltzoo.gkpgsa.rows import RowsForm
+from ltzoo.training.compiled import Compiled
 from ltzoo.training.learner import Learner, create_optimizer
 from ltzoo.training.recipe import Recipe, RecipeError
 

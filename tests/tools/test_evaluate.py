@@ -422,8 +422,16 @@ def broken(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ('{run}', ['--data', 'digits_lt', '--workers', '-1'], '--workers must be 0 or more, not -1'),
         ('{run}', ['--data', 'digits_lt', '--device', 'quantum'], '--device quantum cannot be used'),
         ('{run}', ['--data', 'digits_lt', '--device', 'meta'], '--device meta cannot be used'),
-        ('{run}', ['--data', 'digits_lt', '--csv', '{tmp}/s.json'], '{tmp}/s.json is given for two of --json, --csv'),
-        ('{run}', ['--data', 'digits_lt', '--predictions', '{tmp}/s.json'], '--csv, --plot and --predictions: each'),
+        (
+            '{run}',
+            ['--data', 'digits_lt', '--csv', '{tmp}/s.json'],
+            '{tmp}/s.json is given for --json and for --csv: each',
+        ),
+        (
+            '{run}',
+            ['--data', 'digits_lt', '--predictions', '{tmp}/s.json'],
+            '{tmp}/s.json is given for --json and for --predictions: each',
+        ),
         ('{run}', ['--data', 'digits_lt', '--plot', ''], "--plot: the file's name is empty"),
         (
             'local-dir:{broken}/grey',

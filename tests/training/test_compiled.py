@@ -20,9 +20,9 @@ from step_forms import FORMS, recipe_file
 from torch import Tensor, nn
 from torch._inductor import config as inductor
 
-from ltzoo.compiled import Compiled, CompileError
 from ltzoo.data.loader import Batch
 from ltzoo.gkpgsa import GkpGsa, GkpGsaSettings, SharpnessSettings
+from ltzoo.training.compiled import Compiled, CompileError
 from ltzoo.training.fit import fit
 from ltzoo.training.loop import Step
 from ltzoo.training.prepare import prepare_data, prepare_training

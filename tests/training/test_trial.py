@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 import ltzoo
-from ltzoo.compiled import Compiled
 from ltzoo.losses import Objective, create_objective
+from ltzoo.training.compiled import Compiled
 from ltzoo.training.learner import Learner
 from ltzoo.training.recipe import Recipe, RecipeError
 from ltzoo.training.trial import try_step

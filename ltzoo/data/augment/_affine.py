@@ -1,7 +1,7 @@
 """Shears, translations and rotations, each image by its own amount.
 
 Images are uint8, (n, 3, H, W); an amount is float32, (n,). All of them sample with torchvision's inverse matrices.
-Pixels are the nearest ones, or between them (`bilinear`); where nothing is, they have the colour `fill`, of 0 to 255.
+Pixels are the nearest ones, or between them (`bilinear`); where nothing is, they have a colour, of 0 to 255.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ['Filling', 'rotate', 'shear_x', 'shear_y', 'translate_x', 'translate_
 class Filling:
     """How pixels are taken that do not lie on the grid, and what is beyond the edge."""
 
-    colour: tuple[int, int, int] = (0, 0, 0)
+    colour: tuple[int, int, int]
     bilinear: bool = False
 
 
