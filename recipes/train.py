@@ -75,10 +75,11 @@ def run(args: argparse.Namespace) -> int:
         if isinstance(error, LtzooError):
             raise
         if is_out_of_memory(error):
+            halved = 'precision=bf16, ' if recipe.precision == 'fp32' else ''
             raise LtzooError(
                 f'the run {output} stopped: the device has no memory for a step of batch_size={recipe.batch_size}: '
-                f'give precision=bf16, accumulation={2 * recipe.accumulation}, more GPUs, a smaller batch_size or a '
-                'smaller model, and another output'
+                f'take more GPUs, and resume=auto to go on; or give {halved}accumulation={2 * recipe.accumulation}, a '
+                'smaller batch_size or a smaller model, and another output'
             ) from error
         if not (isinstance(error, OSError) or is_killed_worker(error)):
             raise

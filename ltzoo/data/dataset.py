@@ -114,14 +114,16 @@ def drop_unreadable(split: Split) -> Split:
 
 
 def require_readable(split: Split) -> None:
-    """Read every image file once.
+    """Read every image file once; several processes share them, and only the one that finds a fault tells it.
 
     Raises:
         MissingDataError: for the first one, if it is not there.
         UnreadableImageError: for the first one, if it cannot be decoded.
     """
     if not isinstance(split.images, ArrayImages):
-        for found in examine(split.images, lambda image: None):
+        rank, processes = rank_and_number()
+        share = split.images.select(np.arange(rank, len(split), processes))
+        for found in examine(share, lambda image: None):
             if isinstance(found, MissingImageError):
                 # To leave it out helps nobody whose images lie elsewhere.
                 raise MissingDataError(str(found)) from found

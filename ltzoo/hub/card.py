@@ -298,10 +298,14 @@ def _command(results: Mapping[str, Any]) -> str:
     if not results.get('recipe'):
         return ''
     commit = f', at commit {results["commit"]}' if results.get('commit') else ''
-    # Its weights' run, where it was not trained at one commit throughout.
-    earlier = next(run for run in results['runs'] if run['seed'] == results['weights_seed'])['environment'].get(
-        'earlier'
-    )
-    commit += ''.join(f', until epoch {part["until_epoch"]} {part["commit"]}' for part in earlier or ())
-    command = f'accelerate launch recipes/train.py {results["recipe"]} seed={results["weights_seed"]}'
+    # Those of the weights' run, which may not have been trained at one commit, or by as many processes, throughout.
+    run = next(run for run in results['runs'] if run['seed'] == results['weights_seed'])['environment']
+    processes = run.get('processes', 1)
+    for part in run.get('earlier') or ():
+        others = part.get('processes', processes) != processes
+        if others or part['commit'] != results.get('commit'):
+            commit += f', until epoch {part["until_epoch"]} {part["commit"]}'
+            commit += f' with {part["processes"]} processes' if others else ''
+    launch = f'accelerate launch {"--multi_gpu " if processes > 1 else ""}--num_processes {processes}'
+    command = f'{launch} recipes/train.py {results["recipe"]} seed={results["weights_seed"]}'
     return f'\n`{command}`{commit}:\n'

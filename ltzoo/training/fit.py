@@ -98,7 +98,7 @@ def _train(
     begun = folder.checkpoint.exists()
     # A checkpoint holds all weights, so that going on needs no others.
     training = prepare_training(recipe, dataset, accelerator, folder.bank, weights=not begun)
-    if recipe.data.unreadable == 'stop' and not begun and accelerator.is_main_process:
+    if recipe.data.unreadable == 'stop' and not begun:
         # Training meets its own images in the first epoch, those of the test only after the last one.
         require_readable(dataset.test)
     if recipe.ema_decay is not None:

@@ -96,9 +96,26 @@ def test_scores_of_three_seeds(make_run: Callable[..., Path], tmp_path: Path) ->
     assert '| | ltzoo, 3 seeds | these weights, seed 7 |' in card.text
     assert f'| Top-1 | {np.mean(top1):.2f} ± {np.std(top1, ddof=1):.2f} | {top1[0]:.2f} |' in card.text
     assert 'mean and sample standard deviation of seeds 3, 5, 7' in card.text
-    assert re.search(r'accelerate launch recipes/train.py .* seed=7`', card.text)
+    assert re.search(r'accelerate launch --num_processes 1 recipes/train.py .* seed=7`, at commit abc:', card.text)
     # What the Hub shows of a model is what its weights score.
     assert card.data.eval_results[0].metric_value == pytest.approx(top1[0], abs=0.005)
+
+
+def test_the_card_says_where_the_weights_were_trained_otherwise_before(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    environment = {'commit': 'abc', 'torch': '2.99', 'command': COMMAND, 'processes': 4}
+    # Other threads change nothing that decides.
+    earlier = [
+        {'commit': 'old', 'processes': 8, 'until_epoch': 3},
+        {'commit': 'abc', 'processes': 8, 'until_epoch': 5},
+        {'commit': 'abc', 'processes': 4, 'threads': 1, 'until_epoch': 9},
+    ]
+    release([make_run(7, 50.0, environment={**environment, 'earlier': earlier})], tmp_path / 'out')
+    card = (tmp_path / 'out' / 'README.md').read_text()
+    assert 'accelerate launch --multi_gpu --num_processes 4 recipes/train.py' in card
+    told = ', at commit abc, until epoch 3 old with 8 processes, until epoch 5 abc with 8 processes:\n'
+    assert told in card
 
 
 def test_scores_that_differ_by_rounding_alone_are_shown_alike(make_run: Callable[..., Path], tmp_path: Path) -> None:

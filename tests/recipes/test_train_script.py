@@ -437,4 +437,6 @@ def test_no_memory_for_a_step_is_one_sentence_that_says_what_helps(
     assert train(CE, f'output={tmp_path / "run"}', 'accumulation=2') == 2
     said = capsys.readouterr().err
     assert said.startswith(f'train.py (process 3): the run {tmp_path / "run"} stopped: the device has no memory')
-    assert 'give precision=bf16, accumulation=4, more GPUs' in said and said.count('\n') == 1
+    assert 'or give precision=bf16, accumulation=4, a smaller batch_size' in said and said.count('\n') == 1
+    assert train(CE, f'output={tmp_path / "run"}', 'precision=bf16') == 2
+    assert 'or give accumulation=2, a smaller batch_size' in capsys.readouterr().err
