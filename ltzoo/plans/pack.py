@@ -39,6 +39,8 @@ _LEFT_OUT = ('ltzoo/models/weights/', 'recipes/plans/')
 _PACKED = ('cifar10', 'cifar100')
 # pip compares these literally; manylinux2014 stands for the older ones too.
 _PLATFORMS = ('manylinux_2_28_x86_64', 'manylinux_2_27_x86_64', 'manylinux_2_17_x86_64', 'manylinux2014_x86_64')
+# They need PyTorch, which is gigabytes, and there already.
+_ON_PYTORCH = ('accelerate', 'timm', 'torchvision')
 
 _README = """# {title}
 
@@ -84,7 +86,8 @@ def pack(
         file: where the plan was read.
         jobs: those of its trainings to pack; their `data.data_dir` is this machine's.
         changes: `key=value`, what `plan_jobs` changed in all recipes; the plan there says so.
-        packages: names of packages (as pip takes them) whose wheels, and those of what they need, are brought.
+        packages: names of packages (as pip takes them) whose wheels, and those of what they need, are brought; of one
+            that needs PyTorch its own alone.
         python: the other machine's version of Python, such as 3.12; by default this one's.
 
     Returns:
@@ -212,20 +215,26 @@ def _pack_images(source: str, recipes: Sequence[Recipe], folder: Path) -> None:
 
 def _fetch_wheels(folder: Path, constraints: Path, packages: Sequence[str], python: str | None) -> None:
     version = python or f'{sys.version_info.major}.{sys.version_info.minor}'
-    done = subprocess.run(
-        [
-            sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check', '--dest', str(folder),
-            '--constraint', str(constraints), '--only-binary=:all:', '--implementation', 'cp',
-            '--python-version', version, *(f'--platform={platform}' for platform in _PLATFORMS), '--', *packages,
-        ],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    if done.returncode:
-        said = [line.removeprefix('ERROR: ') for line in done.stderr.splitlines() if line.startswith('ERROR')]
-        raise PackError(
-            f'--with {" ".join(packages)}: pip has no wheels for Python {version} on Linux: '
-            f'{said[-1] if said else done.stderr.strip()[-300:]}'
-        )
+    alone = [package for package in packages if re.split(r'[^\w.-]', package)[0] in _ON_PYTORCH]
+    whole = [package for package in packages if package not in alone]
+    for names, options in ((alone, ['--no-deps']), (whole, [])):
+        if not names:
+            continue
+        done = subprocess.run(
+            [
+                sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check', '--dest',
+                str(folder), '--constraint', str(constraints), '--only-binary=:all:', '--implementation', 'cp',
+                '--python-version', version, *(f'--platform={platform}' for platform in _PLATFORMS), *options, '--',
+                *names,
+            ],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            said = [line.removeprefix('ERROR: ') for line in done.stderr.splitlines() if line.startswith('ERROR')]
+            raise PackError(
+                f'--with {" ".join(names)}: pip has no wheels for Python {version} on Linux: '
+                f'{said[-1] if said else done.stderr.strip()[-300:]}'
+            )
 
 
 def _command(data: bool, wheels: bool) -> str:

@@ -38,6 +38,7 @@ from ltzoo.data.augment import (
 )
 from ltzoo.data.augment._affine import Filling
 from ltzoo.data.augment._operations import NAMES, apply_operations
+from ltzoo.data.augment.auto_augment import FILLING
 
 N = 48
 
@@ -224,6 +225,15 @@ def test_colour_jitter_is_torchvisions_in_every_order(images: Tensor) -> None:
     torch.testing.assert_close(high, torch.tensor([1.4, 1.4, 1.4, 0.1]), rtol=0, atol=1e-3)
     unchanged = ColorJitter(0, 0, 0, 0)
     assert torch.equal(unchanged.apply(images, drawn(unchanged)), images)
+
+
+def test_auto_augment_does_all_that_its_policy_draws(images: Tensor) -> None:
+    many = images.repeat(20, 1, 1, 1)
+    p = drawn(AutoAugment(), n=len(many))
+    expected = many
+    for slot in range(2):
+        expected = apply_operations(expected, p['operation'][:, slot], p['magnitude'][:, slot], FILLING)
+    assert torch.equal(AutoAugment().apply(many, p), expected)
 
 
 def test_auto_augment_draws_the_policy() -> None:

@@ -191,8 +191,9 @@ def test_processes_share_the_reading_and_leave_out_the_same(tmp_path: Path, monk
         names = [part.images.name(i).rpartition('train/')[2] for i in range(len(part))]
         assert names == ['a/0.jpg', 'a/2.jpg', 'a/3.jpg', 'b/0.jpg', 'b/1.jpg']
     # Each tells of its own.
-    for process, name in ((0, r'b/2\.jpg'), (1, r'a/1\.jpg')):
-        with pytest.raises(UnreadableImageError, match=name):
+    told = {0: r'b/2\.jpg', 1: r'a/1\.jpg'}
+    for process in told:
+        with pytest.raises(UnreadableImageError, match=told[process]):
             require_readable(split)
 
 

@@ -299,8 +299,8 @@ def test_wheels_are_fetched_for_the_other_machine(
             return run(command, **options)
         asked.append(command)
         wheels = Path(command[command.index('--dest') + 1])
-        wheels.mkdir()
-        (wheels / 'omegaconf-2.3.0-py3-none-any.whl').write_bytes(bytes(600_000))
+        wheels.mkdir(exist_ok=True)
+        (wheels / f'{command[-1]}-2.3.0-py3-none-any.whl').write_bytes(bytes(300_000))
         return subprocess.CompletedProcess(command, 0, '', '')
 
     def refuse(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -308,12 +308,16 @@ def test_wheels_are_fetched_for_the_other_machine(
         return subprocess.CompletedProcess(command, 1, '', said) if 'pip' in command else run(command, **options)
 
     plan = write_plan(tmp_path, [3], {'base': ['epochs=1']})
-    wanted = ('--with', 'omegaconf', 'pydantic', *(('--python', python) if python else ()))
+    wanted = ('--with', 'omegaconf', 'timm>=1', 'pydantic', *(('--python', python) if python else ()))
     monkeypatch.setattr(subprocess, 'run', pip)
     assert script('tools/reproduce.py', plan, '--pack', tmp_path / 'pack', *wanted) == 0
     assert 'wheels 0.6 MB' in capsys.readouterr().out
-    assert os.listdir(tmp_path / 'pack' / 'wheels') == ['omegaconf-2.3.0-py3-none-any.whl']
-    (command,) = asked
+    wheels = ['pydantic-2.3.0-py3-none-any.whl', 'timm>=1-2.3.0-py3-none-any.whl']
+    assert sorted(os.listdir(tmp_path / 'pack' / 'wheels')) == wheels
+    # That needs PyTorch, which is gigabytes, and the other machine's own.
+    alone, command = asked
+    assert alone[-3:] == ['--no-deps', '--', 'timm>=1']
+    assert '--no-deps' not in command
     version = python or f'{sys.version_info.major}.{sys.version_info.minor}'
     assert command[:4] == [sys.executable, '-m', 'pip', 'download']
     assert command[command.index('--python-version') + 1] == version
@@ -327,7 +331,7 @@ def test_wheels_are_fetched_for_the_other_machine(
     monkeypatch.setattr(subprocess, 'run', refuse)
     assert script('tools/reproduce.py', plan, '--pack', tmp_path / 'none', *wanted) == 2
     told = f'pip has no wheels for Python {version} on Linux: No matching distribution found for omegaconf\n'
-    assert capsys.readouterr().err.endswith(f'reproduce.py: --with omegaconf pydantic: {told}')
+    assert capsys.readouterr().err.endswith(f'reproduce.py: --with timm>=1: {told}')
     assert sorted(os.listdir(tmp_path)) == ['pack', 'plan.yaml']
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -53,11 +53,16 @@ def magnitude_table(
     return magnitudes, signed
 
 
-def apply_operations(images: Tensor, operation: Tensor, magnitude: Tensor, filling: Filling) -> Tensor:
-    """Apply to every image the operation (int64, (n,), an index into `NAMES`) at its magnitude (n,)."""
+def apply_operations(
+    images: Tensor, operation: Tensor, magnitude: Tensor, filling: Filling, among: Collection[str] = NAMES
+) -> Tensor:
+    """Apply to every image the operation (int64, (n,), an index into `NAMES`) at its magnitude (n,).
+
+    `among` are the names of those that may occur: on a GPU all images go through each of them.
+    """
     moving = {name: partial(move, filling=filling) for name, move in MOVING.items()}
     changes: dict[str, Callable[[Tensor, Tensor], Tensor]] = {**moving, **COLOURING}
     for index, name in enumerate(NAMES):
-        if index != IDENTITY:
+        if index != IDENTITY and name in among:
             images = apply_where(operation == index, images, changes[name], magnitude)
     return images

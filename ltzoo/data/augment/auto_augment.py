@@ -22,6 +22,8 @@ __all__ = ['AutoAugment']
 # torchvision's own number of magnitude levels.
 BINS = 10
 FILLING = Filling((128, 128, 128))
+# What the first and the second operation of a pair may be.
+AMONG = [{pair[slot][0] for pair in v2.AutoAugment(AutoAugmentPolicy.CIFAR10)._policies} for slot in range(2)]
 
 
 @register_op('auto_augment')
@@ -41,8 +43,9 @@ class AutoAugment(Op):
         }
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
-        for slot in range(2):
-            images = apply_operations(images, params['operation'][:, slot], params['magnitude'][:, slot], FILLING)
+        for slot, among in enumerate(AMONG):
+            operation, magnitude = params['operation'][:, slot], params['magnitude'][:, slot]
+            images = apply_operations(images, operation, magnitude, FILLING, among)
         return images
 
     def on_picture(self) -> v2.Transform:
