@@ -94,6 +94,41 @@ def test_what_does_not_stop_is_killed() -> None:
     assert process.returncode == -signal.SIGKILL and time.monotonic() - now < 10
 
 
+# A training that tells of being asked to stop, as recipes/train.py does.
+STOPPED = """
+import os, signal, sys, time
+print('begun', flush=True)
+try:
+    {}
+    time.sleep(60)
+except KeyboardInterrupt:
+    sys.exit('stopped')
+"""
+
+
+def test_a_budget_stops_what_is_trained_and_begins_nothing_more(tmp_path: Path) -> None:
+    plan, jobs = make_jobs(tmp_path, STOPPED.format(''), seeds=(0, 1))
+    # As in the background of a shell, where Ctrl-C is ignored.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert train(jobs, 1, plan, time.monotonic() + 8) == [(jobs[0], None), (jobs[1], None)]
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert jobs[0].log.read_text() == 'begun\nstopped\n'
+    assert not jobs[1].log.exists()
+
+
+def test_sigterm_ends_what_is_trained_and_begins_nothing_more(tmp_path: Path) -> None:
+    plan, jobs = make_jobs(tmp_path, STOPPED.format('os.kill(os.getppid(), signal.SIGTERM)'), seeds=(0, 1))
+    now = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        train(jobs, 1, plan)
+    assert time.monotonic() - now < 30
+    assert jobs[0].log.read_text() == 'begun\n'
+    assert not jobs[1].log.exists()
+
+
 @contextmanager
 def another_process_at(job: Job, ending: str | None, let_go: threading.Event) -> Iterator[None]:
     """Hold a run's lock, as a training does, until it is to be let go; it may finish or diverge then."""

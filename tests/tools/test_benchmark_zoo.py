@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 Script = Callable[..., int]
+Clock = Callable[..., Callable[[], float]]
 
 
 def test_a_run_on_its_data(
@@ -82,12 +84,19 @@ def test_how_it_ends(
     assert capsys.readouterr().err == '\nstopped: the same command goes on with what is missing\n'
 
 
-def test_importing_and_loading(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / 'load.json'
+def test_importing_and_loading(
+    script: Script, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, ran = tmp_path / 'load.json', []
+    monkeypatch.setattr(subprocess, 'run', lambda command, **_: ran.append(command[1:]))
+    # Two rounds warm up.
+    monkeypatch.setattr(time, 'perf_counter', clock(90, 90, 90, 90, 4, 2, 9, 3))
     options = ('--model', 'timm/test_resnet', '--rounds', 1, '--json', file)
     assert script('tools/benchmark.py', 'load', *options) == 0
     measured = json.loads(file.read_text())
-    assert set(measured['seconds']) == {'import timm', 'import ltzoo', 'loaded by timm', 'loaded by ltzoo'}
-    seconds = {key: values[0] for key, values in measured['seconds'].items()}
-    assert measured['ratios']['load'] == pytest.approx(seconds['loaded by timm'] / seconds['loaded by ltzoo'])
-    assert 'times as fast' in capsys.readouterr().out
+    assert measured['seconds'] == {
+        **{'import timm': [4], 'import ltzoo': [2], 'loaded by timm': [9], 'loaded by ltzoo': [3]}
+    }
+    assert ran == 3 * [['-c', 'import timm'], ['-c', 'import ltzoo']]
+    assert measured['ratios'] == {'import': 0.5, 'load': 3}
+    assert 'import: 0.50 times timm; loading: 3.0 times as fast' in capsys.readouterr().out
