@@ -9,18 +9,31 @@ import pytest
 
 import ltzoo
 
+PROGRAM = """
+import socket, sys, timm
 
-def test_importing_ltzoo_loads_nothing_heavy_beside_timm() -> None:
-    script = (
-        'import sys, timm\n'
-        'before = {name.partition(".")[0] for name in sys.modules}\n'
-        'import ltzoo\n'
-        'new = {name.partition(".")[0] for name in sys.modules} - before - set(sys.stdlib_module_names)\n'
-        'assert new == {"ltzoo"}, new\n'
-        'assert "ltzoo.data" not in sys.modules\n'
-        'assert ltzoo.data.longtail_indices([0, 1] * 4, 2.0).tolist()\n'
-    )
-    subprocess.run([sys.executable, '-c', script], check=True)
+used = []
+
+def refuse(*arguments):
+    used.append(arguments)
+    raise OSError('there is no network')
+
+socket.socket.connect = socket.getaddrinfo = refuse
+before = {name.partition('.')[0] for name in sys.modules}
+import ltzoo
+new = {name.partition('.')[0] for name in sys.modules} - before - set(sys.stdlib_module_names)
+assert new == {'ltzoo'}, new
+assert 'ltzoo.data' not in sys.modules
+ltzoo.create_model(ltzoo.list_pretrained()[0], pretrained=True)
+assert ltzoo.data.longtail_indices([0, 1] * 4, 2.0).tolist()
+optional = [name for name in ('datasets', 'pandas', 'sklearn', 'matplotlib') if name in sys.modules]
+assert not optional, optional
+assert not used, used
+"""
+
+
+def test_importing_ltzoo_loads_nothing_heavy_beside_timm_and_published_weights_need_no_network() -> None:
+    subprocess.run([sys.executable, '-c', PROGRAM], check=True)
 
 
 def test_subpackages_come_when_asked_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,8 @@ Train = Callable[..., nn.Module]
 COUNTS = [1234, 777, 61, 19, 5]
 
 
-@pytest.fixture
-def lt() -> dict[str, Any]:
+@pytest.fixture(scope='session')
+def record() -> dict[str, Any]:
     """What a run knows of itself; five classes, no Medium-shot accuracy."""
     return {
         'data': 'pets_lt',
@@ -51,11 +52,24 @@ def lt() -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def lt(record: dict[str, Any]) -> dict[str, Any]:
+    """The same, to be changed."""
+    return copy.deepcopy(record)
+
+
 @pytest.fixture(scope='session')
 def train() -> Train:
     """Return a function that makes a model and takes two steps, so that batch-norm has statistics too."""
+    made: dict[str, nn.Module] = {}
 
-    def make(name: str, *, side: int = 16, **kwargs: Any) -> nn.Module:
+    def train(name: str, *, side: int = 16, **kwargs: Any) -> nn.Module:
+        key = f'{name}, {side}, {sorted(kwargs.items())}'
+        if key not in made:
+            made[key] = make(name, side, **kwargs)
+        return copy.deepcopy(made[key])
+
+    def make(name: str, side: int, **kwargs: Any) -> nn.Module:
         torch.manual_seed(0)
         model = ltzoo.create_model(name, **{'num_classes': len(COUNTS), **kwargs})
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -66,4 +80,4 @@ def train() -> Train:
             optimizer.zero_grad()
         return model.eval()
 
-    return make
+    return train

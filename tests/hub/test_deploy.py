@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-import ltzoo
 from ltzoo.errors import LtzooError
 from ltzoo.hub import DeployError, ExportError
 from ltzoo.hub import deploy as deploy_function
@@ -25,7 +24,7 @@ Train = Callable[..., nn.Module]
 @pytest.mark.parametrize('form', ['.onnx', '.pt2'])
 @pytest.mark.parametrize(
     ('name', 'side'),
-    [('resnet20_cifar', 32), ('resnet32_cifar_gkpgsa', 32), ('timm/test_vit', 160), ('timm/test_convnext', 160)],
+    [('resnet20_cifar', 32), ('resnet32_cifar_gkpgsa', 32), ('timm/test_vit', 160)],
 )
 def test_logits_of_batches_never_seen_at_export(train: Train, tmp_path: Path, name: str, side: int, form: str) -> None:
     model = train(name, side=side).to(memory_format=torch.channels_last)
@@ -112,14 +111,3 @@ def test_what_cannot_be_written(train: Train, tmp_path: Path) -> None:
         deploy(model, Path('/proc/model.pt2'))
     assert os.listdir(tmp_path) == []
     assert deploy_function is deploy
-
-
-def test_published_weights_come_out(tmp_path: Path) -> None:
-    name = ltzoo.list_pretrained()[0]
-    model = ltzoo.create_model(name, pretrained=True).eval()
-    deploy(model, tmp_path / 'model.onnx')
-    session = onnxruntime.InferenceSession(tmp_path / 'model.onnx', providers=['CPUExecutionProvider'])
-    images = torch.randn(1, 3, 32, 32)
-    with torch.inference_mode():
-        expected = model(images).numpy()
-    np.testing.assert_allclose(session.run(None, {'input0': images.numpy()})[0], expected, rtol=1e-3, atol=1e-3)

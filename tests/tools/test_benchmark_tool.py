@@ -23,7 +23,7 @@ Clock = Callable[..., Callable[[], float]]
 ENVIRONMENT = {'python', 'torch', 'torchvision', 'threads', 'cpu'}
 RECIPE: dict[str, Any] = {
     'data': {'name': 'digits_lt'},
-    'model': {'name': 'resnet20_cifar'},
+    'model': {'name': 'resnet8_cifar'},
     'objective': {'name': 'ce'},
     'views': 'digits_plain',
     'optimizer': {'lr': 0.1},

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import io
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,39 +13,21 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'profile_data.py'
+Main = Callable[..., int]
 
 
 @pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """The tool's main function; imported once more for every test, without starting Python anew."""
-    spec = importlib.util.spec_from_file_location('profile_data', TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, 'argv', [str(TOOL), *arguments])
-        try:
-            return module.main()
-        except SystemExit as error:
-            return int(str(error.code))
-
-    return run
+def main(script: Callable[..., int]) -> Main:
+    return functools.partial(script, 'tools/profile_data.py')
 
 
-def test_digits(tmp_path: Path) -> None:
-    pytest.importorskip('matplotlib')
-    files = ['--json', str(tmp_path / 'p.json'), '--plot', str(tmp_path / 'tail.png')]
-    environment = {**os.environ, 'PYTHONPATH': str(TOOL.parents[1])}
-    result = subprocess.run(
-        [sys.executable, str(TOOL), 'digits_lt', *files], capture_output=True, text=True, env=environment
-    )
-    assert result.returncode == 0, result.stderr
-    lines = [line.split() for line in result.stdout.splitlines()]
+def test_digits(main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main('digits_lt', '--json', tmp_path / 'p.json', '--plot', tmp_path / 'tail.png') == 0
+    output = capsys.readouterr().out
+    lines = [line.split() for line in output.splitlines()]
     assert ['Many', '>', '100', '1', '134', '36.1%'] in lines
     assert ['9', '9', '2', '40'] in lines
-    assert 'no warnings' in result.stdout
+    assert 'no warnings' in output
     written = json.loads((tmp_path / 'p.json').read_text())
     assert [row['train_count'] for row in written['per_class']][:3] == [134, 86, 56]
     with Image.open(tmp_path / 'tail.png') as image:
@@ -54,7 +35,7 @@ def test_digits(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ['p.json', 'tail.png']
 
 
-def test_thresholds_and_a_shot_without_classes(main: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_thresholds_and_a_shot_without_classes(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     assert main('digits_lt_r2', '--few-below', '5', '--many-above', '200', '--skip-images') == 0
     output = capsys.readouterr().out
     rows = [line.split() for line in output.splitlines()]
@@ -63,9 +44,7 @@ def test_thresholds_and_a_shot_without_classes(main: Callable[..., int], capsys:
     assert 'the images were not looked at' in output
 
 
-def test_large_sets_show_both_ends(
-    main: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_large_sets_show_both_ends(main: Main, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     lines = ['path,label,split'] + [f'{c}_{i},{c},train' for c in range(30) for i in range(40 - c)] + ['x,0,test']
     (tmp_path / 'list.csv').write_text('\n'.join(lines))
     assert main(f'csv:{tmp_path / "list.csv"}', '--skip-images') == 0
@@ -90,7 +69,7 @@ def test_large_sets_show_both_ends(
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
-    main: Callable[..., int],
+    main: Main,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     arguments: list[str],
@@ -104,7 +83,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert os.listdir(tmp_path) == ['empty']
 
 
-def test_names_that_are_no_utf_8(tmp_path: Path, main: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_are_no_utf_8(tmp_path: Path, main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (b'caf\xe9', b'tea'):
         folder = tmp_path / 'images' / os.fsdecode(name)
         folder.mkdir(parents=True)

@@ -40,6 +40,13 @@ def _fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AcceleratorState, '_shared_state', {})
 
 
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare some hundred runs their figures, which tests/recipes and tests/tools look at."""
+    monkeypatch.setattr('ltzoo.training.fit.plot_curves', lambda log, path: path.touch())
+    monkeypatch.setattr('ltzoo.training.fit.plot_accuracy', lambda results, path: path.touch())
+
+
 @pytest.fixture
 def small_recipe(tmp_path: Path) -> Path:
     path = tmp_path / 'small.yaml'

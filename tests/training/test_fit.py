@@ -157,9 +157,9 @@ def test_the_log_says_what_rate_every_parameter_was_trained_with(
     ]
 
 
-def test_bcl_with_batchnorm_resumes_too(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_bcl_with_batchnorm_resumes_too(tmp_path: Path) -> None:
     recipe = ROOT / 'recipes' / 'digits_lt' / 'bcl.yaml'
-    options = ('epochs=2', 'batch_size=180')
+    options = ('model.name=resnet8_cifar', 'epochs=2', 'batch_size=180')
     fit(load_recipe(recipe, options), tmp_path / 'whole', progress=False)
     fit_until(1, load_recipe(recipe, options), tmp_path / 'cut')
     fit(load_recipe(recipe, [*options, 'resume=auto']), tmp_path / 'cut', progress=False)
@@ -405,6 +405,16 @@ def test_hold_out_size_and_the_training_images(make_recipe: MakeRecipe, tmp_path
     right = (logits.argmax(1).numpy() == train.labels).mean()
     assert results['train_top1'] == pytest.approx(100 * right)
     assert 10 < results['train_top1'] < 100
+
+
+def test_a_recipe_may_have_its_images_fetched(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(
+        'ltzoo.training.prepare.load_parts', lambda name, place, *, download, **_: asked.append(download)
+    )
+    prepare_data(make_recipe())
+    prepare_data(make_recipe('data.download=true'))
+    assert asked == [False, True]
 
 
 def test_folders_that_cannot_be_used(make_recipe: MakeRecipe, tmp_path: Path) -> None:
