@@ -290,8 +290,8 @@ def load_data(
         download: fetch the official files if they are missing and the source can.
 
     Raises:
-        DataError: if the name is unknown, what is found there is not such a data set, or `data_dir` or `split_seed` is
-            given for one that has no use for it.
+        DataError: if the name is unknown, what is found there is not such a data set, `data_dir` is given beside a name
+            that has its place, or `split_seed` for a set that is not drawn by it.
         MissingDataError: if files are missing; the message says which and where they come from.
     """
     base, _, place = name.partition(':')
@@ -359,7 +359,7 @@ def with_place(name: str, data_dir: str | os.PathLike[str] | None) -> str:
 
 
 def takes_data_dir(name: str) -> bool:
-    """Return whether `data_dir` means something beside a name: where its files are, or where a list's paths start.
+    """Return whether `data_dir` may be given beside a name: where its files are, or where a list's paths start.
 
     Raises:
         DataError: if there is no such data set.
@@ -389,7 +389,9 @@ def _resolve(base: str) -> tuple[_Entry, _LongTail | None]:
         entry = _SOURCES[match['source']]
         ratio = float(match['ratio']) if match['ratio'] else entry.default_ratio
         if ratio is None:
-            raise DataError(f'{base} does not say how long-tailed: write {base}_r100 for an imbalance ratio of 100')
+            longtailed = f'{match["source"]}_lt'
+            instead = f'{longtailed}_r100{base.removeprefix(longtailed)}'
+            raise DataError(f'{base} does not say how long-tailed: write {instead} for an imbalance ratio of 100')
         largest = int(match['largest']) if match['largest'] else None
         return entry, _LongTail(ratio, 'step' if match['kind'] == 'step' else 'exp', largest)
     there = os.path.expanduser(base)

@@ -93,8 +93,14 @@ class Profile:
 
 
 def imbalance_ratio(class_counts: np.ndarray) -> float:
-    """Return the largest over the smallest number of images in a class, over the classes that have any."""
+    """Return the largest over the smallest number of images in a class, over the classes that have any.
+
+    Raises:
+        ValueError: if none has.
+    """
     counts = np.asarray(class_counts)
+    if not counts.any():
+        raise ValueError('no class has an image')
     return float(counts.max() / counts[counts > 0].min())
 
 

@@ -98,6 +98,7 @@ def evaluate_model(
         PredictionError: if the model's outputs are not finite.
         UnreadableImageError: if an image cannot be decoded.
         LtzooError: as `create_model` and `load_data`.
+        ValueError: if `batch_size` is less than one.
     """
     name = os.fspath(name)
     one_of('split', split, ('test', 'holdout', 'all'), EvaluationError)

@@ -69,6 +69,7 @@ def predict(
     Raises:
         UnreadableImageError: if a file cannot be decoded.
         PredictionError: if the outputs for an image are not finite.
+        ValueError: if `batch_size` is less than one.
     """
     device = _device_of(model) if device is None else torch.device(device)
     rank, processes = rank_and_number()
@@ -112,7 +113,8 @@ def predict_files(
         UnreadableImageError: if a file cannot be decoded.
         PredictionError: if the outputs for an image are not finite, or the model does not take three channels or has no
             classifier.
-        ValueError: if there are no files, they are one name and no list of names, or `top` is less than one.
+        ValueError: if there are no files, they are one name and no list of names, or `top` or `batch_size` is less than
+            one.
     """
     if isinstance(files, (str, os.PathLike)):
         raise ValueError(f'files is {files!r}, where a list of files is needed: give [{os.fspath(files)!r}]')
@@ -180,6 +182,8 @@ def image_batches(
     They go through timm's transform of the model, which leaves arrays that have its size, and are not to be cropped,
     as they are: those are made whole batches at a time.
     """
+    if batch_size < 1:
+        raise ValueError(f'batch_size must be 1 or more, not {batch_size}')
     images, mean, std, size = split.images, config['mean'], config['std'], tuple(config['input_size'][1:])
     if isinstance(images, ArrayImages) and images.array.shape[1:3] == size and config['crop_pct'] == 1:
         for start in range(0, len(split), batch_size):

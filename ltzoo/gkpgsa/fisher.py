@@ -64,7 +64,8 @@ def diagonal_fisher(
         generator: of the labels drawn; by default the global one.
 
     Returns:
-        Names, shapes and strides of `parameters` on the model's device, in float32 or the model's wider type.
+        Names and shapes of `parameters`, with the strides and on the device of the model's own, in float32 or the
+        model's wider type.
 
     Raises:
         FisherError: if a parameter or buffer is unknown or of another shape, there is no sample, inputs, labels or the
@@ -137,13 +138,16 @@ def group_sample_indices(labels: Any, class_groups: Any, budget: int | None = No
         For each of the G groups the indices, int64, in random order; none for a group without samples.
 
     Raises:
-        FisherError: if a label has no group, a group is negative or the budget is below 1.
+        FisherError: if labels are no whole numbers or one has no group, a group is negative or the budget is below 1.
     """
     labels, class_groups = np.asarray(labels), np.asarray(class_groups)
     if budget is not None and budget < 1:
         raise FisherError(f'budget must be at least 1 sample, not {budget}')
     if class_groups.ndim != 1 or class_groups.size == 0 or class_groups.min() < 0:
         raise FisherError('class_groups must hold one number from 0 for every class')
+    if labels.size and labels.dtype.kind not in 'iu':
+        raise FisherError(f'labels must be whole numbers, not {labels.dtype}')
+    labels = labels.astype(np.int64)
     if labels.size and not 0 <= labels.min() <= labels.max() < len(class_groups):
         raise FisherError(
             f'class_groups has {len(class_groups)} classes, but labels go from {labels.min()} to {labels.max()}'

@@ -52,7 +52,9 @@ class GkpGsa:
     Raises:
         GkpGsaError: if class counts or labels are no such numbers, the bank is needed and nothing of the encoder is
             trained, or the network drops activations to compute them anew (`set_grad_checkpointing`) or has
-            SyncBatchNorm, which groups with own weights cannot be taken through.
+            SyncBatchNorm, which groups with own weights cannot be taken through; if snapshots are kept on disk, without
+            a folder.
+        SharpnessError: if nothing of `module` is trained, or `radius_by_group` has another number of groups.
     """
 
     def __init__(
@@ -215,6 +217,8 @@ class GkpGsa:
         Raises:
             GkpGsaError: if the bank is needed and no features were seen, as the losses call something else than the
                 module that the model's `get_classifier()` returns.
+        BankError: if a snapshot cannot be written.
+        FisherError: if a batch-norm keeps no running statistics.
         """
         log: dict[str, Any] = {'alpha': self._loss_weight}
         if self.sums.steps > 0:

@@ -91,7 +91,7 @@ class SharpnessSettings:
                     )
         if self.ascent == 'ema' and self.ascent_views != 'all':
             raise SharpnessError('ascent ema has no first pass that ascent_views could shorten: leave one of them out')
-        if self.clamp is not None and not 0 <= self.clamp[0] <= self.clamp[1]:
+        if self.clamp is not None and not (len(self.clamp) == 2 and 0 <= self.clamp[0] <= self.clamp[1]):
             raise SharpnessError(f'clamp must be (least, greatest), not {self.clamp}')
 
 

@@ -22,7 +22,7 @@ from ltzoo.gkpgsa.settings import SharpnessSettings
 
 __all__ = ['GroupedSharpness', 'StepReport']
 
-# As many as the paper tries (Figure 8). The arithmetic grows with their number, which that of slices does not.
+# As many as the paper tries (Figures 5 and 7). The arithmetic grows with their number, which that of slices does not.
 MOST_AT_ONCE = 10
 
 
@@ -78,6 +78,8 @@ class GroupedSharpness:
         self.rows_form = rows_form
         self.settings = settings or SharpnessSettings()
         self.layout = FlatParameters([p for p in module.parameters() if p.requires_grad])
+        if not self.layout.parameters:
+            raise SharpnessError('nothing of the module is trained: there is nothing to perturb')
         self.steps = 0
         self.groups = 0
         self.class_groups: Tensor
@@ -98,6 +100,11 @@ class GroupedSharpness:
         Raises:
             SharpnessError: if there is no group, or `radius_by_group` has another number of them.
         """
+        factors = self.settings.radius_by_group
+        if len(group_samples) < 1:
+            raise SharpnessError('there must be at least one group')
+        if factors is not None and len(factors) != len(group_samples):
+            raise SharpnessError(f'radius_by_group has {len(factors)} entries, there are {len(group_samples)} groups')
         if len(group_samples) == self.groups:
             self.class_groups.copy_(class_groups)
             self.group_samples.copy_(group_samples)
@@ -110,9 +117,6 @@ class GroupedSharpness:
         self.class_groups = class_groups.to(device, copy=True)
         self.group_samples = group_samples.to(device, copy=True)
         self.groups = len(group_samples)
-        factors = self.settings.radius_by_group
-        if self.groups < 1 or (factors is not None and len(factors) != self.groups):
-            raise SharpnessError(f'radius_by_group has {len(factors or ())} entries, there are {self.groups} groups')
         self.factors = torch.ones(self.groups, device=device) if factors is None else torch.tensor(factors).to(device)
         self.group_averages = self.seen = None
         self.kept = None

@@ -53,8 +53,8 @@ def get_results(name: str) -> dict[str, Any]:
         `name`, `hub_id`, `sha256` (of model.safetensors), `data`, `imbalance_ratio`, `method`, `recipe`, `commit`,
         `seeds`, `weights_seed` (that of the weights), `license`; `scores`: for top1, many, medium, few,
         balanced_accuracy and ece the `mean`, the standard deviation `std` (None for one seed) and the `values` of the
-        seeds, in percent; `paper`: what the method's paper reports, with its `source`, or None; `runs`: the scores of
-        each seed with every class.
+        seeds, in percent, or None for a shot without classes; `paper`: as `paper_results`; `runs`: the scores of each
+        seed with every class.
 
     Raises:
         NoResultsError: if no weights are published, or the zoo has no such model.
@@ -69,7 +69,9 @@ def get_results(name: str) -> dict[str, Any]:
 
 
 def paper_results(name: str) -> dict[str, Any] | None:
-    """Return what the paper of a model's method reports: `top1`, `many`, `medium`, `few` as far as given, `source`.
+    """Return what the GKP/GSA paper reports for a model's method: `top1`, `many`, `medium`, `few` as far as given.
+
+    `source` is the table there.
 
     Args:
         name: a zoo name, with or without a tag; for any other there is None.

@@ -135,6 +135,8 @@ def get_pretrained_cfg(name: str) -> PretrainedCfg:
     Raises:
         UnknownModelError: if there is no such model or tag.
     """
+    if name.startswith((_LOCAL, _HUB)):
+        raise UnknownModelError(f'{name} is a saved model, which has it itself: create_model({name!r}).pretrained_cfg')
     name = _check_name(name)
     return cast(PretrainedCfg, timm.get_pretrained_cfg(name.removeprefix(_TIMM), allow_unregistered=False))
 

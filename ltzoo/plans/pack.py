@@ -97,7 +97,8 @@ def pack(
         PackError: if the folder is not empty, a recipe, or one that it starts from, is not a file that git tracks in
             the checkout (the commit would not say what was trained), its data or the weights that it starts from cannot
             be packed, LTZOO_IMPORTS names modules, or a wheel cannot be had.
-        DataError: if images are missing here.
+        MissingDataError: if images are missing here.
+        DataError: if a pack here lacks some of the images.
         LtzooError: if a recipe names what does not exist, or the folder cannot be written.
     """
     named = os.environ.get('LTZOO_IMPORTS', '')

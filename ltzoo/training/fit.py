@@ -63,7 +63,8 @@ def fit(recipe: Recipe, output: str | os.PathLike[str], *, progress: bool = True
     Raises:
         LtzooError: whatever is wrong with recipe, data, model or folder, mostly before anything is trained; later for
             want of memory to test with or an image that cannot be read.
-        torch.OutOfMemoryError: if the device has no memory for a step.
+        RuntimeError, MemoryError: if the device has no memory for a step; on a GPU the former's own kind,
+            torch.OutOfMemoryError.
         DivergedError: if the loss stops being finite.
         CheckpointError: if a checkpoint cannot be written.
     """

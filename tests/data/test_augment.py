@@ -443,6 +443,9 @@ def test_settings_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     assert op.register_op('own')(Own) is Own
     with pytest.raises(ViewError, match='cutout is an operation of ltzoo: choose another name'):
         op.register_op('cutout')(Own)
+    with pytest.raises(ViewError, match='the operation bare must be a dataclass'):
+        op.register_op('bare')(type('Bare', (), {}))
+    assert 'bare' not in list_ops()
     given = {'on': True, 'word': 'b', 'kind': 'hard', 'side': 'auto', 'pair': ['c', False], 'place': Path('x')}
     assert create_op('own', **given) == Own(**{**given, 'pair': ('c', False)})  # type: ignore[arg-type]
     for setting, value, words in (

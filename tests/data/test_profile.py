@@ -60,6 +60,8 @@ def test_gini_is_half_the_relative_mean_absolute_difference(counts: list[int]) -
 def test_imbalance_ratio() -> None:
     assert imbalance_ratio(np.array([7, 21, 3])) == 7.0
     assert imbalance_ratio(np.array([0, 21, 3])) == 7.0
+    with pytest.raises(ValueError, match='no class has an image'):
+        imbalance_ratio(np.zeros(3, dtype=int))
 
 
 @pytest.mark.parametrize('thresholds', [(100, 20), (50, 51), (3, 0)])

@@ -150,6 +150,13 @@ def test_balanced_sets_of_ones_own_are_made_long_tailed(source: str, tmp_path: P
     assert dataset.spare is not None and len(dataset.spare) == 12
 
 
+def test_a_tail_without_its_ratio_is_told_how_to_write_it() -> None:
+    for name, instead in (('cifar10_lt_step', 'cifar10_lt_r100_step'), ('cifar100_lt_n500', 'cifar100_lt_r100_n500')):
+        with pytest.raises(DataError, match=f'^{name} does not say how long-tailed: write {instead} for'):
+            load_data(name)
+        assert source_of(instead) == name.partition('_')[0]
+
+
 def test_what_a_camera_notes_of_its_orientation_is_not_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6

@@ -185,5 +185,9 @@ def test_arguments_that_are_no_files(tmp_path: Path) -> None:
         predict_files(model, [])
     with pytest.raises(ValueError, match='top must be 1 or more, not 0'):
         predict_files(model, [tmp_path / 'a.png'], top=0)
+    # Arrays of the model's own size are cut into batches without a loader, which would refuse it.
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f'batch_size must be 1 or more, not {size}'):
+            predict(make_model(), make_split(), CONFIG, batch_size=size)
     with pytest.raises(PredictionError, match='has no classifier'):
         predict_files(ltzoo.create_model('resnet8_cifar', num_classes=0), [tmp_path / 'a.png'])

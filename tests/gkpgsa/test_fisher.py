@@ -352,6 +352,7 @@ def test_a_draw_depends_on_seed_and_group_alone() -> None:
         (([-1, 1], [0, 1]), 'labels go from -1 to 1'),
         (([0, 1], [0, -1]), 'class_groups must hold'),
         (([0, 1], []), 'class_groups must hold'),
+        (([0.0, 1.0], [0, 1]), 'labels must be whole numbers, not float64'),
     ],
 )
 def test_bad_groups_are_named(arguments: tuple[Any, ...], message: str) -> None:

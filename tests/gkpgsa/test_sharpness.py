@@ -685,6 +685,7 @@ def test_autocast_around_the_whole_step_does_not_keep_the_weights_of_the_first_p
         ({'ascent': 0}, "ascent: 'fresh', 'ema' or a number of steps, not 0"),
         ({'scale': -1.0}, 'scale must be 0 or more, not -1'),
         ({'clamp': (2.0, 1.0)}, r'clamp must be \(least, greatest\)'),
+        ({'clamp': (2.0,)}, r'clamp must be \(least, greatest\)'),
         ({'radius_by_group': (1.0,)}, 'radius_by_group has 1 entries, there are 3 groups'),
         ({'ema_decay': 1.0}, 'ema_decay must be 0 or more and below 1'),
     ],
@@ -693,6 +694,20 @@ def test_settings_that_do_not_exist(settings: dict[str, Any], message: str) -> N
     make: Callable[[], Any] = lambda: Setting(**settings)  # noqa: E731
     with pytest.raises(SharpnessError, match=message):
         make()
+
+
+def test_without_groups_or_what_is_trained_there_is_nothing_to_perturb() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    with pytest.raises(SharpnessError, match='there must be at least one group'):
+        Setting(CLASS_GROUPS, none)
+    s = Setting(radius_by_group=(0.0, 1.0, 1.0))
+    for groups, message in ((none, 'at least one group'), (SAMPLES[:2], 'has 3 entries, there are 2 groups')):
+        with pytest.raises(SharpnessError, match=message):
+            s.engine.set_groups(CLASS_GROUPS, groups)
+    # What is refused changes nothing.
+    assert s.engine.groups == 3
+    with pytest.raises(SharpnessError, match='nothing of the module is trained'):
+        GroupedSharpness(nn.Linear(2, 2).requires_grad_(False), CLASS_GROUPS, SAMPLES, SharpnessSettings())
 
 
 @pytest.mark.parametrize('settings', [{'mode': 'combined', 'radius': 0.1}, {'global_gradient': 'ema'}])

@@ -78,6 +78,9 @@ def test_pretrained_cfg_by_name() -> None:
     assert ltzoo.get_pretrained_cfg('timm/resnet50.a1_in1k').hf_hub_id == 'timm/resnet50.a1_in1k'
     with pytest.raises(UnknownModelError, match='resnet32_cifar_bcl'):
         ltzoo.get_pretrained_cfg('resnet32_cifar_bc')
+    said = r"^local-dir:mine is a saved model, which has it itself: create_model\('local-dir:mine'\)\.pretrained_cfg$"
+    with pytest.raises(UnknownModelError, match=said):
+        ltzoo.get_pretrained_cfg('local-dir:mine')
 
 
 @pytest.mark.parametrize(

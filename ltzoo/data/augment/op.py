@@ -59,13 +59,15 @@ def register_op(name: str) -> Callable[[_T], _T]:
     """Register an operation class under the name that recipes use.
 
     Raises:
-        ViewError: if the name is one of ltzoo's.
+        ViewError: if the name is one of ltzoo's, or the class is no dataclass, whose fields are the settings.
     """
 
     def decorate(cls: _T) -> _T:
         # One's own may be made again, by a notebook's cell.
         if name in _OPS and _OPS[name].__module__.startswith('ltzoo.'):
             raise ViewError(f'{name} is an operation of ltzoo: choose another name')
+        if not dataclasses.is_dataclass(cls):
+            raise ViewError(f'the operation {name} must be a dataclass: put @dataclass(frozen=True) below @register_op')
         _OPS[name] = cls  # type: ignore[assignment]
         return cls
 

@@ -106,6 +106,7 @@ def convert(
         ConversionError: if there is no such family, the file cannot be read, or an option does not fit.
         LayoutError: if the file's tensors are not those of the family; the message names the family that
             they fit.
+        UnknownModelError: if there is no such architecture.
     """
     if name not in FAMILIES:
         raise ConversionError(f'no family is called {name!r}: it can be {", ".join(sorted(FAMILIES))}')
