@@ -90,6 +90,11 @@ def save_figure(figure: Any, path: Path) -> None:
     write_atomically(path, image.getvalue())
 
 
+def drawable(text: str) -> str:
+    """Return text that a plot can show: what is no UTF-8 in a name is a question mark there."""
+    return text.encode(errors='surrogateescape').decode(errors='replace')
+
+
 def check_target(path: Path) -> None:
     """Refuse a file to be written later, before anything is computed for it.
 
@@ -182,7 +187,7 @@ def require_outside(folder: Path, error: type[LtzooError] = LtzooError) -> None:
     Raises:
         error: if the current folder is it, or lies below it.
     """
-    if Path.cwd().is_relative_to(folder.resolve()):
+    if Path.cwd().is_relative_to(os.path.realpath(folder)):
         raise error(f'{folder} is the folder that this is called in, or above it: give a new one')
 
 

@@ -47,7 +47,7 @@ def convert(args: argparse.Namespace) -> None:
     from ltzoo.models import checkpoints
 
     check_new_folder(args.to, args.force)
-    if args.file.resolve().is_relative_to(args.to.resolve()):
+    if Path(os.path.realpath(args.file)).is_relative_to(os.path.realpath(args.to)):
         raise LtzooError(f'{args.to} holds {args.file} itself, which would be replaced; give a new folder')
     if args.data_dir and not args.data:
         raise LtzooError('--data-dir goes with --data')

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def find_images(places: list[Path]) -> list[Path]:
 
     files: list[Path] = []
     for place in places:
-        if not place.exists():
+        if not os.path.exists(place):
             raise LtzooError(f'there is no image or folder {place}')
         found = [place]
         if place.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -124,8 +125,12 @@ class FileImages:
 
     def __getitem__(self, index: int) -> Image.Image:
         path = self.root / self.paths[index]
-        with decoding(f'image {path}'), Image.open(path) as image:
-            return as_rgb(image)
+        with decoding(f'image {path}'):
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                # Reading a named pipe would wait for ever.
+                raise ValueError('it is no file')
+            with Image.open(path) as image:
+                return as_rgb(image)
 
     def select(self, indices: np.ndarray) -> FileImages:
         return replace(self, paths=[self.paths[i] for i in indices])

@@ -15,7 +15,7 @@ from PIL import Image
 from ltzoo.data.dataset import Dataset
 from ltzoo.data.images import UnreadableImageError, examine
 from ltzoo.data.shots import FEW_BELOW, MANY_ABOVE, SHOT_COLOURS, shot_classes
-from ltzoo.files import save_figure
+from ltzoo.files import drawable, save_figure
 
 __all__ = ['ImagesCheck', 'Profile', 'gini_coefficient', 'imbalance_ratio', 'plot_profile', 'profile_data']
 
@@ -192,12 +192,12 @@ def plot_profile(profile: Profile, path: Path) -> None:
     axes.set_xlim(0, len(counts))
     axes.set_ylim(floor, 1.5 * max(counts.max(), profile.many_above))
     if len(counts) <= 30:
-        names = [profile.class_names[c] for c in order]
+        names = [drawable(profile.class_names[c]) for c in order]
         axes.set_xticks(np.arange(len(counts)) + 0.5, names, rotation=45, ha='right', parse_math=False)
     axes.set_xlabel('class, from the largest to the smallest')
     axes.set_ylabel('training images')
     axes.set_title(
-        f'{profile.data}\n{counts.sum():,} training images in {len(counts):,} classes, '
+        f'{drawable(profile.data)}\n{counts.sum():,} training images in {len(counts):,} classes, '
         f'imbalance ratio {profile.imbalance_ratio:,.4g}, Gini {profile.gini:.3f}',
         fontsize='medium',
         parse_math=False,

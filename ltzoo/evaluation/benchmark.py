@@ -67,7 +67,7 @@ def choose_models(patterns: Sequence[str]) -> list[str]:
         if pattern.startswith('timm/'):
             get_pretrained_cfg(pattern)
             found = [pattern]
-        elif ':' in pattern or '/' in pattern or Path(pattern).is_dir():
+        elif ':' in pattern or '/' in pattern or os.path.isdir(pattern):
             _check_place(pattern)
             found = [pattern]
         else:
@@ -289,7 +289,7 @@ def _written(name: str) -> tuple[int, int] | None:
 
 def _slug(model: str, data: str) -> str:
     readable = re.sub(r'[^\w.-]+', '-', f'{model}--{data}').strip('-')[-80:]
-    return f'{readable}-{hashlib.sha256(f"{model}|{data}".encode()).hexdigest()[:8]}'
+    return f'{readable}-{hashlib.sha256(os.fsencode(f"{model}|{data}")).hexdigest()[:8]}'
 
 
 def _write_tables(rows: list[dict[str, Any]], output: Path) -> None:

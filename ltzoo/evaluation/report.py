@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from ltzoo.data.shots import SHOT_COLOURS, shot_classes
-from ltzoo.files import save_figure
+from ltzoo.files import drawable, save_figure
 
 __all__ = ['format_scores', 'per_class_csv', 'plot_accuracy', 'predictions_csv']
+
+# Those of before lack the last two.
+_CLASS_COLUMNS = ('class', 'name', 'train_count', 'test_count', 'accuracy', 'predicted_count', 'precision')
 
 
 def format_scores(results: Mapping[str, Any]) -> str:
@@ -43,7 +46,7 @@ def per_class_csv(results: Mapping[str, Any]) -> str:
     A class without test images has an empty accuracy, one that none was taken for an empty precision.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(results['per_class'][0]), lineterminator='\n')
+    writer = csv.DictWriter(text, _CLASS_COLUMNS, lineterminator='\n')
     writer.writeheader()
     writer.writerows(results['per_class'])
     return text.getvalue()
@@ -95,9 +98,8 @@ def plot_accuracy(results: Mapping[str, Any], path: Path) -> None:
     axes.set_ylim(-3, 103)
     axes.set_xlabel('training images of the class')
     axes.set_ylabel('test accuracy (%)')
-    axes.set_title(
-        f'{results["model"]} on {results["data"]}: top-1 {results["top1"]:.1f}', fontsize=10, parse_math=False
-    )
+    title = drawable(f'{results["model"]} on {results["data"]}: top-1 {results["top1"]:.1f}')
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,18 @@ class EvaluationError(LtzooError, ValueError):
     """A model, data set or device that do not go together."""
 
 
+# What is read of the block `lt`, and what it has to be.
+_SOUND: dict[str, Callable[[Any], bool]] = {
+    'data': lambda said: isinstance(said, str),
+    'class_counts': lambda said: said is None or (isinstance(said, list) and all(type(n) is int for n in said)),
+    'class_names': lambda said: isinstance(said, list) and all(isinstance(name, str) for name in said),
+    'many_above': lambda said: type(said) is int,
+    'few_below': lambda said: type(said) is int,
+    'recipe': lambda said: isinstance(said, dict),
+    'scores': lambda said: isinstance(said, dict),
+}
+
+
 def resolve_model(name: str) -> str:
     """Return the name that `create_model` takes; a run's folder stands for the model exported from it.
 
@@ -41,8 +54,9 @@ def resolve_model(name: str) -> str:
     if kind == 'local-dir' and place.startswith('~'):
         return f'{kind}:{os.path.expanduser(place)}'
     run = Path(os.path.expanduser(name))
-    if not (run / 'recipe.yaml').exists():
-        if run.is_dir():
+    # Not by `Path`, which raises an error for a name that is too long.
+    if not os.path.exists(run / 'recipe.yaml'):
+        if os.path.isdir(run):
             raise EvaluationError(
                 f'{name} holds no run (recipe.yaml is missing); for an exported model write local-dir:{name}'
             )
@@ -66,7 +80,7 @@ class TrainedOn:
             nothing.
 
     Raises:
-        EvaluationError: as `resolve_model`.
+        EvaluationError: as `resolve_model`, or if the block is damaged.
         DownloadError: if a model on the Hub, which `create_model` leaves in the client's cache, cannot be fetched.
     """
 
@@ -82,6 +96,10 @@ class TrainedOn:
         except (OSError, ValueError, KeyError, TypeError):
             lt = None
         self.lt: dict[str, Any] = lt if isinstance(lt, dict) else {}
+        for key, is_sound in _SOUND.items():
+            if key in self.lt and not is_sound(self.lt[key]):
+                said = str(self.lt[key])[:80]
+                raise EvaluationError(f'the config.json of {name} is damaged: {key} in its block lt is {said}')
 
     def on(self, dataset: Dataset) -> dict[str, Any]:
         """Return `lt` if the model was trained on this data set, else nothing."""

@@ -215,7 +215,8 @@ def licence_of(pretrained_cfg: Mapping[str, Any], lt: Mapping[str, Any]) -> str:
     if not pretrained and model.get('name', '').startswith('timm/'):
         # Its configuration names that of weights which this training has not seen.
         return 'apache-2.0'
-    return pretrained_cfg.get('license') or ('other' if pretrained else 'apache-2.0')
+    named = pretrained_cfg.get('license')
+    return named if named and isinstance(named, str) else 'other' if pretrained else 'apache-2.0'
 
 
 def front_matter(

@@ -197,7 +197,7 @@ def _check_configuration(folder: Path, results: dict[str, Any]) -> None:
         named = (
             list(config['label_names']) == list(lt['class_names']) and len(lt['class_names']) == config['num_classes']
         )
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise PublishError(f'{file} does not go with results.json: {type(error).__name__}: {error}') from error
     if not summed_up:
         raise PublishError(f'{folder / "results.json"} has scores that are not those of its runs')

@@ -10,6 +10,7 @@ README.md, .eval_results          the card
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -282,8 +283,14 @@ def _check_types(run: Path, record: Mapping[str, Any]) -> None:
     }
     kinds |= {key: (int, float, NoneType) for key in METRICS if key != 'top1'}
     for key, kind in kinds.items():
-        if not isinstance(record[key], kind):
+        if not isinstance(record[key], kind) or (isinstance(record[key], float) and not math.isfinite(record[key])):
             raise ExportError(f'{run} is damaged: its {key} is {record[key]!r}')
+    environment, rows = record['environment'], record['per_class']
+    earlier = environment.get('earlier') or []
+    if 'commit' not in environment or not isinstance(earlier, list) or not all(isinstance(x, dict) for x in earlier):
+        raise ExportError(f'{run} is damaged: its environment is {str(environment)[:80]}')
+    if not rows or not all(isinstance(row, dict) and isinstance(row.get('train_count'), int) for row in rows):
+        raise ExportError(f'{run} is damaged: its per_class is {str(rows)[:80]}')
 
 
 def _check_said(file: Path, found: Mapping[str, Any], wanted: set[str]) -> None:
@@ -297,7 +304,11 @@ def _recipe_file(command: str) -> str | None:
 
     Of the place of own data, or of a model or weights to start from, only the last part is kept.
     """
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        # With a quotation mark that is not closed it is none that the training wrote.
+        return None
     # What another program makes of a recipe, it alone knows.
     if not words or PurePosixPath(words[0]).name != 'train.py':
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from timm.models import PretrainedCfg, get_deprecated_models, is_model, load_che
 from torch import Tensor
 from torchvision import transforms
 
-from ltzoo.errors import LtzooError, one_line
+from ltzoo.errors import LtzooError, is_out_of_memory, one_line
 from ltzoo.models.download import fetch, fetch_named
 from ltzoo.models.entries import entry_of, get_results
 from ltzoo.models.lt_zoo import METHODS, ZOO, ZooEntry
@@ -215,7 +216,7 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
         return timm.create_model(entry, pretrained=True, **kwargs)
     except LtzooError:
         raise
-    except (TypeError, ValueError, AssertionError, LookupError, AttributeError) as error:
+    except (TypeError, ValueError, ArithmeticError, AssertionError, LookupError, AttributeError) as error:
         reason = one_line(error)
         if given := _given(kwargs):
             raise ModelArgumentError(f'{name} cannot be made with {given}: {reason}') from error
@@ -228,9 +229,13 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
             raise NoWeightsError(f'the pretrained_cfg given for {name} names no weights') from error
         given = _given(kwargs)
         if not isinstance(error, SafetensorError) and 'loading state_dict' not in reason:
-            if not given or isinstance(error, torch.OutOfMemoryError):
+            if isinstance(error, torch.OutOfMemoryError) or (not given and is_out_of_memory(error)):
                 raise
-            raise ModelArgumentError(f'{name} cannot be made with {given}: {reason}') from error
+            if given:
+                raise ModelArgumentError(f'{name} cannot be made with {given}: {reason}') from error
+            if not entry.startswith(_LOCAL):
+                raise
+            raise ModelFilesError(f'{name} cannot be made with the arguments in its config.json: {reason}') from error
         asked = f', or do not go with {given}' if given else ''
         raise ModelFilesError(f'the weights of {name} are damaged or of another model{asked}: {reason}') from error
     except OSError as error:
@@ -450,9 +455,17 @@ def _assigned(entry: str, weights: Path, kwargs: dict[str, Any]) -> nn.Module | 
     return model
 
 
+def _are_numbers(values: Any, above: float) -> bool:
+    """Return whether these are one or more finite numbers above another."""
+    if not isinstance(values, (list, tuple)) or not values:
+        return False
+    return all(isinstance(x, (int, float)) and math.isfinite(x) and x > above for x in values)
+
+
 def _check_folder(folder: Path, pretrained: bool, called: str) -> None:
     """Refuse a folder without a usable model; `called` is its name in messages."""
-    if not folder.is_dir():
+    # Not by `Path`, which raises an error for a name that is too long.
+    if not os.path.isdir(folder):
         raise ModelFilesError(
             f'there is no folder {folder}: local-dir: takes one with config.json and model.safetensors'
         )
@@ -471,11 +484,21 @@ def _check_folder(folder: Path, pretrained: bool, called: str) -> None:
         str_to_interp_mode(cfg.interpolation)
         if not all(type(side) is int and side > 0 for side in cfg.input_size):
             raise ValueError(f'input_size is {cfg.input_size!r}')
+        for key in ('mean', 'std'):
+            numbers = getattr(cfg, key)
+            if numbers is not None and not _are_numbers(numbers, above=0 if key == 'std' else -math.inf):
+                raise ValueError(f'{key} is {numbers!r}')
+        if cfg.crop_pct is not None and not _are_numbers([cfg.crop_pct], above=0):
+            raise ValueError(f'crop_pct is {cfg.crop_pct!r}')
+        names = content.get('label_names', cfg.label_names)
+        listed = isinstance(names, (list, tuple)) and all(isinstance(name, (str, int)) for name in names)
+        if not (names is None or isinstance(names, dict) or listed):
+            raise ValueError(f'label_names is {str(names)[:80]}')
     except FileNotFoundError as error:
         raise ModelFilesError(f'{called} holds no exported model: config.json is missing') from error
     except OSError as error:
         raise ModelFilesError(f'{config} cannot be read: {error.strerror}') from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f'{type(error).__name__}: {error}'
         raise ModelFilesError(f'{config} is not the configuration of a timm model: {reason}') from error
     if not isinstance(architecture, str) or not is_model(architecture):

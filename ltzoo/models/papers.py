@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = ['PAPERS', 'Paper', 'citation']
@@ -102,15 +103,20 @@ PAPERS = {
 _AUTHORS = {paper.number: paper.authors for paper in PAPERS.values()}
 
 
-def citation(paper: str | None, paper_id: str | None) -> str:
+def citation(paper: str | Sequence[str] | None, paper_id: str | Sequence[str] | None) -> str:
     """Return a card's section that cites a paper on arXiv, or '' where there is none.
 
     Args:
-        paper: its title.
+        paper: its title; of several the first is cited.
         paper_id: its number, as timm writes it: 'arXiv:2207.09052'.
     """
-    if not paper or not paper_id:
+    paper, paper_id = (
+        next(iter(said), None) if isinstance(said, Sequence) and not isinstance(said, str) else said
+        for said in (paper, paper_id)
+    )
+    if not (isinstance(paper, str) and isinstance(paper_id, str) and paper and paper_id):
         return ''
+    paper, paper_id = ' '.join(paper.split()), ' '.join(paper_id.split())
     number = paper_id.removeprefix('arXiv:')
     author = f'  author = {{{_AUTHORS[number]}}},\n' if number in _AUTHORS else ''
     return f"""

@@ -153,7 +153,9 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
                     # To the end, where the sum stands that shows damage: tar itself stops before it.
                     while tar.fileobj is not None and tar.fileobj.read(2**20):
                         pass
-            except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+            except ArchiveError:
+                raise
+            except (OSError, EOFError, ValueError, OverflowError, tarfile.TarError, zlib.error) as error:
                 raise ArchiveError(f'{archive} cannot be unpacked: {error}') from error
             names = {path.name.removesuffix('.log') for path in brought.iterdir()}
             for name in sorted(names):
@@ -212,7 +214,7 @@ def _check_members(archive: Path, tar: tarfile.TarFile) -> None:
     """Refuse what no archive of ours holds: by links the filter of an older Python is led out of the folder."""
     for member in tar:
         path = PurePosixPath(member.name)
-        if not (member.isfile() or member.isdir()) or path.is_absolute() or '..' in path.parts:
+        if not (member.isfile() or member.isdir()) or member.issparse() or path.is_absolute() or '..' in path.parts:
             raise ArchiveError(
                 f'{archive} holds {member.name}, which is no file or folder of a run: take an archive that '
                 'tools/reproduce.py --archive wrote'
@@ -222,8 +224,11 @@ def _check_members(archive: Path, tar: tarfile.TarFile) -> None:
 def _check_recipe(archive: Path, folder: Path, recipe: Recipe) -> None:
     if not folder.exists():
         return
+    run = RunFolder(folder)
     try:
-        written = RunFolder(folder).read_recipe()
+        written = run.read_recipe()
+        if run.finished:
+            run.read_results()
     except CheckpointError as error:
         raise ArchiveError(f'{archive} holds a folder {folder.name} that is no run: {error}') from error
     changed = difference(written, recipe)

@@ -161,7 +161,7 @@ class RunFolder:
         """Return whether `recipe.yaml` is as a run writes it, and nobody's own with a base or comments."""
         try:
             return self.recipe.read_text() == self.read_recipe().to_yaml()
-        except (OSError, CheckpointError):
+        except (OSError, UnicodeDecodeError, CheckpointError):
             return False
 
     def _with_earlier(
@@ -200,11 +200,14 @@ class RunFolder:
     def read_log(self) -> list[dict[str, Any]]:
         """Return the log's whole lines; a last one cut off by a crash is left out."""
         lines = []
-        for text in self.log.read_text().splitlines() if self.log.exists() else []:
+        for text in self.log.read_text(errors='replace').splitlines() if self.log.exists() else []:
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
             except json.JSONDecodeError:
                 break
+            if not isinstance(line, dict):
+                break
+            lines.append(line)
         return lines
 
     def read_results(self) -> dict[str, Any]:
@@ -214,7 +217,7 @@ class RunFolder:
             CheckpointError: if it is damaged.
         """
         try:
-            results = dict(json.loads(self.results.read_text()))
+            results = dict(json.loads(self.results.read_text(), parse_constant=_refuse))
             if not isinstance(results.get('training_seconds'), (int, float)):
                 raise ValueError('it does not say training_seconds')
         except (OSError, ValueError, TypeError) as error:
@@ -227,6 +230,11 @@ class RunFolder:
     def append_log(self, line: dict[str, Any]) -> None:
         with open(self.log, 'a') as file:
             file.write(json.dumps(line) + '\n')
+
+
+def _refuse(constant: str) -> None:
+    """Refuse a number that JSON does not have, and no score is."""
+    raise ValueError(f'it holds {constant}')
 
 
 def difference(before: Recipe, now: Recipe, free: Set[str] = frozenset(), *, with_place: bool = True) -> str:

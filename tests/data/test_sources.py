@@ -362,6 +362,13 @@ class TestFolder:
         with pytest.raises(UnreadableImageError, match=r'a.001\.png cannot be decoded'):
             images[1]
 
+    def test_a_named_pipe_among_the_images_is_not_waited_for(self, tmp_path: Path) -> None:
+        write_classes(tmp_path / 'train', a=1, b=1)
+        write_classes(tmp_path / 'test', a=1, b=1)
+        os.mkfifo(tmp_path / 'train' / 'a' / '001.png')
+        with pytest.raises(UnreadableImageError, match=r'a.001\.png cannot be decoded: it is no file'):
+            load_data('folder', tmp_path).train.images[1]
+
     def test_grey_images_of_16_bits_keep_their_contrast(self, tmp_path: Path) -> None:
         ramp = np.linspace(0, 65535, 12).reshape(3, 4).astype(np.uint16)
         for name in ('a', 'b'):

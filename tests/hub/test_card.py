@@ -120,7 +120,7 @@ def test_a_licence_that_the_hub_does_not_know_is_named_to_it(lt: dict[str, Any],
 
 
 def test_weights_that_name_no_licence_pass_none_on(lt: dict[str, Any]) -> None:
-    assert licence_of({}, lt) == 'apache-2.0'
+    assert licence_of({}, lt) == licence_of({'license': ['mit', 'apache-2.0']}, lt) == 'apache-2.0'
     assert licence_of({}, {**lt, 'recipe': {'model': {'pretrained': True}}}) == 'other'
 
 

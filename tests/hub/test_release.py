@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -195,7 +196,18 @@ def test_the_licence_is_that_of_the_weights(make_run: Callable[..., Path], tmp_p
     assert ModelCard.load(tmp_path / 'out' / 'README.md').data.license == 'cc-by-nc-4.0'
 
 
-@pytest.mark.parametrize(('key', 'value'), [('environment', None), ('per_class', 3), ('many', 'x'), ('recipe', [])])
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        *(('environment', None), ('per_class', 3), ('many', 'x'), ('recipe', []), ('top1', math.nan)),
+        *(
+            ('environment', {}),
+            ('environment', {'commit': 'a', 'earlier': [1]}),
+            ('per_class', []),
+            ('per_class', [{}]),
+        ),
+    ],
+)
 def test_a_run_whose_results_are_of_another_kind_is_refused(
     make_run: Callable[..., Path], tmp_path: Path, key: str, value: Any
 ) -> None:

@@ -201,6 +201,13 @@ def test_missing_files_are_named(saved: Path) -> None:
         (b'{"architecture": "resnet20_cifar", "pretrained_cfg": {"interpolation": "foo"}}', "KeyError: 'foo'"),
         (b'{"architecture": "resnet20_cifar", "pretrained_cfg": {"input_size": [3, 0, 0]}}', r'ValueError: input_size'),
         (b'{"architecture": "resnet20_cifar", "lt": 1}', "TypeError: .* keyword argument 'lt'"),
+        (b'{"architecture": "resnet20_cifar", "mean": 0.5}', 'ValueError: mean is 0.5'),
+        (b'{"architecture": "resnet20_cifar", "std": [0, 1, 1]}', r'ValueError: std is \[0, 1, 1\]'),
+        (b'{"architecture": "resnet20_cifar", "std": [NaN, 1, 1]}', r'ValueError: std is \[nan, 1, 1\]'),
+        (b'{"architecture": "resnet20_cifar", "crop_pct": "0.9"}', "ValueError: crop_pct is '0.9'"),
+        (b'{"architecture": "resnet20_cifar", "label_names": 7}', 'ValueError: label_names is 7'),
+        (b'{"architecture": "resnet20_cifar", "label_names": [["a"]]}', 'ValueError: label_names is'),
+        (b'[' * 100_000, 'RecursionError: '),
     ],
 )
 def test_a_config_that_is_none_is_refused(content: bytes, message: str, saved: Path) -> None:
@@ -486,7 +493,7 @@ def test_a_saved_model_has_a_pretrained_cfg_of_its_own(saved: Path) -> None:
         ltzoo.create_model(f'local-dir:{saved}', pretrained_cfg={'num_classes': 7})
 
 
-@pytest.mark.parametrize('arguments', [{'layers': 'many'}, {'width': 'broad'}, {'width': 1.5}])
+@pytest.mark.parametrize('arguments', [{'layers': 'many'}, {'width': 'broad'}, {'width': 1.5}, {'width': -16}])
 def test_arguments_in_a_config_that_no_model_takes(arguments: dict, saved: Path) -> None:
     config = json.loads((saved / 'config.json').read_text())
     (saved / 'config.json').write_text(json.dumps({**config, 'model_args': arguments}))

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -168,6 +169,40 @@ def test_what_was_damaged_on_the_way_is_not_taken(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r'runs-1\.tar\.gz cannot be unpacked: '):
         collect([archive], tmp_path / 'home', {run.name: load_recipe(RECIPE)})
     assert not (tmp_path / 'home').exists()
+
+
+def test_a_run_whose_results_cannot_be_read_takes_no_place(tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPE)
+    run, home = tmp_path / 'there' / 'base_seed0', tmp_path / 'home' / 'base_seed0'
+    for content in ('', '{}', '[1]', '{"training_seconds": NaN}'):
+        (finished_run(run) / 'results.json').write_text(content)
+        (archive,), _ = write_archive(tmp_path / 'runs.tar.gz', [run])
+        shutil.rmtree(run)
+        home.mkdir(parents=True, exist_ok=True)
+        (home / 'recipe.yaml').write_text(recipe.to_yaml())
+        (home / 'checkpoint.pt').write_bytes(b'state')
+        with pytest.raises(ArchiveError, match=r'holds a folder base_seed0 that is no run: .*results\.json is damaged'):
+            collect([archive], tmp_path / 'home', {'base_seed0': recipe})
+        assert (home / 'checkpoint.pt').read_bytes() == b'state'
+
+
+def test_a_log_is_read_as_far_as_it_is_one(tmp_path: Path) -> None:
+    (tmp_path / 'log.jsonl').write_bytes(b'{"epoch": 0, "said": "caf\xe9"}\n5\n{"epoch": 2}\n')
+    assert [line['epoch'] for line in RunFolder(tmp_path).read_log()] == [0]
+
+
+def test_a_file_of_holes_and_an_impossible_time_are_refused(tmp_path: Path) -> None:
+    archive = tmp_path / 'runs-1.tar.gz'
+    holes, never = tarfile.TarInfo('base_seed0/model'), tarfile.TarInfo('base_seed0.log')
+    holes.type, never.pax_headers = tarfile.GNUTYPE_SPARSE, {'mtime': '1e300'}
+    for member, form, message in (
+        (holes, tarfile.GNU_FORMAT, 'holds base_seed0/model, which is no file'),
+        (never, tarfile.PAX_FORMAT, 'cannot be unpacked'),
+    ):
+        with tarfile.open(archive, 'w:gz', format=form) as tar:
+            tar.addfile(member)
+        with pytest.raises(ArchiveError, match=message):
+            collect([archive], tmp_path / 'home', {'base_seed0': load_recipe(RECIPE)})
 
 
 @pytest.mark.parametrize('name', ['base_seed0/model', '../base_seed0', '/base_seed0'])

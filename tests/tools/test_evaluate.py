@@ -508,6 +508,33 @@ def test_classes_with_other_names(
         assert 'is 9, that of ' in (said := capsys.readouterr().err) and 'are in another order' in said
 
 
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [('class_counts', ['a'] * 10), ('many_above', '100'), ('scores', None), ('class_names', [['a']]), ('recipe', 3)],
+)
+def test_what_a_damaged_model_says_of_its_training_is_refused(
+    script: Script, digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: object
+) -> None:
+    model = shutil.copytree(digits_run / 'model', tmp_path / 'model')
+    config = json.loads((model / 'config.json').read_text())
+    config['lt'][key] = value
+    (model / 'config.json').write_text(json.dumps(config))
+    assert script('tools/evaluate.py', f'local-dir:{model}', '--data', 'digits_lt') == 2
+    told = f'the config.json of local-dir:{model} is damaged: {key} in its block lt is {value}'
+    assert capsys.readouterr().err == f'evaluate.py: {told}\n'
+
+
+def test_a_name_that_is_too_long_is_told_as_any_other(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    names = 'local-dir:my_model ' * 30
+    for command in (
+        ('tools/evaluate.py', names, '--data', 'digits_lt'),
+        ('tools/predict.py', 'resnet32_cifar_ce', names),
+    ):
+        assert script(*command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert names.strip()[:40] in line
+
+
 def test_a_model_on_the_hub_says_what_it_was_trained_on(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

@@ -91,5 +91,6 @@ def test_names_that_are_no_utf_8(tmp_path: Path, main: Main, monkeypatch: pytest
             Image.new('RGB', (8, 8), (number, len(name), 0)).save(folder / f'{number}.png')
     screen = io.TextIOWrapper(io.BytesIO(), encoding='utf-8')
     monkeypatch.setattr(sys, 'stdout', screen)
-    assert main(f'folder:{tmp_path / "images"}') == 0
+    assert main(f'folder:{tmp_path / "images"}', '--plot', tmp_path / 'tail.png') == 0
+    assert (tmp_path / 'tail.png').stat().st_size > 0
     assert b'caf\xe9' in screen.buffer.getvalue()  # type: ignore[attr-defined]

@@ -15,7 +15,8 @@ from ltzoo.data.holdout import from_parts
 from ltzoo.data.images import ArrayImages
 from ltzoo.data.sources._own import classes_of_integers
 
-_READING_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+# Encrypted archives and unknown compressions are RuntimeErrors; a header may ask for any amount of memory.
+_READING_ERRORS = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 # Images and labels of the training part, the test part and the validation part.
 _KEYS = (
     (('x_train', 'y_train'), ('x_test', 'y_test'), ('x_val', 'y_val')),

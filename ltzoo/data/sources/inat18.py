@@ -63,13 +63,15 @@ def _read_part(folder: Path, part: str) -> ImageList:
     try:
         files = {image['id']: image['file_name'] for image in content['images']}
         paths = [files[annotation['image_id']] for annotation in content['annotations']]
-        labels = [int(annotation['category_id']) for annotation in content['annotations']]
-    except (KeyError, TypeError, ValueError) as error:
+        if not all(isinstance(path, str) for path in paths):
+            raise TypeError('a file_name is no text')
+        labels = np.array([int(annotation['category_id']) for annotation in content['annotations']], dtype=np.int64)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f'{annotated} is not in the format of the iNaturalist competition: its images must have id and file_name, '
             'its annotations image_id and category_id'
         ) from error
-    return ImageList(annotated, paths, np.array(labels, dtype=np.int64))
+    return ImageList(annotated, paths, labels)
 
 
 def _read_names(file: Path) -> list[str]:

@@ -116,6 +116,7 @@ def read_packed(file: Path) -> tuple[Split, Split, tuple[str, ...]]:
         IndexError,
         TypeError,
         EOFError,
+        OverflowError,
         RuntimeError,
         zlib.error,
         Image.DecompressionBombError,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ltzoo.models.checkpoints.reading import ConversionError
@@ -164,7 +165,7 @@ def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return a state dict's tensors without `module.` of parallel training.
 
     Raises:
-        LayoutError: if something in it is no tensor or has no name, or it is empty.
+        LayoutError: if something in it is no tensor or has no name or less than its shape says, or it is empty.
     """
     if not state:
         raise LayoutError('it holds no tensors')
@@ -173,6 +174,8 @@ def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
             raise LayoutError(f'{name!r} is no name of a tensor')
         if not isinstance(value, Tensor):
             raise LayoutError(f'{name} is a {type(value).__name__}, not a tensor')
+        if value.layout == torch.strided and value.nbytes > value.untyped_storage().nbytes():
+            raise LayoutError(f'{name} has more numbers than the file holds')
     if all(name.startswith('module.') for name in state):
         return {name.removeprefix('module.'): value.detach() for name, value in state.items()}
     return {name: value.detach() for name, value in state.items()}

@@ -168,6 +168,11 @@ def changed(**tensors: Any) -> dict[str, Any]:
             'ride',
             'neither those of ResNet-50 nor of ResNeXt-50',
         ),
+        (
+            changed(**{'linear.weight': torch.zeros(1).expand(64, 7)}),
+            'ldam',
+            r'linear\.weight has more numbers than the file holds',
+        ),
         (training_state(Contrastive(large_encoder('basic'), Normed(512, 7), 512)), 'gkpgsa', 'ResNets for CIFAR only'),
     ],
 )
