@@ -126,9 +126,9 @@ class FileImages:
     def __getitem__(self, index: int) -> Image.Image:
         path = self.root / self.paths[index]
         with decoding(f'image {path}'):
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                # Reading a named pipe would wait for ever.
-                raise ValueError('it is no file')
+            if stat.S_ISFIFO(os.stat(path).st_mode) and not str(path).startswith(('/dev/', '/proc/')):
+                # It would be waited for for ever; those of a shell's <(...) have somebody who writes.
+                raise ValueError('it is a named pipe')
             with Image.open(path) as image:
                 return as_rgb(image)
 

@@ -27,7 +27,7 @@ from ltzoo.evaluation.benchmark_one import FAILED, OUT_OF_MEMORY, UNFIT
 from ltzoo.evaluation.evaluate import usable_device
 from ltzoo.evaluation.leaderboard import leaderboard
 from ltzoo.evaluation.metrics import SCORES
-from ltzoo.evaluation.trained_on import TrainedOn, resolve_model
+from ltzoo.evaluation.trained_on import EvaluationError, TrainedOn, resolve_model
 from ltzoo.files import LOCK, alone, write_atomically, writing
 from ltzoo.models import get_pretrained_cfg, list_pretrained
 from ltzoo.models.download import DownloadError, file_hash
@@ -86,7 +86,7 @@ def _check_place(name: str) -> None:
     kind, _, place = resolve_model(name).partition(':')
     if kind == 'local-dir':
         # A typing error in one of many is said before hours of measuring.
-        if not (Path(place) / 'config.json').is_file():
+        if not os.path.isfile(os.path.join(place, 'config.json')):
             raise BenchmarkError(f'{place} holds no exported model: config.json is missing')
     elif kind != 'hf-hub' or not re.fullmatch(r'[\w.-]+/[\w.-]+(@.+)?', place):
         raise BenchmarkError(f'{name} is neither a folder, nor local-dir:PATH, nor hf-hub:ORG/NAME[@REVISION]')
@@ -245,7 +245,7 @@ def _method_of(model: str) -> str | None:
     try:
         recipe = TrainedOn(model).lt['recipe']
         trained_with, of_zoo = method_of(recipe), entry_of(recipe['model']['name'])
-    except (KeyError, TypeError, AttributeError, DownloadError):
+    except (KeyError, TypeError, AttributeError, EvaluationError, DownloadError):
         return None
     if of_zoo and METHODS[of_zoo.method].trained_with == trained_with:
         return of_zoo.method

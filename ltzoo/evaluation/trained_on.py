@@ -30,11 +30,15 @@ class EvaluationError(LtzooError, ValueError):
     """A model, data set or device that do not go together."""
 
 
+def _is_list_of(*kinds: type) -> Callable[[Any], bool]:
+    return lambda said: said is None or (isinstance(said, list) and all(type(one) in kinds for one in said))
+
+
 # What is read of the block `lt`, and what it has to be.
 _SOUND: dict[str, Callable[[Any], bool]] = {
     'data': lambda said: isinstance(said, str),
-    'class_counts': lambda said: said is None or (isinstance(said, list) and all(type(n) is int for n in said)),
-    'class_names': lambda said: isinstance(said, list) and all(isinstance(name, str) for name in said),
+    'class_counts': _is_list_of(int),
+    'class_names': _is_list_of(str, int),
     'many_above': lambda said: type(said) is int,
     'few_below': lambda said: type(said) is int,
     'recipe': lambda said: isinstance(said, dict),

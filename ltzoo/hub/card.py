@@ -308,5 +308,8 @@ def _command(results: Mapping[str, Any]) -> str:
             commit += f', until epoch {part["until_epoch"]} {part["commit"]}'
             commit += f' with {part["processes"]} processes' if others else ''
     launch = f'accelerate launch {"--multi_gpu " if processes > 1 else ""}--num_processes {processes}'
+    if processes > 1 and run.get('device') == 'cpu':
+        # Accelerate starts one process there.
+        launch = f'ACCELERATE_USE_CPU=1 torchrun --nproc_per_node {processes}'
     command = f'{launch} recipes/train.py {results["recipe"]} seed={results["weights_seed"]}'
     return f'\n`{command}`{commit}:\n'

@@ -287,7 +287,9 @@ def _check_types(run: Path, record: Mapping[str, Any]) -> None:
             raise ExportError(f'{run} is damaged: its {key} is {record[key]!r}')
     environment, rows = record['environment'], record['per_class']
     earlier = environment.get('earlier') or []
-    if 'commit' not in environment or not isinstance(earlier, list) or not all(isinstance(x, dict) for x in earlier):
+    known = {'commit', 'until_epoch'}
+    parts = isinstance(earlier, list) and all(isinstance(part, dict) and known <= part.keys() for part in earlier)
+    if 'commit' not in environment or not parts:
         raise ExportError(f'{run} is damaged: its environment is {str(environment)[:80]}')
     if not rows or not all(isinstance(row, dict) and isinstance(row.get('train_count'), int) for row in rows):
         raise ExportError(f'{run} is damaged: its per_class is {str(rows)[:80]}')

@@ -86,8 +86,8 @@ def pack(
         file: where the plan was read.
         jobs: those of its trainings to pack; their `data.data_dir` is this machine's.
         changes: `key=value`, what `plan_jobs` changed in all recipes; the plan there says so.
-        packages: names of packages (as pip takes them) whose wheels, and those of what they need, are brought; of one
-            that needs PyTorch its own alone.
+        packages: names of packages (as pip takes them) whose wheels, and those of what they need, are brought; of
+            accelerate, timm and torchvision, which need PyTorch, their own alone.
         python: the other machine's version of Python, such as 3.12; by default this one's.
 
     Returns:
@@ -216,7 +216,7 @@ def _pack_images(source: str, recipes: Sequence[Recipe], folder: Path) -> None:
 
 def _fetch_wheels(folder: Path, constraints: Path, packages: Sequence[str], python: str | None) -> None:
     version = python or f'{sys.version_info.major}.{sys.version_info.minor}'
-    alone = [package for package in packages if re.split(r'[^\w.-]', package)[0] in _ON_PYTORCH]
+    alone = [package for package in packages if re.split(r'[^\w.-]', package)[0].lower() in _ON_PYTORCH]
     whole = [package for package in packages if package not in alone]
     for names, options in ((alone, ['--no-deps']), (whole, [])):
         if not names:

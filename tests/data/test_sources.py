@@ -366,7 +366,7 @@ class TestFolder:
         write_classes(tmp_path / 'train', a=1, b=1)
         write_classes(tmp_path / 'test', a=1, b=1)
         os.mkfifo(tmp_path / 'train' / 'a' / '001.png')
-        with pytest.raises(UnreadableImageError, match=r'a.001\.png cannot be decoded: it is no file'):
+        with pytest.raises(UnreadableImageError, match=r'a.001\.png cannot be decoded: it is a named pipe'):
             load_data('folder', tmp_path).train.images[1]
 
     def test_grey_images_of_16_bits_keep_their_contrast(self, tmp_path: Path) -> None:

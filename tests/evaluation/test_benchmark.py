@@ -207,7 +207,7 @@ def test_pairs_apart_tables_and_going_on(
     said: list[str] = []
     stub(
         f'if model == {HUNDRED!r}: json.dump({{"reason": "has 100 classes"}}, open(out, "w")); sys.exit({UNFIT})\n'
-        'done(top1=12.5, method="bs")'
+        'done(top1=12.5)'
     )
     rows = benchmark_models([saved, HUNDRED], ['digits_lt'], output, batch_size=64, threads=1, say=said.append)
     assert [row['status'] for row in rows] == ['ok', 'skipped']

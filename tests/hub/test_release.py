@@ -203,6 +203,7 @@ def test_the_licence_is_that_of_the_weights(make_run: Callable[..., Path], tmp_p
         *(
             ('environment', {}),
             ('environment', {'commit': 'a', 'earlier': [1]}),
+            ('environment', {'commit': 'a', 'earlier': [{}]}),
             ('per_class', []),
             ('per_class', [{}]),
         ),

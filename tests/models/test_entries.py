@@ -72,6 +72,7 @@ def test_results_are_whole_and_add_up(name: str) -> None:
     assert [run['seed'] for run in results['runs']] == results['seeds']
     assert results['weights_seed'] in results['seeds']
     assert len(set(results['seeds'])) == len(results['seeds'])
+    assert results['paper'] == paper_results(name)
     for key, score in results['scores'].items():
         if score is None:
             continue

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ltzoo.errors import LtzooError, one_line
+from ltzoo.errors import LtzooError, is_out_of_memory, one_line
 from ltzoo.models.checkpoints.networks import Network, place
 from ltzoo.models.checkpoints.reading import ConversionError, read_checkpoint
 from ltzoo.models.checkpoints.weights import Checkpoint, LayoutError
@@ -140,10 +140,12 @@ def _fit(chosen: Family, content: Any, options: Options) -> tuple[Network, nn.Mo
         network = chosen.layout(checkpoint, options)
         unused = checkpoint.unused()
         model, added = place(network)
-    except (LtzooError, MemoryError):
+    except LtzooError:
         raise
     # Whatever shapes that no file of the family has end with.
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         said = f'{type(error).__name__}: {one_line(error)}'
         raise LayoutError(f'its tensors are not those of the family ({said})') from error
     return network, model, unused, added
