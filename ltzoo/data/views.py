@@ -29,6 +29,7 @@ Spec = Sequence[Items]
 
 _CONTRASTIVE_JITTER: dict[str, float] = {'brightness': 0.4, 'contrast': 0.4, 'saturation': 0.4, 'hue': 0.1, 'p': 0.8}
 _CIFAR_PLAIN: Items = [{'random_crop': {'padding': 4, 'size': 32}}, 'horizontal_flip']
+_CIFAR_STRONG: Items = [*_CIFAR_PLAIN, {'auto_augment': {}}, {'cutout': {'size': 16}}]
 _CIFAR_CONTRASTIVE: Items = [
     {'random_resized_crop': {'size': 32, 'scale': [0.2, 1.0]}},
     'horizontal_flip',
@@ -40,6 +41,7 @@ _IMAGENET_PLAIN: Items = [
     'horizontal_flip',
     {'color_jitter': {'brightness': 0.4, 'contrast': 0.4, 'saturation': 0.4, 'hue': 0.0}},
 ]
+_IMAGENET_STRONG: Items = [*_IMAGENET_PLAIN, {'rand_augment': {'n': 2, 'm': 10, 'mstd': 0.5}}]
 _IMAGENET_CONTRASTIVE: Items = [
     {'random_resized_crop': {'size': 224}},
     'horizontal_flip',
@@ -52,20 +54,15 @@ _DIGITS_CONTRASTIVE: Items = [
     {'color_jitter': {'brightness': 0.4, 'contrast': 0.4, 'saturation': 0.0, 'hue': 0.0, 'p': 0.8}},
 ]
 
-# The views of the field's standard recipes; those with three are of Zhu et al., BCL, CVPR 2022.
+# The views of the field's standard recipes; those with three are of Zhu et al., BCL, CVPR 2022, and the strong ones the
+# first of these.
 PRESETS: dict[str, Spec] = {
     'cifar_plain': [_CIFAR_PLAIN],
-    'cifar_bcl': [
-        [*_CIFAR_PLAIN, {'auto_augment': {}}, {'cutout': {'size': 16}}],
-        _CIFAR_CONTRASTIVE,
-        _CIFAR_CONTRASTIVE,
-    ],
+    'cifar_strong': [_CIFAR_STRONG],
+    'cifar_bcl': [_CIFAR_STRONG, _CIFAR_CONTRASTIVE, _CIFAR_CONTRASTIVE],
     'imagenet_plain': [_IMAGENET_PLAIN],
-    'imagenet_bcl': [
-        [*_IMAGENET_PLAIN, {'rand_augment': {'n': 2, 'm': 10, 'mstd': 0.5}}],
-        _IMAGENET_CONTRASTIVE,
-        _IMAGENET_CONTRASTIVE,
-    ],
+    'imagenet_strong': [_IMAGENET_STRONG],
+    'imagenet_bcl': [_IMAGENET_STRONG, _IMAGENET_CONTRASTIVE, _IMAGENET_CONTRASTIVE],
     # A mirrored or coloured digit is no digit.
     'digits_plain': [_DIGITS_PLAIN],
     'digits_bcl': [_DIGITS_PLAIN, _DIGITS_CONTRASTIVE, _DIGITS_CONTRASTIVE],
