@@ -263,7 +263,9 @@ def test_every_file_begins_with_a_comment_or_its_base(file: Path) -> None:
     assert sorted(keys) == sorted(yaml.safe_load(text))
 
 
-@pytest.mark.parametrize(('name', 'views'), [('bs', 'cifar_plain'), ('bcl', 'cifar_bcl'), ('gkpgsa', 'cifar_plain')])
+@pytest.mark.parametrize(
+    ('name', 'views'), [('bs', 'cifar_plain'), ('bs', 'cifar_strong'), ('bcl', 'cifar_bcl'), ('gkpgsa', 'cifar_plain')]
+)
 def test_recipes_for_own_images_take_small_networks_as_readme_says(name: str, views: str, tmp_path: Path) -> None:
     for label, number in (('a', 20), ('b', 10), ('c', 3)):
         (tmp_path / label).mkdir()
