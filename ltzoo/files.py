@@ -125,9 +125,11 @@ def check_figure(path: Path) -> None:
         LtzooError: as `check_target`, or if Matplotlib is missing or has no format of that ending.
     """
     check_target(path)
-    with writing(path):
+    try:
         from matplotlib.backend_bases import FigureCanvasBase
-
+    except ImportError as error:
+        raise LtzooError(f"{path} needs Matplotlib ({error}): pip install 'ltzoo[plots]'") from error
+    with writing(path):
         ending = path.suffix.removeprefix('.').lower() or 'png'
         if ending not in FigureCanvasBase.get_supported_filetypes():
             raise ValueError(f'no plot is made in the format {ending}, take .png, .pdf or .svg')

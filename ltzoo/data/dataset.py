@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,6 +35,7 @@ __all__ = [
     'register_source',
     'require_readable',
     'source_of',
+    'spelled_plainly',
     'with_place',
     'without_folders',
 ]
@@ -367,6 +369,11 @@ def takes_data_dir(name: str) -> bool:
     base, _, place = name.partition(':')
     entry, _ = _resolve(base)
     return not place or entry.takes_root
+
+
+def spelled_plainly(class_name: str) -> str:
+    """Return a class's name without what tells two spellings of one name apart: case, and how accents are encoded."""
+    return unicodedata.normalize('NFC', class_name).casefold()
 
 
 def without_folders(name: str) -> str:

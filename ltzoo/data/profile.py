@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ltzoo.data.dataset import Dataset
+from ltzoo.data.dataset import Dataset, spelled_plainly
 from ltzoo.data.images import UnreadableImageError, examine
 from ltzoo.data.shots import FEW_BELOW, MANY_ABOVE, SHOT_COLOURS, shot_classes
 from ltzoo.files import drawable, save_figure
@@ -142,6 +142,12 @@ def profile_data(
         if lacking.any():
             names = [dataset.class_names[c] for c in np.flatnonzero(lacking)]
             warnings.append(f'{_count(names, "class has", "classes have")} {what}: {_first(names)}')
+    spellings: defaultdict[str, list[str]] = defaultdict(list)
+    for name in dataset.class_names:
+        spellings[spelled_plainly(name)].append(name)
+    if doubled := [_first(names, between=' = ') for names in spellings.values() if len(names) > 1]:
+        told = _count(doubled, 'class name is', 'class names are')
+        warnings.append(f'{told} there in spellings that differ in case or accents alone: {_first(doubled)}')
     check = _check_images(dataset) if check_images else None
     if check is not None:
         warnings += _image_warnings(dataset, check)

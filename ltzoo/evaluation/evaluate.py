@@ -23,6 +23,7 @@ from ltzoo.data import (
     check_thresholds,
     drop_unreadable,
     load_data,
+    spelled_plainly,
 )
 from ltzoo.data.shots import FEW_BELOW, MANY_ABOVE
 from ltzoo.errors import LtzooError, one_of, saying_no_memory
@@ -218,18 +219,22 @@ def check_classes(model: Any, dataset: Dataset, name: str, data: str) -> None:
     theirs, ours = (model.pretrained_cfg or {}).get('label_names'), dataset.class_names
     if not isinstance(theirs, (list, tuple)) or tuple(theirs) == ours or len(theirs) != len(ours):
         return
-    first = next(c for c in range(len(ours)) if theirs[c] != ours[c])
+    plain_theirs, plain_ours = ([spelled_plainly(str(known)) for known in names] for names in (theirs, ours))
+    moved = _moved(theirs, ours) or _moved(plain_theirs, plain_ours)
+    first = next((c for c in range(len(ours)) if plain_theirs[c] != plain_ours[c]), moved[0] if moved else None)
+    if first is None:
+        return
     difference = f'class {first} of {name} is {theirs[first]}, that of {data} is {ours[first]}'
-    # A name may stand for two classes, as in ImageNet's list.
-    in_theirs, in_ours = Counter(theirs), Counter(ours)
-    moved = any(
-        theirs[c] != known and in_theirs[known] == 1 == in_ours[known]
-        for c, known in enumerate(ours)
-        if known in in_theirs
-    )
     if moved:
         raise ClassesError(f'{difference}: the classes are in another order, every score would be wrong')
     logger.warning('%s: if these are not two names of one thing, the scores mean nothing', difference)
+
+
+def _moved(theirs: Sequence[str], ours: Sequence[str]) -> list[int]:
+    """Return the classes whose name is that of another class there."""
+    # A name may stand for two classes, as in ImageNet's list.
+    in_theirs, in_ours = Counter(theirs), Counter(ours)
+    return [c for c, name in enumerate(ours) if theirs[c] != name and in_theirs[name] == 1 == in_ours[name]]
 
 
 @contextmanager

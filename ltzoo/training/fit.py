@@ -390,7 +390,7 @@ def _finish(folder: RunFolder, training: Training, results: dict[str, Any]) -> N
     }
     export_model(training.model, folder.model, lt, **image_config(recipe, dataset), force=True)
     plot_curves(folder.read_log(), folder.path / 'curves.png')
-    plot_accuracy(results, folder.path / 'accuracy.png')
+    plot_accuracy({**results, 'data': data, 'model': trained_by['model']['name']}, folder.path / 'accuracy.png')
     write_atomically(folder.results, json.dumps(results, indent=2) + '\n')
     shutil.rmtree(folder.bank, ignore_errors=True)
 

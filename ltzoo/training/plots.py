@@ -30,9 +30,12 @@ def plot_curves(log: list[dict[str, Any]], path: Path) -> None:
     axes[0].set_ylabel('training loss')
     if held_out:
         at = [line['epoch'] + 1 for line in held_out]
-        for shot, colour in {'top1': 'black', **SHOT_COLOURS}.items():
-            if held_out[0]['holdout'][shot] is not None:
-                axes[1].plot(at, [line['holdout'][shot] for line in held_out], label=shot, color=colour, marker='.')
+        for key, colour in {'top1': 'black', 'balanced_accuracy': 'tab:brown', **SHOT_COLOURS}.items():
+            if held_out[0]['holdout'][key] is not None:
+                # Of a balanced hold-out the first two are the same.
+                style = {'linestyle': '--'} if key == 'balanced_accuracy' else {}
+                values = [line['holdout'][key] for line in held_out]
+                axes[1].plot(at, values, label=key.replace('_', ' '), color=colour, marker='.', **style)
         axes[1].set_ylabel('hold-out accuracy (%)')
         axes[1].legend()
     axes[-1].step(epochs, [line['lr'] for line in log], where='mid', color='tab:grey', marker=alone)

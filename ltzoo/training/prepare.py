@@ -223,7 +223,8 @@ def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerato
     if recipe.batch_size % (accelerator.num_processes * recipe.accumulation):
         raise RecipeError(
             f'batch_size {recipe.batch_size} cannot be cut into {accelerator.num_processes} processes '
-            f'x {recipe.accumulation} pieces (accumulation)'
+            f'x {recipe.accumulation} pieces (accumulation): '
+            f'give a multiple of {accelerator.num_processes * recipe.accumulation}'
         )
     return accelerator
 

@@ -99,7 +99,10 @@ def _number_of_images(folder: Path) -> int:
 
 def _read_part(location: Path, part: Path, class_names: list[str]) -> Split:
     if unknown := sorted(set(_folder_names(part)) - set(class_names)):
-        raise DataError(f'class folder {part / unknown[0]} has no counterpart in the training part')
+        raise DataError(
+            f'class folder {part / unknown[0]} has no counterpart in the training part: '
+            'put images of that class there, or remove it; names count with their case'
+        )
     return _read(location, part, class_names, may_lack_some=True)
 
 
@@ -173,8 +176,9 @@ def _read(location: Path, root: Path, class_names: list[str], *, may_lack_some: 
         images, more = images_below(root / name)
         others += more
         if not images and not may_lack_some:
+            instead = f'save its files ({", ".join(more)}) so' if more else 'put some there'
             raise DataError(
-                f'class folder {root / name} has no images ({", ".join(IMG_EXTENSIONS)}): put some there or remove it'
+                f'class folder {root / name} has no images ({", ".join(IMG_EXTENSIONS)}): {instead} or remove it'
             )
         paths += [os.path.relpath(file, location) for file in images]
         labels += [label] * len(images)
