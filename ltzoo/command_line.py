@@ -6,13 +6,14 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from ltzoo.errors import LtzooError, one_line
+from ltzoo.errors import LtzooError, one_line, saying_no_memory
 from ltzoo.files import check_figure, check_target
 
-__all__ = ['add_correction', 'at_least', 'check_outputs', 'command_line', 'file_name', 'import_named']
+__all__ = ['add_correction', 'at_least', 'check_outputs', 'command_line', 'file_name', 'import_named', 'naming_options']
 
 # What the optional dependencies of training are imported as.
 _TRAINING = ('accelerate', 'matplotlib', 'omegaconf', 'psutil', 'pydantic', 'tqdm', 'yaml')
@@ -140,3 +141,22 @@ def command_line(main: Callable[[], int]) -> Callable[[], int]:
             return 141
 
     return run
+
+
+@contextmanager
+def naming_options(batch_size: int) -> Iterator[None]:
+    """Say which options of the tools help where there is no memory, or an image cannot be read.
+
+    Raises:
+        LtzooError: with them.
+    """
+    from ltzoo.data import MissingImageError, UnreadableImageError
+
+    less = f'there is no memory for the model with --batch-size {batch_size}: take a smaller one, or --device cpu'
+    try:
+        with saying_no_memory(less):
+            yield
+    except MissingImageError:
+        raise
+    except UnreadableImageError as error:
+        raise LtzooError(f'{error}; --skip-unreadable leaves such images out') from error

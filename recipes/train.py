@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
+import logging
 import os
 import sys
 from pathlib import Path
@@ -41,13 +42,14 @@ def main() -> int:
         elif cause is not None and is_killed_worker(cause):
             hint = '; workers and evaluation.batch_size may be changed where resume=auto goes on'
         rank = int(os.environ.get('RANK', 0))
-        # What all processes find is said once; an image, a disk or a device's memory may be one process's own.
+        # What all processes of a machine find is said once; an image, a disk or a device's memory may be one's own.
         of_one = of_image or hint or isinstance(cause, OSError) or (cause is not None and is_out_of_memory(cause))
-        if rank == 0 or of_one:
+        if first_here() or of_one:
             print(f'train.py{f" (process {rank})" if rank else ""}: {error}{hint}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print('\nstopped: continue from the last checkpoint with the same command and resume=auto', file=sys.stderr)
+        if first_here():
+            print('\nstopped: continue from the last checkpoint with the same command and resume=auto', file=sys.stderr)
         return 130
 
 
@@ -62,6 +64,10 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides)
     check_processes()
+    if not first_here():
+        # What all processes warn of is said once; which images are left out, by the one that read them.
+        logging.getLogger('ltzoo').setLevel(logging.ERROR)
+        logging.getLogger('ltzoo.data.dataset').setLevel(logging.WARNING)
     output = recipe.output or Path('runs', args.recipe.resolve().parent.name, f'{args.recipe.stem}_seed{recipe.seed}')
     try:
         if args.dry_run:
@@ -94,6 +100,11 @@ def run(args: argparse.Namespace) -> int:
         print(f'plots: {output / "accuracy.png"}, {output / "curves.png"}')
     end_processes()
     return 0
+
+
+def first_here() -> bool:
+    """Return whether this is the first of the machine's processes."""
+    return not int(os.environ.get('LOCAL_RANK', os.environ.get('RANK', 0)))
 
 
 def end_processes() -> None:

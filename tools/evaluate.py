@@ -13,7 +13,7 @@ import json
 import sys
 from typing import Any
 
-from ltzoo.command_line import add_correction, at_least, check_outputs, command_line, file_name
+from ltzoo.command_line import add_correction, at_least, check_outputs, command_line, file_name, naming_options
 
 
 @command_line
@@ -73,7 +73,6 @@ def check_options(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from ltzoo.evaluation import evaluate_model
-    from ltzoo.evaluation.evaluate import naming_options
 
     with naming_options(args.batch_size):
         return evaluate_model(

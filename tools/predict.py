@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ltzoo.command_line import add_correction, at_least, command_line, file_name
+from ltzoo.command_line import add_correction, at_least, command_line, file_name, naming_options
 from ltzoo.errors import LtzooError
 
 
@@ -42,7 +42,7 @@ def main() -> int:
     import ltzoo
     from ltzoo.evaluation import predict_files, resolve_model
     from ltzoo.evaluation.adjust import correct
-    from ltzoo.evaluation.evaluate import naming_options, usable_device
+    from ltzoo.evaluation.evaluate import usable_device
     from ltzoo.evaluation.trained_on import TrainedOn
     from ltzoo.files import check_target, write_atomically, writing
 

@@ -82,9 +82,7 @@ class Split:
 
     def digest(self) -> str:
         """Return a SHA-256, hexadecimal, of the labels in their order and of the images' names, if they have some."""
-        digest = hashlib.sha256(self.labels.tobytes())
-        self.images.identify(digest)
-        return digest.hexdigest()
+        return hashlib.sha256(self.labels.tobytes() + self.images.identity()).hexdigest()
 
 
 def drop_unreadable(split: Split) -> Split:
@@ -203,6 +201,7 @@ class Dataset:
         """What tells these images and classes from others, in JSON's types; it is taken of all images, once."""
         return {
             'class_counts': self.class_counts.tolist(),
+            'test_counts': np.bincount(self.test.labels, minlength=self.num_classes).tolist(),
             'class_names': list(self.class_names),
             'drawn_from': self.drawn_from,
             'images': f'{self.train.digest()} {self.test.digest()}',
@@ -219,7 +218,10 @@ class Dataset:
 
 
 class Source(Protocol):
-    """Reads a data set; `location` is a folder, a file or a name, whatever the source documents."""
+    """Reads a data set; `location` is a folder, a file or a name, whatever the source documents.
+
+    The processes of a training call it at the same time, also to download.
+    """
 
     def __call__(self, location: Path, download: bool) -> Dataset: ...
 

@@ -5,10 +5,9 @@ touched once, at the end.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, drop
 from ltzoo.data.images import ArrayImages, join_images
 from ltzoo.errors import one_of
 
-__all__ = ['from_parts', 'load_parts', 'split_off', 'with_holdout']
+__all__ = ['load_parts', 'split_off', 'with_holdout']
 
 logger = logging.getLogger(__name__)
 
@@ -65,30 +64,6 @@ def with_holdout(
         return _balanced(dataset, per_class, seed)
     train, held_out = split_off(dataset.train, 0.2 if fraction is None else fraction, seed)
     return replace(dataset, train=train, test=held_out, drawn_from=dataset.drawn_from or dataset.train.digest())
-
-
-def from_parts(name: str, parts: Sequence[Split], class_names: tuple[str, ...], **described: Any) -> Dataset:
-    """Return a data set of a user's parts: training, test, validation.
-
-    Where there is but the first, 20 % of every class become the test part, see `split_off`.
-
-    Args:
-        name, class_names, **described: of the data set.
-        parts: one to three, in this order.
-
-    Raises:
-        DataError: if the test part is to be drawn and no class has two images.
-    """
-    if len(parts) > 1:
-        train, test, *more = parts
-        return Dataset(name, train, test, class_names, validation=next(iter(more), None), **described)
-    (whole,) = parts
-    train, test = split_off(whole)
-    if len(whole) and not len(test):
-        raise DataError(
-            f'no class of {name} has two images, so that no test part can be drawn: add images, or give it a test part'
-        )
-    return Dataset(name, train, test, class_names, drawn_from=whole.digest(), **described)
 
 
 def split_off(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split, Split]:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,6 @@ from ltzoo.errors import LtzooError
 
 __all__ = [
     'ArrayImages',
-    'Digest',
     'FileImages',
     'Images',
     'JoinedImages',
@@ -35,12 +34,6 @@ __all__ = [
 _SIXTEEN_BITS = ('PNG', 'PPM')
 
 T = TypeVar('T')
-
-
-class Digest(Protocol):
-    """A hash of `hashlib`."""
-
-    def update(self, data: Any, /) -> None: ...
 
 
 class UnreadableImageError(LtzooError, OSError):
@@ -69,8 +62,8 @@ class Images(Protocol):
     def name(self, index: int) -> str:
         """Return what identifies the image to a person: its path, or its position."""
 
-    def identify(self, digest: Digest) -> None:
-        """Update a hash with what tells these images from others: names in their order, of an array its size."""
+    def identity(self) -> bytes:
+        """Return what tells these images from others: names in their order, of an array its size."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +96,9 @@ class ArrayImages:
     def name(self, index: int) -> str:
         return f'image {index if self.rows is None else self.rows[index]}'
 
-    def identify(self, digest: Digest) -> None:
+    def identity(self) -> bytes:
         # Not its pixels: a pack of CIFAR's images does not have all of them.
-        digest.update(f'array of {len(self)}'.encode())
+        return f'array of {len(self)}'.encode()
 
 
 @dataclass(frozen=True)
@@ -138,9 +131,9 @@ class FileImages:
     def name(self, index: int) -> str:
         return str(self.root / self.paths[index])
 
-    def identify(self, digest: Digest) -> None:
+    def identity(self) -> bytes:
         # Names that are no UTF-8 have their bytes.
-        digest.update('\0'.join(['files', *self.paths]).encode('utf-8', 'surrogateescape'))
+        return '\0'.join(['files', *self.paths]).encode('utf-8', 'surrogateescape')
 
 
 @contextmanager
@@ -200,10 +193,8 @@ class JoinedImages:
         part, position = self._find(index)
         return part.name(position)
 
-    def identify(self, digest: Digest) -> None:
-        for part in self.parts:
-            part.identify(digest)
-        digest.update(np.ascontiguousarray(self.positions))
+    def identity(self) -> bytes:
+        return b''.join(part.identity() for part in self.parts) + self.positions.tobytes()
 
     def _find(self, index: int) -> tuple[Images, int]:
         first, second = self.parts

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,15 +17,13 @@ from torch import nn
 
 from ltzoo.data import (
     Dataset,
-    MissingImageError,
-    UnreadableImageError,
     check_thresholds,
     drop_unreadable,
     load_data,
     spelled_plainly,
 )
 from ltzoo.data.shots import FEW_BELOW, MANY_ABOVE
-from ltzoo.errors import LtzooError, one_of, saying_no_memory
+from ltzoo.errors import one_of
 from ltzoo.evaluation.adjust import correct
 from ltzoo.evaluation.metrics import score, shifted_accuracy
 from ltzoo.evaluation.predict import Predictions, predict
@@ -39,7 +36,6 @@ __all__ = [
     'ClassesError',
     'check_classes',
     'evaluate_model',
-    'naming_options',
     'score_model',
     'usable_device',
 ]
@@ -235,23 +231,6 @@ def _moved(theirs: Sequence[str], ours: Sequence[str]) -> list[int]:
     # A name may stand for two classes, as in ImageNet's list.
     in_theirs, in_ours = Counter(theirs), Counter(ours)
     return [c for c, name in enumerate(ours) if theirs[c] != name and in_theirs[name] == 1 == in_ours[name]]
-
-
-@contextmanager
-def naming_options(batch_size: int) -> Iterator[None]:
-    """Say which options of the tools help where there is no memory, or an image cannot be read.
-
-    Raises:
-        LtzooError: with them.
-    """
-    less = f'there is no memory for the model with --batch-size {batch_size}: take a smaller one, or --device cpu'
-    try:
-        with saying_no_memory(less):
-            yield
-    except MissingImageError:
-        raise
-    except UnreadableImageError as error:
-        raise LtzooError(f'{error}; --skip-unreadable leaves such images out') from error
 
 
 def usable_device(device: str | None) -> str:

@@ -36,41 +36,6 @@ class GramMatrix:
         self._distances_squared = torch.zeros(0, 0, dtype=torch.float64)
         self._norms_squared = torch.zeros(0, dtype=torch.float64)
 
-    def add(
-        self, epoch: int, parameters: Mapping[str, Tensor], snapshot: Callable[[int], Mapping[str, Tensor]]
-    ) -> None:
-        """Add a row and a column.
-
-        Args:
-            epoch: of the new snapshot; not among `epochs`.
-            parameters: of the new snapshot, by name.
-            snapshot: returns the parameters of one of `epochs`; called once for each, one at a time.
-
-        Raises:
-            AffinityError: if the epoch is there already, or the snapshots' names or shapes differ.
-        """
-        if epoch in self.epochs:
-            raise AffinityError(f'epoch {epoch} is already in the Gram matrix: remove it first')
-        row = [_distance_squared(parameters, snapshot(other), epoch, other) for other in self.epochs]
-        distances = torch.zeros(len(row) + 1, len(row) + 1, dtype=torch.float64)
-        distances[:-1, :-1] = self._distances_squared
-        distances[-1, :-1] = distances[:-1, -1] = torch.tensor(row, dtype=torch.float64)
-        own = _sum_of_squares(tensor.float() for tensor in parameters.values())
-        norms = torch.cat([self._norms_squared, torch.tensor([own], dtype=torch.float64)])
-        epochs = [*self.epochs, epoch]
-        self._select(epochs, distances, norms, sorted(epochs))
-
-    def remove(self, epoch: int) -> None:
-        """Drop the row and the column of one of `epochs`.
-
-        Raises:
-            AffinityError: if it is not there.
-        """
-        if epoch not in self.epochs:
-            raise AffinityError(f'epoch {epoch} is not in the Gram matrix, which holds {self.epochs}')
-        kept = [other for other in self.epochs if other != epoch]
-        self._select(self.epochs, self._distances_squared, self._norms_squared, kept)
-
     def update(self, epochs: Iterable[int], snapshot: Callable[[int], Mapping[str, Tensor]]) -> None:
         """Add and remove what it takes to hold just `epochs`; at most two snapshots are in memory at a time.
 
@@ -78,13 +43,32 @@ class GramMatrix:
 
         Args:
             epochs: such as `MemoryBank.epochs`; an epoch that is already here still means the same parameters.
-            snapshot: returns the parameters of an epoch, such as `MemoryBank.snapshot`.
+            snapshot: returns the parameters of an epoch, by name, such as `MemoryBank.snapshot`.
+
+        Raises:
+            AffinityError: if the snapshots' names or shapes differ.
         """
         wanted = set(epochs)
-        for epoch in set(self.epochs) - wanted:
-            self.remove(epoch)
+        self._keep([epoch for epoch in self.epochs if epoch in wanted])
         for epoch in sorted(wanted - set(self.epochs)):
-            self.add(epoch, snapshot(epoch), snapshot)
+            self._add(epoch, snapshot(epoch), snapshot)
+
+    def _add(
+        self, epoch: int, parameters: Mapping[str, Tensor], snapshot: Callable[[int], Mapping[str, Tensor]]
+    ) -> None:
+        row = [_distance_squared(parameters, snapshot(other), epoch, other) for other in self.epochs]
+        distances = torch.zeros(len(row) + 1, len(row) + 1, dtype=torch.float64)
+        distances[:-1, :-1] = self._distances_squared
+        distances[-1, :-1] = distances[:-1, -1] = torch.tensor(row, dtype=torch.float64)
+        own = _sum_of_squares(tensor.float() for tensor in parameters.values())
+        self._norms_squared = torch.cat([self._norms_squared, torch.tensor([own], dtype=torch.float64)])
+        self.epochs, self._distances_squared = [*self.epochs, epoch], distances
+        self._keep(sorted(self.epochs))
+
+    def _keep(self, epochs: list[int]) -> None:
+        rows = torch.tensor([self.epochs.index(epoch) for epoch in epochs], dtype=torch.int64)
+        self._distances_squared, self._norms_squared = self._distances_squared[rows][:, rows], self._norms_squared[rows]
+        self.epochs = epochs
 
     def distances_squared(self) -> Tensor:
         """Return the squared Euclidean distances: float64, shape (E, E)."""
@@ -108,12 +92,8 @@ class GramMatrix:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state, on whatever device its tensors lie."""
-        distances, norms = state['distances_squared'].cpu(), state['norms_squared'].cpu()
-        self._select(state['epochs'], distances, norms, list(state['epochs']))
-
-    def _select(self, epochs: list[int], distances: Tensor, norms: Tensor, kept: list[int]) -> None:
-        rows = torch.tensor([epochs.index(epoch) for epoch in kept], dtype=torch.int64)
-        self.epochs, self._distances_squared, self._norms_squared = kept, distances[rows][:, rows], norms[rows]
+        self.epochs = list(state['epochs'])
+        self._distances_squared, self._norms_squared = state['distances_squared'].cpu(), state['norms_squared'].cpu()
 
 
 def parameter_affinity(gram: GramMatrix, kind: str = 'gaussian') -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltzoo.gkpgsa import dense, sliced
-from ltzoo.gkpgsa.rows import OneHotRows, SlicedRows, SortedRows
+from ltzoo.gkpgsa.rows import Rows, SortedRows
 
 __all__ = ['BatchNorm', 'Conv2d', 'Linear']
 
@@ -86,7 +86,7 @@ class BatchNorm(dense.BatchNorm):
     def forward(
         ctx: Any,
         x: Tensor,
-        rows: SlicedRows | OneHotRows,
+        rows: Rows,
         shared: bool,
         conf: tuple[Any, ...],
         count: int,

@@ -53,9 +53,10 @@ def diagonal_fisher(
         parameters: by their names in the model, in any precision and on any device.
         batches: (inputs, labels) on the model's device, labels int64 of shape (N,).
         kind: whose labels. 'empirical' takes the true ones; 'sampled' draws one for each sample from the model's
-            softmax, which is the true Fisher in expectation; 'batch' is the authors' estimator, the squared gradient
-            of every batch's mean loss, averaged over batches: a batch's gradients cancel before they are squared, so it
-            is 1e3 to 1.5e4 times too small and depends on the batch size.
+            softmax, which is the true Fisher in expectation; 'batch' squares the gradient of every batch's mean loss,
+            as the authors' code does, and averages over batches: a batch's gradients cancel before they are squared,
+            so it is 1e3 to 1.5e4 times too small and depends on the batch size. They divide by the number of samples,
+            which makes theirs smaller again by the batch size.
         buffers: by their names in the model, such as the running statistics that belong to `parameters`.
         chunk_size: samples whose gradients are in memory at once, each as large as `parameters`; by default 256 on a
             GPU, which starts every kernel anew for a chunk, and 32 on a CPU, and less where 2 GiB would not hold them.

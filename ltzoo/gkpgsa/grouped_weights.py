@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from ltzoo.gkpgsa import by_slot, dense, sliced
 from ltzoo.gkpgsa.direction import SharpnessError
-from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, Rows, SampleRows, SlicedRows, SortedRows
+from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, Rows, SampleRows, SortedRows
 
 __all__ = ['GroupedWeights']
 
@@ -173,9 +173,7 @@ class GroupedWeights(TorchFunctionMode):
     def replace(self, tree: Any, slot: int) -> Any:
         return _map(tree, lambda x: self.at(x, slot))
 
-    def call_by_slot(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], rows: SlicedRows | OneHotRows
-    ) -> Any:
+    def call_by_slot(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows) -> Any:
         """Call a function of single rows with every slot's rows and weights."""
         name = getattr(func, '__name__', '')
         if name.startswith('__i') or (name.endswith('_') and not name.endswith('__')):
@@ -251,7 +249,7 @@ def _batch_norm(
 
 
 def _recurrent(
-    func: Callable[..., tuple[Tensor, ...]], mode: GroupedWeights, rows: SlicedRows | OneHotRows,
+    func: Callable[..., tuple[Tensor, ...]], mode: GroupedWeights, rows: Rows,
     input: Tensor, hidden: Any, weights: Any, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Call an LSTM, GRU or RNN, whose states have samples in their second dimension, by slot."""

@@ -7,6 +7,7 @@ groups' anchors (GKP). Per epoch: feature quality, memory bank and, when it is d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ class GkpGsa:
         pieces: Sequence[tuple[Views, Tensor]],
         *,
         loss_scale: Tensor | float = 1.0,
-        autocast: Callable[[], Any] | None = None,
+        autocast: Callable[[], Any] = nullcontext,
     ) -> StepReport:
         """Put the loss's gradient into the parameters' `grad`; `weigh` and the optimiser's step come next.
 
@@ -168,7 +169,7 @@ class GkpGsa:
         def observed(views: Views, labels: Tensor) -> Tensor:
             """In the first pass, take note of the features that the classifier gets, which are those of one view.
 
-            With `ascent` other than `fresh` the only pass of a step is at perturbed weights, and so are its features.
+            In a step without a first pass (`ascent`) it is the perturbed one, and so are its features.
             """
             nonlocal left
             if left == 0:
@@ -329,7 +330,8 @@ class GkpGsa:
             if not self.has_groups or not torch.equal(before, self.class_groups):
                 self.sharpness.set_groups(self.class_groups, self._samples_by_group(self.class_groups))
             self.has_groups = True
-        if self.settings.preservation is not None:
+        # After the last epoch there is no step that anchors could hold.
+        if self.settings.preservation is not None and self.epoch + 1 < self.epochs:
             self.preservation = self._new_preservation(self.settings.preservation, samples)
         sizes = torch.bincount(self.class_groups).tolist()
         return {

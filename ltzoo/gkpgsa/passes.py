@@ -44,7 +44,7 @@ class Passes:
     class_groups: Tensor
     groups: int
     rows_form: RowsForm
-    autocast: Callable[[], Any] | None
+    autocast: Callable[[], Any]
     loss_scale: Tensor | float
     # Places of the parameters that a loss used, and which groups are in the batch, over all pieces and processes.
     used: set[int] = field(default_factory=set)
@@ -110,7 +110,7 @@ class Passes:
         gradients = [torch.zeros(sum(layout.sizes), device=device, dtype=layout.dtype) for _ in weightings]
         with nullcontext() if theta is None else layout.holding(theta):
             for views, labels in self.pieces:
-                with self.context():
+                with self.autocast():
                     values = of_each(self.losses(views[:1] if first_view else views, labels), labels)
                 groups = self.class_groups[labels]
                 for i, (gradient, weights) in enumerate(zip(gradients, weightings, strict=True)):
@@ -134,7 +134,7 @@ class Passes:
             if piece not in self.rows:
                 self.rows[piece] = self._rows_of(labels)
             by_parameter: dict[Tensor, Sequence[Tensor]] = dict(zip(layout.parameters, weights, strict=True))
-            with self.context(), GroupedWeights(by_parameter, *self.rows[piece], shared=shared) as mode:
+            with self.autocast(), GroupedWeights(by_parameter, *self.rows[piece], shared=shared) as mode:
                 marked = tuple(mode.mark(view) for view in (views[:1] if first_view else views))
                 values = of_each(self.losses(marked, labels), labels)
                 if id(values) in mode.grouped:
@@ -169,9 +169,6 @@ class Passes:
         # The host waits for the device once.
         sizes = torch.stack([torch.bincount(part, minlength=slots) for part in (groups, class_slots)]).tolist()
         return SampleRows(tuple(sizes[0])), ClassRows(class_slots, sizes[1])
-
-    def context(self) -> Any:
-        return nullcontext() if self.autocast is None else self.autocast()
 
 
 def of_each(values: Tensor, labels: Tensor) -> Tensor:

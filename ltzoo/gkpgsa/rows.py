@@ -1,8 +1,8 @@
 """Which rows of an activation belong to which group of samples or classes.
 
 In three forms. Sliced rows lie sorted by group, or can be sorted, and are worked on a slice at a time. One-hot rows lie
-in any order, and which group a row belongs to is known to the device alone. Sorted rows lie sorted
-by group too, but where one group ends is known only when the work is done.
+in any order, and which group a row belongs to is known to the device alone. Sorted rows lie sorted by group too, but
+where one group ends is known only when the work is done.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -71,34 +71,6 @@ def _affine_by_batch_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.batch_norm(x, scale, shift, torch.zeros_like(scale), torch.ones_like(scale), False, 0.0, 0.0, False)
 
 
-class Rows(Protocol):
-    """The rows of one activation, each belonging to one slot: a group, or the last slot, which is no group."""
-
-    def fits(self, x: Tensor) -> bool:
-        """Return whether the first dimension of `x` is these rows."""
-
-    def resized(self, before: Tensor, after: Tensor) -> Rows:
-        """Return the rows of `after`, which was made from `before` by reshaping or selecting."""
-
-
-class SlicedRows(Rows, Protocol):
-    """Rows that can be cut into slices of one slot each."""
-
-    def split(self, x: Tensor) -> list[tuple[int, Tensor]]:
-        """Return (slot, its rows) pairs; a slot may come more than once."""
-
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Undo `split`."""
-
-    def affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Return x times its slot's scale plus its slot's shift, by channel, in the type of x.
-
-        Args:
-            x: shape (R, C, ...).
-            scale, shift: shape (S, C).
-        """
-
-
 class _BatchRows(ABC):
     """Rows of shape (repeats, batch, inner), in that order.
 
@@ -114,9 +86,11 @@ class _BatchRows(ABC):
     def batch(self) -> int: ...
 
     def fits(self, x: Tensor) -> bool:
+        """Return whether the first dimension of `x` is these rows."""
         return x.ndim > 0 and len(x) == self.repeats * self.batch * self.inner
 
     def resized(self: _R, before: Tensor, after: Tensor) -> _R:
+        """Return the rows of `after`, which was made from `before` by reshaping or selecting."""
         if after.ndim == 0 or self.fits(after):
             return self
         same = before.numel() == after.numel()
@@ -152,13 +126,21 @@ class SampleRows(_BatchRows):
         return [(s, n * self.inner) for _ in range(self.repeats) for s, n in enumerate(self.sizes) if n]
 
     def split(self, x: Tensor) -> list[tuple[int, Tensor]]:
+        """Return (slot, its rows) pairs; a slot may come more than once."""
         parts = self.parts()
         return list(zip([s for s, _ in parts], x.split([n for _, n in parts]), strict=True))
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Undo `split`."""
         return torch.cat(list(parts))
 
     def affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Return x times its slot's scale plus its slot's shift, by channel, in the type of x.
+
+        Args:
+            x: shape (R, C, ...).
+            scale, shift: shape (S, C).
+        """
         out = torch.empty_like(x)
         for (slot, part), (_, target) in zip(self.split(x), self.split(out), strict=True):
             affine(part, scale[slot], shift[slot], out=target)
@@ -224,7 +206,7 @@ class OneHotRows(_BatchRows):
         return self.index[:, None] == torch.arange(self.count, device=self.slots.device)
 
     def affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """As that of `SlicedRows`."""
+        """As that of `SampleRows`."""
         return affine(x, scale[self.index], shift[self.index], out=torch.empty_like(x))
 
     def choose(self, values: Sequence[Tensor]) -> Tensor:
@@ -244,3 +226,8 @@ class SortedRows(OneHotRows):
     """
 
     sizes: Tensor = field(kw_only=True)
+
+
+# The rows of one activation, each belonging to one slot: a group, or the last slot, which is no group.
+SlicedRows = SampleRows | ClassRows
+Rows = SlicedRows | OneHotRows

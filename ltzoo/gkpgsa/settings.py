@@ -102,9 +102,9 @@ class PreservationSettings:
     Args:
         strength: lambda.
         form: `proximal`, an exact step on the penalty after the optimiser's; `gradient`, the penalty's gradient added
-            to the loss's (Eq. 16 as written), which diverges where learning rate x (1 - alpha) lambda (G - 1) x Fisher
-            exceeds 2 (1 + momentum), and earlier with Nesterov momentum. Momentum adds up gradients and not proximal
-            steps: with momentum mu the proximal form holds as the gradient form does at (1 - mu) lambda.
+            to the loss's (Eq. 16, beside a mean loss), which diverges where learning rate x (1 - alpha) lambda (G - 1)
+            x Fisher exceeds 2 (1 + momentum), and earlier with Nesterov momentum. Momentum adds up gradients and not
+            proximal steps: with momentum mu the proximal form holds as the gradient form does at (1 - mu) lambda.
         fisher: see `diagonal_fisher`.
         statistics: batch-norm's running statistics that the Fisher is taken with: those of `now`, or the `anchor`'s,
             which are the means of its classes' as its weights are.

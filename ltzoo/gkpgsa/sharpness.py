@@ -128,7 +128,7 @@ class GroupedSharpness:
         *,
         perturbed: bool = True,
         loss_scale: Tensor | float = 1.0,
-        autocast: Callable[[], Any] | None = None,
+        autocast: Callable[[], Any] = nullcontext,
     ) -> StepReport:
         """Put the gradient of Eq. 14 to 16 into the parameters' `grad`, as an ordinary backward pass would.
 

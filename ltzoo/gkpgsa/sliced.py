@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltzoo.gkpgsa.rows import OneHotRows, SlicedRows, add_scaled_
+from ltzoo.gkpgsa.rows import Rows, SlicedRows, add_scaled_
 
 __all__ = ['BatchNorm', 'Conv2d', 'Linear']
 
@@ -96,7 +96,7 @@ class BatchNorm(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        rows: SlicedRows | OneHotRows,
+        rows: Rows,
         shared: bool,
         conf: tuple[Any, ...],
         count: int,
@@ -137,7 +137,7 @@ class BatchNorm(torch.autograd.Function):
 
 def normalised(
     x: Tensor,
-    rows: SlicedRows | OneHotRows,
+    rows: Rows,
     mean: Tensor,
     variance: Tensor,
     eps: float,
@@ -153,7 +153,7 @@ def normalised(
 def batch_norm_input_gradient(
     grad: Tensor,
     x: Tensor,
-    rows: SlicedRows | OneHotRows,
+    rows: Rows,
     weights: Tensor,
     mean: Tensor,
     rstd: Tensor,

@@ -187,7 +187,7 @@ def eval_results(results: Mapping[str, Any], shots: bool = True) -> str | None:
         EvalResultEntry(
             dataset_id=dataset,
             task_id=f'{results["data"]}_{key}',
-            value=round(score['values'][results['seeds'].index(results['weights_seed'])], 2),
+            value=round(score['values'][0], 2),
             notes=f'these weights: last epoch, seed {results["weights_seed"]}',
         )
         for key, score in results['scores'].items()
@@ -264,10 +264,21 @@ logits = model.eval()(transform(image).unsqueeze(0))  # image: a PIL image in RG
 
 
 def _seeds(results: Mapping[str, Any]) -> str:
-    seeds = results.get('seeds') or []
+    seeds = sorted(results.get('seeds') or [])
     if len(seeds) < 2:
         return '; one seed'
-    return f'; mean and sample standard deviation of seeds {", ".join(map(str, sorted(seeds)))}'
+    said = f'; mean and sample standard deviation of seeds {", ".join(map(str, seeds))}'
+    by_seed = {run['seed']: _processes(run['environment']) for run in results['runs']}
+    if len(set(by_seed.values())) == 1:
+        return said
+    # Batch-norm's statistics are each process's own: such seeds differ in more than chance.
+    return f'{said}, trained by {", ".join(by_seed[seed] for seed in seeds)} processes'
+
+
+def _processes(environment: Mapping[str, Any]) -> str:
+    """Return by how many processes a run was trained, one number after the other where they changed."""
+    parts = (*(environment.get('earlier') or ()), environment)
+    return ' then '.join(dict.fromkeys(str(part.get('processes', 1)) for part in parts))
 
 
 def _table(scores: Mapping[str, float | None], results: Mapping[str, Any]) -> str:
@@ -291,7 +302,10 @@ def _table(scores: Mapping[str, float | None], results: Mapping[str, Any]) -> st
         if any(key in column for _, column in columns):
             lines.append(f'| {title} | ' + ' | '.join(column.get(key, '') for _, column in columns) + ' |')
     if paper:
-        lines += ['', f'Paper: {paper["source"]}.']
+        lines += [
+            '',
+            f'Paper: {paper["source"]}. It does not say which epoch its numbers are of; ours are of the last.',
+        ]
     return '\n'.join(lines)
 
 
@@ -300,7 +314,7 @@ def _command(results: Mapping[str, Any]) -> str:
         return ''
     commit = f', at commit {results["commit"]}' if results.get('commit') else ''
     # Those of the weights' run, which may not have been trained at one commit, or by as many processes, throughout.
-    run = next(run for run in results['runs'] if run['seed'] == results['weights_seed'])['environment']
+    run = results['runs'][0]['environment']
     processes = run.get('processes', 1)
     for part in run.get('earlier') or ():
         others = part.get('processes', processes) != processes

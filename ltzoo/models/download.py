@@ -108,11 +108,11 @@ def probe() -> None:
         DownloadError: if it does not, within about a second.
     """
     try:
-        if _offline():
+        if constants.HF_HUB_OFFLINE:
             raise errors.OfflineModeIsEnabled
-        get_session().head(_endpoint(), timeout=_timeout())
+        get_session().head(constants.ENDPOINT, timeout=_timeout())
     except Exception as error:  # Whatever HTTP library the client is built on.
-        raise DownloadError(f'{_endpoint()} cannot be reached: {_reason(error)}') from error
+        raise DownloadError(f'{constants.ENDPOINT} cannot be reached: {_reason(error)}') from error
 
 
 def file_hash(path: Path) -> str:
@@ -147,11 +147,11 @@ def _ask(repo: str, file: str, revision: str, where: str) -> Any:
         status = error.response.status_code
         if status == 401:
             raise DownloadError(
-                f'{where} cannot be read: {_endpoint()} does not know the token; log in anew (hf auth login), or set '
-                'another HF_TOKEN, or none'
+                f'{where} cannot be read: {constants.ENDPOINT} does not know the token; log in anew (hf auth login), '
+                'or set another HF_TOKEN, or none'
             ) from error
         if status < 500 and status not in _BUSY:
-            raise DownloadError(f'{where} cannot be read: {_endpoint()} answers {status}') from error
+            raise DownloadError(f'{where} cannot be read: {constants.ENDPOINT} answers {status}') from error
         return error
     except Exception as error:  # Whatever HTTP library the client is built on: refused, timed out, offline.
         return error
@@ -202,7 +202,8 @@ def _obtain(
             state = f'is another one in the cache: {other}'
     if unreachable is not None:
         raise DownloadError(
-            f'{where} cannot be loaded: {_endpoint()} cannot be reached ({_reason(unreachable)}), and {file} {state}'
+            f'{where} cannot be loaded: {constants.ENDPOINT} cannot be reached ({_reason(unreachable)}), and '
+            f'{file} {state}'
         ) from unreachable
     path = _download(repo, file, commit, where, cache_dir)
     mismatch = _mismatch(path, etag) or (None if sha256 == etag else _mismatch(path, sha256))
@@ -267,11 +268,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, errors.OfflineModeIsEnabled):
         return 'HF_HUB_OFFLINE is set'
     return one_line(error)
-
-
-def _endpoint() -> str:
-    return constants.ENDPOINT
-
-
-def _offline() -> bool:
-    return bool(constants.HF_HUB_OFFLINE)

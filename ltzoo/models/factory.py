@@ -53,6 +53,10 @@ _WEIGHTS = 'model.safetensors'
 _FORMS = 'timm/NAME, local-dir:PATH or hf-hub:ORG/NAME'
 # Arguments that users do not give, or that do not make the model.
 _OURS = {'pretrained_cfg_overlay', 'cache_dir', 'backbone'}
+# What making a model ends with where arguments or files are wrong.
+_OF_ARGUMENTS_OR_FILES = (
+    TypeError, ValueError, ArithmeticError, AssertionError, LookupError, AttributeError, RuntimeError, SafetensorError,
+)  # fmt: skip
 # What timm takes from a config.json without looking.
 _CONFIG = {'num_classes': int, 'model_args': dict, 'pretrained_cfg': dict}
 # What its old, flat form has besides the fields of a PretrainedCfg.
@@ -216,30 +220,22 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
         return timm.create_model(entry, pretrained=True, **kwargs)
     except LtzooError:
         raise
-    except (TypeError, ValueError, ArithmeticError, AssertionError, LookupError, AttributeError) as error:
-        reason = one_line(error)
-        if given := _given(kwargs):
+    except OSError as error:
+        raise ModelFilesError(f'{name} cannot be loaded: {one_line(error)}') from error
+    except _OF_ARGUMENTS_OR_FILES as error:
+        reason, given = one_line(error), _given(kwargs)
+        if 'No pretrained weights exist' in reason:
+            raise NoWeightsError(f'the pretrained_cfg given for {name} names no weights') from error
+        if isinstance(error, SafetensorError) or 'loading state_dict' in reason:
+            asked = f', or do not go with {given}' if given else ''
+            raise ModelFilesError(f'the weights of {name} are damaged or of another model{asked}: {reason}') from error
+        if isinstance(error, torch.OutOfMemoryError) or (not given and is_out_of_memory(error)):
+            raise
+        if given:
             raise ModelArgumentError(f'{name} cannot be made with {given}: {reason}') from error
         if not entry.startswith(_LOCAL):
             raise
         raise ModelFilesError(f'{name} cannot be made with the arguments in its config.json: {reason}') from error
-    except (SafetensorError, RuntimeError) as error:
-        reason = one_line(error)
-        if 'No pretrained weights exist' in reason:
-            raise NoWeightsError(f'the pretrained_cfg given for {name} names no weights') from error
-        given = _given(kwargs)
-        if not isinstance(error, SafetensorError) and 'loading state_dict' not in reason:
-            if isinstance(error, torch.OutOfMemoryError) or (not given and is_out_of_memory(error)):
-                raise
-            if given:
-                raise ModelArgumentError(f'{name} cannot be made with {given}: {reason}') from error
-            if not entry.startswith(_LOCAL):
-                raise
-            raise ModelFilesError(f'{name} cannot be made with the arguments in its config.json: {reason}') from error
-        asked = f', or do not go with {given}' if given else ''
-        raise ModelFilesError(f'the weights of {name} are damaged or of another model{asked}: {reason}') from error
-    except OSError as error:
-        raise ModelFilesError(f'{name} cannot be loaded: {one_line(error)}') from error
 
 
 def _given(kwargs: dict[str, Any]) -> str:

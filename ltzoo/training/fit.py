@@ -110,6 +110,8 @@ def _train(
                 'ema_decay=%s: at the end of so short a run the average is still %.0f %% of the weights it starts from',
                 recipe.ema_decay, 100 * left,
             )  # fmt: skip
+    # Each process may have refused something until here.
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         held.enter_context(folder.alone())
         # Another run may have been here until now.
@@ -326,6 +328,13 @@ def _check_data(folder: RunFolder, recipe: Recipe, now: dict[str, Any], state: d
         raise CheckpointError(
             f'output={folder.path} was trained on classes of other names, or in another order, than '
             f'{recipe.data.name} has now: name them as they were, or give another output'
+        )
+    # A checkpoint of before does not say it.
+    tested = state.get('test_counts', now['test_counts'])
+    if any(here > then for here, then in zip(now['test_counts'], tested, strict=True)):
+        raise CheckpointError(
+            f'output={folder.path} was begun with {sum(tested):,} images to test on, {recipe.data.name} now has '
+            f'{sum(now["test_counts"]):,}, or more of one class: take them out, or give another output'
         )
     if state['drawn_from'] != now['drawn_from']:
         raise CheckpointError(

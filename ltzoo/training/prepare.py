@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, set_seed
@@ -82,7 +81,8 @@ def prepare_training(
     """
     if recipe.method is not None and recipe.method.sharpness is not None and recipe.sync_batchnorm:
         raise RecipeError('sync_batchnorm=true cannot be combined with method.sharpness: each process sees its own')
-    if recipe.method is not None and recipe.compile and not can_compile_method(recipe, accelerator):
+    alone_on_cpu = accelerator.device.type == 'cpu' and accelerator.num_processes == 1
+    if recipe.method is not None and recipe.compile and not alone_on_cpu:
         raise RecipeError(
             'compile=true with a method is for one process on a CPU: leave it out (on one GPU, cuda_graphs=true)'
         )
@@ -239,17 +239,15 @@ def _is_slow_in_bf16() -> bool:
 def prepare_data(recipe: Recipe) -> Dataset:
     """Load the recipe's data; its `test` is what the run is measured on."""
     part, measured = recipe.data, recipe.evaluation
-    # Two processes would download into one file.
-    with PartialState().local_main_process_first() if part.download else nullcontext():
-        return load_parts(
-            part.name,
-            part.data_dir,
-            split_seed=part.split_seed,
-            download=part.download,
-            split=measured.split,
-            holdout_per_class=measured.holdout_per_class,
-            unreadable=part.unreadable,
-        )
+    return load_parts(
+        part.name,
+        part.data_dir,
+        split_seed=part.split_seed,
+        download=part.download,
+        split=measured.split,
+        holdout_per_class=measured.holdout_per_class,
+        unreadable=part.unreadable,
+    )
 
 
 def _check_start(recipe: Recipe, dataset: Dataset) -> None:
@@ -356,17 +354,12 @@ def can_record(recipe: Recipe, accelerator: Accelerator) -> bool:
     return recipe.cuda_graphs and accelerator.device.type == 'cuda' and accelerator.num_processes == 1
 
 
-def can_compile_method(recipe: Recipe, accelerator: Accelerator) -> bool:
-    """Return whether a method's passes are compiled; those of an ordinary step are compiled anywhere."""
-    one_cpu = accelerator.device.type == 'cpu' and accelerator.num_processes == 1
-    return recipe.compile and recipe.method is not None and one_cpu
-
-
 def _replay(recipe: Recipe, accelerator: Accelerator) -> tuple[type[Recorded] | type[Compiled] | None, RowsForm]:
     """Return what replays the steps, if anything does, and the form of a method's rows that it needs."""
     if can_record(recipe, accelerator):
         return Recorded, 'one_hot'
-    return (Compiled, 'sorted') if can_compile_method(recipe, accelerator) else (None, 'sliced')
+    # The passes of an ordinary step are compiled without a trace.
+    return (Compiled, 'sorted') if recipe.compile and recipe.method is not None else (None, 'sliced')
 
 
 def _create_method(

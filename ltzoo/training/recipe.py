@@ -206,7 +206,10 @@ class Recipe(_Part):
         """Return the part that a resumed run must share with the run it continues."""
         free = {'output', 'resume', 'trackers', 'workers', 'checkpoint_every', 'compile', 'cuda_graphs'}
         parts = {'data': {'data_dir', 'download'}, 'evaluation': {'batch_size'}}
-        return self.model_dump(mode='json', exclude={**dict.fromkeys(free, True), **parts})
+        decides = self.model_dump(mode='json', exclude={**dict.fromkeys(free, True), **parts})
+        # Where the Hub's files are kept.
+        decides['model'].pop('cache_dir', None)
+        return decides
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode='json'), sort_keys=False)

@@ -20,7 +20,7 @@ from ltzoo.data import (
     split_off,
     with_holdout,
 )
-from ltzoo.data.holdout import from_parts
+from ltzoo.data.sources._own import from_parts
 
 
 def numbered(labels: list[int] | np.ndarray, first: int = 0) -> Split:

@@ -107,6 +107,14 @@ def test_empty_classes_are_named() -> None:
     assert profile_data(dataset, check_images=False).check is None
 
 
+def test_one_name_in_several_spellings_is_named() -> None:
+    split = Split(ArrayImages(np.zeros((4, 1, 1, 3), np.uint8)), np.arange(4))
+    names = ('Apfel', '\N{LATIN CAPITAL LETTER A WITH DIAERESIS}pfel', 'A\N{COMBINING DIAERESIS}pfel', 'apfel')
+    warnings = profile_data(Dataset('fruit', split, split, names), check_images=False).warnings
+    assert f'{names[0]} = {names[3]}, {names[1]} = {names[2]}' in warnings[-1]
+    assert warnings[-1].startswith('2 class names are there in spellings that differ in case or accents alone: ')
+
+
 def test_planted_faults_are_found(tmp_path: Path) -> None:
     write_tree(tmp_path, [5, 5], [3, 3])
     train, test = tmp_path / 'train', tmp_path / 'test'

@@ -58,9 +58,8 @@ def test_neighbours_do_not_cancel() -> None:
 def test_adding_and_removing_keeps_the_rows_in_order() -> None:
     snapshots = trajectory(8)
     gram = GramMatrix()
-    for epoch in (5, 1, 7, 2):
-        gram.add(epoch, snapshots[epoch], snapshots.__getitem__)
-    gram.remove(7)
+    for held in ([5], [1, 5], [5, 7, 1], [7, 2, 5, 1], [1, 2, 5]):
+        gram.update(held, snapshots.__getitem__)
     gram.update([2, 0, 6, 5], snapshots.__getitem__)
     kept = [0, 2, 5, 6]
     assert gram.epochs == kept
@@ -135,13 +134,9 @@ def test_on_a_trajectory_the_gaussian_sees_what_the_cosine_does_not() -> None:
 def test_bad_input_is_refused() -> None:
     snapshots = trajectory(3)
     gram = gram_of(snapshots)
-    with pytest.raises(AffinityError, match='epoch 1 is already in'):
-        gram.add(1, snapshots[1], snapshots.__getitem__)
-    with pytest.raises(AffinityError, match='epoch 9 is not in'):
-        gram.remove(9)
     for wrong in ({'conv': torch.ones(2)}, snapshots[0] | {'bias': torch.ones(1)}):
         with pytest.raises(AffinityError, match='epochs 3 and 0 differ in the names or shapes'):
-            gram.add(3, wrong, snapshots.__getitem__)
+            gram.update(range(4), [*snapshots, wrong].__getitem__)
     assert gram.epochs == [0, 1, 2]
     with pytest.raises(AffinityError, match="no affinity 'linear': choose gaussian or cosine"):
         parameter_affinity(gram, 'linear')

@@ -102,6 +102,16 @@ def test_the_prior_may_lie_elsewhere_than_the_network() -> None:
     assert method.log_prior.device.type == 'meta'
 
 
+def test_after_the_last_epoch_there_are_groups_and_no_new_anchors() -> None:
+    run = Run(epochs=3)
+    run.epoch(0)
+    first = run.method.preservation
+    assert 'group_sizes' in run.epoch(1)
+    held = run.method.preservation
+    assert held is not None and held is not first
+    assert 'group_sizes' in run.epoch(2) and run.method.preservation is held
+
+
 @pytest.mark.parametrize('scale', [4, 4.0, torch.tensor(4.0)])
 def test_the_loss_scale_multiplies_the_penalty_too(scale: float | Tensor) -> None:
     gradients = []

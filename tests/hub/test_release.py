@@ -101,6 +101,17 @@ def test_scores_of_three_seeds(make_run: Callable[..., Path], tmp_path: Path) ->
     assert card.data.eval_results[0].metric_value == pytest.approx(top1[0], abs=0.005)
 
 
+def test_the_card_says_where_seeds_were_trained_by_other_numbers_of_processes(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    environment = {'commit': 'abc', 'torch': '2.99', 'command': COMMAND, 'processes': 1}
+    earlier = [{'commit': 'abc', 'processes': 4, 'until_epoch': 3}]
+    runs = [make_run(3, 40.0), make_run(5, 41.0, environment={**environment, 'earlier': earlier}), make_run(7, 42.0)]
+    release(runs, tmp_path / 'out')
+    card = (tmp_path / 'out' / 'README.md').read_text()
+    assert 'standard deviation of seeds 3, 5, 7, trained by 1, 4 then 1, 1 processes' in card
+
+
 def test_the_card_says_where_the_weights_were_trained_otherwise_before(
     make_run: Callable[..., Path], tmp_path: Path
 ) -> None:

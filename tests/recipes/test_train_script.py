@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -402,9 +403,31 @@ def test_what_one_process_alone_meets_is_told_with_what_helps(
     monkeypatch.setenv('RANK', rank)
     assert train(CE, f'output={tmp_path / "run"}') == 2
     assert capsys.readouterr().err.endswith(f'{said}{message.format(run=tmp_path / "run")}\n')
-    # What all of them find is said once.
-    assert train(CE, 'epochs=none') == 2
-    assert ('train.py' in capsys.readouterr().err) == (rank == '0')
+    # What all of them find is said once on each machine.
+    for local in (rank, '0'):
+        monkeypatch.setenv('LOCAL_RANK', local)
+        assert train(CE, 'epochs=none') == 2
+        assert ('train.py' in capsys.readouterr().err) == (local == '0')
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_what_all_processes_warn_of_is_said_once(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def stop(*_: Any, **__: Any) -> None:
+        for name in ('ltzoo.training.prepare', 'ltzoo.data.dataset'):
+            logging.getLogger(name).warning(name)
+        raise KeyboardInterrupt
+
+    for name in ('ltzoo', 'ltzoo.data.dataset'):
+        monkeypatch.setattr(logging.getLogger(name), 'level', logging.NOTSET)
+    monkeypatch.setattr('ltzoo.training.fit.fit', stop)
+    monkeypatch.setenv('LOCAL_RANK', str(rank))
+    assert train(CE, f'output={tmp_path / "run"}') == 130
+    # Each process has read images of its own.
+    assert caplog.messages == ['ltzoo.training.prepare', 'ltzoo.data.dataset'][rank:]
+    assert ('resume=auto' in capsys.readouterr().err) == (rank == 0)
 
 
 @pytest.mark.parametrize(

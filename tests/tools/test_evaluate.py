@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from sklearn.datasets import load_digits
 from timm.models import save_for_hf
 
 import ltzoo
-from ltzoo.data import Dataset, load_data
+from ltzoo.data import ArrayImages, Dataset, Split, load_data
 from ltzoo.evaluation import EvaluationError, evaluate_model, resolve_model, tau_normalize
 from ltzoo.evaluation.benchmark_one import measure
+from ltzoo.evaluation.evaluate import ClassesError, check_classes
 from ltzoo.evaluation.trained_on import TrainedOn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -506,6 +508,26 @@ def test_classes_with_other_names(
         (tmp_path / 'turned' / 'config.json').write_text(json.dumps(model))
         assert script('tools/evaluate.py', f'local-dir:{tmp_path / "turned"}', '--data', f'folder:{same}') == 2
         assert 'is 9, that of ' in (said := capsys.readouterr().err) and 'are in another order' in said
+
+
+@pytest.mark.parametrize(
+    ('theirs', 'ours', 'moved'),
+    [
+        (('ant', 'cat_big', 'catfish'), ('ANT', 'CAT_BIG', 'CATFISH'), False),
+        # Sorted, as folders are.
+        (('ant', 'cat_big', 'catfish'), ('ANT', 'CATFISH', 'CAT_BIG'), True),
+        (('a', 'A'), ('A', 'a'), True),
+    ],
+)
+def test_class_names_in_another_spelling(
+    theirs: tuple[str, ...], ours: tuple[str, ...], moved: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    split = Split(ArrayImages(np.zeros((1, 1, 1, 3), np.uint8)), np.zeros(1, np.int64))
+    model = SimpleNamespace(num_classes=len(theirs), pretrained_cfg={'label_names': theirs})
+    dataset = Dataset('mine', split, split, ours)
+    with pytest.raises(ClassesError, match='in another order') if moved else contextlib.nullcontext():
+        check_classes(model, dataset, 'run', 'mine')
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize(

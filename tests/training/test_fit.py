@@ -1097,6 +1097,28 @@ def test_more_images_are_other_images_also_where_unreadable_ones_are_skipped(
         fit(make_recipe(*skip, 'resume=auto'), tmp_path / 'run', progress=False)
 
 
+def test_more_test_images_are_another_test_also_where_unreadable_ones_are_skipped(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path
+) -> None:
+    skip = (*of_pictures(pictures), 'data.unreadable=skip', 'epochs=2')
+    fit_until(1, make_recipe(*skip), tmp_path / 'run')
+    added = shutil.copy(pictures / 'test' / 'light' / '2.png', pictures / 'test' / 'light' / 'new.png')
+    with pytest.raises(CheckpointError, match=r'was begun with 8 images to test on, folder:.* now has 9, or more of'):
+        fit(make_recipe(*skip, 'resume=auto'), tmp_path / 'run', progress=False)
+    added.unlink()
+    (pictures / 'test' / 'light' / '2.png').unlink()
+    assert fit(make_recipe(*skip, 'resume=auto'), tmp_path / 'run', progress=False)['samples'] == 7
+
+
+def test_the_plot_that_is_published_names_no_folder(
+    make_recipe: MakeRecipe, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr('ltzoo.training.fit.plot_accuracy', lambda results, path: drawn.append(results))
+    fit(make_recipe(*of_pictures(pictures), 'epochs=1'), tmp_path / 'run', progress=False)
+    assert drawn[0]['data'] == f'folder:{pictures.name}' and drawn[0]['top1'] is not None
+
+
 def test_an_unreadable_test_image_is_met_before_training(
     make_recipe: MakeRecipe, tmp_path: Path, pictures: Path
 ) -> None:

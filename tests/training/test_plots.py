@@ -28,12 +28,13 @@ def test_what_the_hold_out_scored_is_drawn_where_it_was_measured(
     monkeypatch.setattr('ltzoo.training.plots.save_figure', lambda figure, path: figures.append(figure))
     log: list[dict[str, Any]] = [{'epoch': i, 'loss': 3.0 - i, 'lr': 0.1 / (i + 1)} for i in range(3)]
     for i, top1 in ((0, 20.0), (2, 40.0)):
-        log[i]['holdout'] = {'top1': top1, 'many': 50.0, 'medium': None, 'few': 10.0}
+        log[i]['holdout'] = {'top1': top1, 'balanced_accuracy': top1 / 2, 'many': 50.0, 'medium': None, 'few': 10.0}
     plot_curves(log, tmp_path / 'curves.png')
     loss, accuracy, rate = figures[0].axes
     drawn = {line.get_label(): line.get_xydata().tolist() for line in accuracy.lines}
     assert drawn == {
         'top1': [[1, 20], [3, 40]],
+        'balanced accuracy': [[1, 10], [3, 20]],
         'many': [[1, 50], [3, 50]],
         'few': [[1, 10], [3, 10]],
     }

@@ -137,7 +137,7 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
 
 
 def test_where_a_run_is_stored_does_not_decide_its_result() -> None:
-    here = load_recipe(BCL, ['output=a', 'workers=1', 'data.data_dir=x'])
+    here = load_recipe(BCL, ['output=a', 'workers=1', 'data.data_dir=x', 'model.cache_dir=x'])
     there = load_recipe(BCL, ['output=b', 'workers=3', 'resume=auto', 'compile=true', 'cuda_graphs=true'])
     assert here.decides_result() == there.decides_result()
     assert load_recipe(BCL, ['seed=1']).decides_result() != there.decides_result()

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
+from PIL import Image
 from whole_runs import GKPGSA, fit_until
 
 from ltzoo.gkpgsa.bank import DiskStore
 from ltzoo.training.checkpoint import save_checkpoint
 from ltzoo.training.fit import fit
+from ltzoo.training.prepare import prepare_data
 from ltzoo.training.recipe import load_recipe
 from ltzoo.training.training import Training
 
@@ -69,6 +71,17 @@ def read_late(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(DiskStore, 'get', late)
 
 
+def look_at_images(folder: Path, small: Path) -> None:
+    """Read a folder of images that may be left out, as all processes do together, also where they may download."""
+    with PartialState().main_process_first():
+        for name in 'ab' if PartialState().is_main_process else '':
+            (folder / name).mkdir(parents=True)
+            for i in range(2):
+                Image.new('RGB', (8, 8)).save(folder / name / f'{i}.png')
+    options = [f'data.name=folder:{folder}', 'data.download=true', 'data.unreadable=skip']
+    assert len(prepare_data(load_recipe(small, options)).train) == 2
+
+
 def main(folder: Path, small: Path) -> None:
     # Where one process waits for what the other never does, that is an error soon.
     state = PartialState(cpu=True, timeout=timedelta(minutes=2))
@@ -77,6 +90,7 @@ def main(folder: Path, small: Path) -> None:
         patch.setattr(Accelerator, 'end_training', lambda accelerator: None)
         if not state.is_main_process:
             read_late(patch)
+        look_at_images(folder / 'images', small)
         for name, options in ALIKE.items():
             train(folder, name, small, options)
         # One process has begun it.

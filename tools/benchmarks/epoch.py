@@ -38,7 +38,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             assert recipe.method is not None
             period = recipe.method.regroup_every
             epochs = groups + period * args.rounds
-            recipe = recipe.model_copy(update={'epochs': max(epochs, recipe.epochs)})
+            recipe = recipe.model_copy(update={'epochs': max(epochs + 1, recipe.epochs)})
             made = prepare_training(recipe, dataset, accelerator, Path(bank))
             loader, method = made.loader, made.method
             assert method is not None

@@ -67,8 +67,9 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     step = statistics.median(own['step_seconds'])
     steps = recipe.epochs * (len(dataset.train) // recipe.batch_size)
     groupings = 0
-    if recipe.method is not None and recipe.epochs >= recipe.method.first_grouping:
-        groupings = 1 + (recipe.epochs - recipe.method.first_grouping) // recipe.method.regroup_every
+    if recipe.method is not None and recipe.epochs > recipe.method.first_grouping:
+        # After the last epoch there are no anchors.
+        groupings = 1 + (recipe.epochs - 1 - recipe.method.first_grouping) // recipe.method.regroup_every
     needed = recipe.batch_size / step
     of_core = of_loader / min(recipe.workers or 1, os.cpu_count() or 1)
     said = {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from ltzoo.data.dataset import DataError
+from ltzoo.data.dataset import DataError, Dataset, Split
+from ltzoo.data.holdout import split_off
 
 logger = logging.getLogger(__name__)
 
@@ -48,3 +50,27 @@ def warn_of_left_out(where: str, train: str, test: str | None, left_out: Sequenc
             '%s is trained on %s and tested on %s: %s %s left out',
             where, train, test or '20 % of it', ', '.join(left_out), 'is' if len(left_out) == 1 else 'are',
         )  # fmt: skip
+
+
+def from_parts(name: str, parts: Sequence[Split], class_names: tuple[str, ...], **described: Any) -> Dataset:
+    """Return a data set of a user's parts: training, test, validation.
+
+    Where there is but the first, 20 % of every class become the test part, see `split_off`.
+
+    Args:
+        name, class_names, **described: of the data set.
+        parts: one to three, in this order.
+
+    Raises:
+        DataError: if the test part is to be drawn and no class has two images.
+    """
+    if len(parts) > 1:
+        train, test, *more = parts
+        return Dataset(name, train, test, class_names, validation=next(iter(more), None), **described)
+    (whole,) = parts
+    train, test = split_off(whole)
+    if len(whole) and not len(test):
+        raise DataError(
+            f'no class of {name} has two images, so that no test part can be drawn: add images, or give it a test part'
+        )
+    return Dataset(name, train, test, class_names, drawn_from=whole.digest(), **described)

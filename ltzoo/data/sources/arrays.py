@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
-from ltzoo.data.holdout import from_parts
 from ltzoo.data.images import ArrayImages
-from ltzoo.data.sources._own import classes_of_integers
+from ltzoo.data.sources._own import classes_of_integers, from_parts
 
 # Encrypted archives and unknown compressions are RuntimeErrors; a header may ask for any amount of memory.
 _READING_ERRORS = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
-from ltzoo.data.holdout import from_parts
 from ltzoo.data.images import FileImages
-from ltzoo.data.sources._own import classes_of_integers
+from ltzoo.data.sources._own import classes_of_integers, from_parts
 
 _PARTS = ('train', 'test', 'val')
 

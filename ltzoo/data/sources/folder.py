@@ -13,9 +13,8 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
-from ltzoo.data.holdout import from_parts
 from ltzoo.data.images import FileImages
-from ltzoo.data.sources._own import warn_of_left_out
+from ltzoo.data.sources._own import from_parts, warn_of_left_out
 
 _TRAIN_PARTS = ('train', 'training')
 _VALIDATION_PARTS = ('val', 'valid', 'validation')

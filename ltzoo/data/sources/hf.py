@@ -11,9 +11,8 @@ import numpy as np
 from PIL import Image
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
-from ltzoo.data.holdout import from_parts
-from ltzoo.data.images import Digest, UnreadableImageError, as_rgb, decoding
-from ltzoo.data.sources._own import warn_of_left_out
+from ltzoo.data.images import UnreadableImageError, as_rgb, decoding
+from ltzoo.data.sources._own import from_parts, warn_of_left_out
 from ltzoo.errors import one_line
 
 # The splits that are used; those to test on in order of preference.
@@ -54,10 +53,9 @@ class HubImages:
     def name(self, index: int) -> str:
         return f'image in row {self.rows[index]} of {self.label}'
 
-    def identify(self, digest: Digest) -> None:
-        digest.update(f'rows of {self.label.rpartition(" ")[2]}'.encode())
-        digest.update(np.ascontiguousarray(self.rows))
-        digest.update('\0'.join(self.files).encode('utf-8', 'surrogateescape'))
+    def identity(self) -> bytes:
+        files = '\0'.join(self.files).encode('utf-8', 'surrogateescape')
+        return f'rows of {self.label.rpartition(" ")[2]}'.encode() + self.rows.tobytes() + files
 
 
 @register_source('hf', needs_location=True)
