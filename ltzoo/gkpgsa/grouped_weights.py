@@ -6,8 +6,8 @@ of the gradient, and the shares add up to the gradient of the whole. With the sa
 GSA, Eq. 11) only the gradient of the weights is cut up.
 
 Either a batch is sorted by group and worked on slice by slice, so that a pass costs what an ordinary one costs, however
-many groups there are (`ltzoo.gkpgsa.sliced`, or `.by_slot` where a step is compiled); or all rows meet all weights and
-each keeps its own (`.dense`).
+many groups there are (`ltzoo.gkpgsa.sliced`, or `.sorted_rows` where a step is compiled); or all rows meet all weights
+and each keeps its own (`.one_hot`).
 
 It works on any network made of torch functions whose samples are the first dimension where weights meet them:
 functions are caught as they are called, so that no module has to be written for it. Other networks are refused.
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ltzoo.gkpgsa import by_slot, dense, sliced
+from ltzoo.gkpgsa import one_hot, sliced, sorted_rows
 from ltzoo.gkpgsa.direction import SharpnessError
 from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, Rows, SampleRows, SortedRows
 
@@ -293,8 +293,8 @@ _MOVES = (Tensor.permute, torch.permute, Tensor.transpose, torch.transpose, Tens
 
 def _of(rows: Rows) -> Any:
     if isinstance(rows, SortedRows):
-        return by_slot
-    return dense if isinstance(rows, OneHotRows) else sliced
+        return sorted_rows
+    return one_hot if isinstance(rows, OneHotRows) else sliced
 
 
 def _cast(

@@ -218,8 +218,8 @@ class GkpGsa:
         Raises:
             GkpGsaError: if the bank is needed and no features were seen, as the losses call something else than the
                 module that the model's `get_classifier()` returns.
-        BankError: if a snapshot cannot be written.
-        FisherError: if a batch-norm keeps no running statistics.
+            BankError: if a snapshot cannot be written.
+            FisherError: if a batch-norm keeps no running statistics.
         """
         log: dict[str, Any] = {'alpha': self._loss_weight}
         if self.sums.steps > 0:

@@ -1,6 +1,6 @@
 """Functions of rows sorted by group, a slice at a time: no arithmetic is wasted, but shapes follow the group sizes.
 
-The functions take what `ltzoo.gkpgsa.dense` takes, and give the same.
+The functions take what `ltzoo.gkpgsa.one_hot` takes, and give the same.
 """
 
 from __future__ import annotations

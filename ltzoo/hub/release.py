@@ -116,7 +116,7 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
     return results
 
 
-def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str = 'apache-2.0') -> dict[str, Any]:
+def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str) -> dict[str, Any]:
     """Return what a results.json says of several seeds' scores.
 
     Args:

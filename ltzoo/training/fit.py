@@ -29,8 +29,9 @@ from ltzoo.files import write_atomically
 from ltzoo.hub import export_model
 from ltzoo.hub.export import model_as_published
 from ltzoo.training.checkpoint import CheckpointError, save_checkpoint
-from ltzoo.training.learner import Learner, learning_rate
+from ltzoo.training.learner import Learner
 from ltzoo.training.loop import DivergedError, train_one_epoch
+from ltzoo.training.optimizer import learning_rate
 from ltzoo.training.plots import plot_curves
 from ltzoo.training.prepare import (
     check_names,

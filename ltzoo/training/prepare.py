@@ -29,8 +29,9 @@ from ltzoo.models.factory import check_model_name
 from ltzoo.models.heads import CosineLinear, classifier_of
 from ltzoo.recorded import Recorded
 from ltzoo.training.compiled import Compiled
-from ltzoo.training.learner import Learner, check_optimizer, create_optimizer
+from ltzoo.training.learner import Learner
 from ltzoo.training.loop import Step
+from ltzoo.training.optimizer import check_optimizer, create_optimizer
 from ltzoo.training.recipe import Recipe, RecipeError, RetrainingPart
 from ltzoo.training.sizes import image_config, view_sizes
 from ltzoo.training.training import Training

@@ -15,7 +15,8 @@ from ltzoo.gkpgsa import GkpGsa, GkpGsaSettings, diagonal_fisher
 from ltzoo.gkpgsa.passes import of_each
 from ltzoo.gkpgsa.rows import RowsForm
 from ltzoo.training.compiled import Compiled
-from ltzoo.training.learner import Learner, create_optimizer
+from ltzoo.training.learner import Learner
+from ltzoo.training.optimizer import create_optimizer
 from ltzoo.training.recipe import Recipe, RecipeError
 
 __all__ = ['try_step']

@@ -425,9 +425,7 @@ class TestFolder:
             load_data('folder', tmp_path)
         write_classes(tmp_path / 'train', b=1)
         write_classes(tmp_path / 'test', z=1)
-        with pytest.raises(
-            DataError, match=r'test.z has no counterpart in the training part: put images'
-        ):
+        with pytest.raises(DataError, match=r'test.z has no counterpart in the training part: put images'):
             load_data('folder', tmp_path)
 
     def test_parts_by_other_names_are_not_classes(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

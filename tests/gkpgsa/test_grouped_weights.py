@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import ltzoo
-from ltzoo.gkpgsa import dense, sliced
+from ltzoo.gkpgsa import one_hot, sliced
 from ltzoo.gkpgsa.direction import SharpnessError
 from ltzoo.gkpgsa.grouped_weights import GroupedWeights
 from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, SampleRows, SortedRows
@@ -30,8 +30,8 @@ ROWS = {
         SampleRows((*SIZES, 0)),
         ClassRows(CLASS_GROUPS, _CLASS_SIZES),
     ),
-    'dense': lambda: (OneHotRows(CLASS_GROUPS[LABELS], len(SIZES)), OneHotRows(CLASS_GROUPS, SLOTS)),
-    'by_slot': lambda: (
+    'one_hot': lambda: (OneHotRows(CLASS_GROUPS[LABELS], len(SIZES)), OneHotRows(CLASS_GROUPS, SLOTS)),
+    'sorted': lambda: (
         SortedRows(CLASS_GROUPS[LABELS], len(SIZES), sizes=torch.tensor(SIZES)),
         OneHotRows(CLASS_GROUPS, SLOTS),
     ),
@@ -310,7 +310,7 @@ def test_sorted_rows_change_running_statistics_by_what_declares_it(monkeypatch: 
         return update(x, mean, *rest)
 
     monkeypatch.setattr(torch, 'batch_norm_update_stats', watched)
-    in_one_pass(model, torch.randn(len(LABELS), 4), leaves(model, moved=False), shared=False, form='by_slot')
+    in_one_pass(model, torch.randn(len(LABELS), 4), leaves(model, moved=False), shared=False, form='sorted')
     assert changed and model.norm.running_mean is not None and model.norm.running_mean.data_ptr() not in changed
     prototypes = model.head(model.fc.weight).detach()
     torch.testing.assert_close(model.norm.running_mean, 0.1 * prototypes.mean(0))
@@ -398,7 +398,7 @@ def test_a_parameter_that_no_class_owns_is_refused_as_data(form: str) -> None:
 def test_batch_norm_in_bf16_rounds_what_it_gives_alone(form: str, layout: torch.memory_format) -> None:
     torch.manual_seed(0)
     rows, _ = ROWS[form]()
-    function = sliced.BatchNorm if form == 'sliced' else dense.BatchNorm
+    function = sliced.BatchNorm if form == 'sliced' else one_hot.BatchNorm
     # A mean that a rounded scale would not cancel.
     x, grad = (torch.randn(8, 4, 3, 5).add(3).bfloat16().contiguous(memory_format=layout) for _ in range(2))
     scales, shifts = torch.randn(2, SLOTS, 4).add(2)

@@ -19,7 +19,7 @@ from ltzoo.losses.bcl import BCL
 from ltzoo.models import CosineLinear
 from ltzoo.models.entries import entry_of, method_of
 from ltzoo.models.lt_zoo import METHODS, ZOO, ZooEntry
-from ltzoo.training.learner import create_optimizer
+from ltzoo.training.optimizer import create_optimizer
 from ltzoo.training.prepare import describe_batch
 from ltzoo.training.recipe import Recipe, ReweightingPart, load_recipe
 

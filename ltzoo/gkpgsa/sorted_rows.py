@@ -1,7 +1,7 @@
 """Functions of rows sorted by slot, a slice at a time, whose sizes are looked at only when the work is done.
 
-No shape depends on the groups in the batch, as with `ltzoo.gkpgsa.dense`, and convolutions and matrix products waste no
-arithmetic, as with `.sliced`: what a CPU needs to compile a step once for all batches. The functions take what those
+No shape depends on the groups in the batch, as with `ltzoo.gkpgsa.one_hot`, and convolutions and matrix products waste
+no arithmetic, as with `.sliced`: what a CPU needs to compile a step once for all batches. The functions take what those
 take, and give the same.
 """
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltzoo.gkpgsa import dense, sliced
+from ltzoo.gkpgsa import one_hot, sliced
 from ltzoo.gkpgsa.rows import Rows, SortedRows
 
 __all__ = ['BatchNorm', 'Conv2d', 'Linear']
@@ -79,7 +79,7 @@ class Linear(torch.autograd.Function):
         return (grad_x if needs_x else None, None, None, None, *_by_slot(ctx, grad_w, grad_b))
 
 
-class BatchNorm(dense.BatchNorm):
+class BatchNorm(one_hot.BatchNorm):
     """Batch-norm in training: joint statistics, every slot's own scale and shift."""
 
     @staticmethod

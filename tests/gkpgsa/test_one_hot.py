@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ltzoo.gkpgsa.dense import BatchNorm, _select, _spread
 from ltzoo.gkpgsa.grouped_weights import GroupedWeights
+from ltzoo.gkpgsa.one_hot import BatchNorm, _select, _spread
 from ltzoo.gkpgsa.rows import OneHotRows
 
 LABELS = torch.tensor([2, 0, 1, 0, 2])
