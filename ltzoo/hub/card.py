@@ -302,10 +302,8 @@ def _table(scores: Mapping[str, float | None], results: Mapping[str, Any]) -> st
         if any(key in column for _, column in columns):
             lines.append(f'| {title} | ' + ' | '.join(column.get(key, '') for _, column in columns) + ' |')
     if paper:
-        lines += [
-            '',
-            f'Paper: {paper["source"]}. It does not say which epoch its numbers are of; ours are of the last.',
-        ]
+        last = '; ours are of the last' if scores else ''
+        lines += ['', f'Paper: {paper["source"]}. It does not say which epoch its numbers are of{last}.']
     return '\n'.join(lines)
 
 

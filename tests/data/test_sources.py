@@ -421,7 +421,11 @@ class TestFolder:
         with pytest.raises(DataError, match='1 class'):
             load_data('folder', tmp_path)
         (tmp_path / 'train' / 'b').mkdir()
-        with pytest.raises(DataError, match=r'train.b has no images'):
+        with pytest.raises(DataError, match=r'train.b has no images .*: put some there or remove it'):
+            load_data('folder', tmp_path)
+        for name in ('1.heic', *'abcdef'):
+            (tmp_path / 'train' / 'b' / name).touch()
+        with pytest.raises(DataError, match=r'train.b has no images .*: save its files \(.heic, .*, \.\.\.\) so or'):
             load_data('folder', tmp_path)
         write_classes(tmp_path / 'train', b=1)
         write_classes(tmp_path / 'test', z=1)

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,6 +55,14 @@ def train(*arguments: object) -> int:
             return script().main()
         except SystemExit as error:
             return int(str(error.code))
+
+
+@pytest.fixture(autouse=True)
+def _levels_of_logging() -> Iterator[None]:
+    """Undo what the script tells loggers, by what empties their caches too."""
+    yield
+    for name in ('ltzoo', 'ltzoo.data.dataset'):
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -420,10 +428,8 @@ def test_what_all_processes_warn_of_is_said_once(
             logging.getLogger(name).warning(name)
         raise KeyboardInterrupt
 
-    for name in ('ltzoo', 'ltzoo.data.dataset'):
-        monkeypatch.setattr(logging.getLogger(name), 'level', logging.NOTSET)
     monkeypatch.setattr('ltzoo.training.fit.fit', stop)
-    monkeypatch.setenv('LOCAL_RANK', str(rank))
+    monkeypatch.setenv('RANK', str(rank))
     assert train(CE, f'output={tmp_path / "run"}') == 130
     # Each process has read images of its own.
     assert caplog.messages == ['ltzoo.training.prepare', 'ltzoo.data.dataset'][rank:]

@@ -175,7 +175,8 @@ def _read(location: Path, root: Path, class_names: list[str], *, may_lack_some: 
         images, more = images_below(root / name)
         others += more
         if not images and not may_lack_some:
-            instead = f'save its files ({", ".join(more)}) so' if more else 'put some there'
+            found = ', '.join([*list(more)[:5], *(['...'] if len(more) > 5 else [])])
+            instead = f'save its files ({found}) so' if more else 'put some there'
             raise DataError(
                 f'class folder {root / name} has no images ({", ".join(IMG_EXTENSIONS)}): {instead} or remove it'
             )
