@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from ltzoo.command_line import command_line
@@ -139,8 +140,11 @@ def processes_of_launcher() -> int:
     """Return what `accelerate launch --num_processes N` asked for, 1 if that is not our parent or does not say."""
     import psutil
 
-    parent = psutil.Process().parent()
-    words = parent.cmdline() if parent is not None else []
+    words: list[str] = []
+    # Another user's process may not be looked at.
+    with suppress(psutil.Error):
+        parent = psutil.Process().parent()
+        words = parent.cmdline() if parent is not None else []
     for word, following in itertools.zip_longest(words, words[1:], fillvalue=''):
         if word.endswith('train.py'):
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -77,9 +78,10 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pat
     calls.write_text('')
 
     def use(body: str) -> Path:
-        script = tmp_path / 'stub.py'
-        script.write_text(
-            f'#!{python}\n'
+        script, program = tmp_path / 'stub', tmp_path / 'stub.py'
+        # Python's own path may hold a space, which a first line does not take.
+        script.write_text(f'#!/bin/sh\nexec {shlex.quote(python)} {shlex.quote(str(program))} "$@"\n')
+        program.write_text(
             'import json, os, signal, sys\n'
             '_, _, _, model, data, out, *options = sys.argv\n'
             'batch = int(options[options.index("--batch-size") + 1])\n'

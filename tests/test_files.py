@@ -68,7 +68,8 @@ def test_the_disk_holds_a_new_folder_before_what_it_replaces_goes(
     done: list[str] = []
 
     def note_sync(descriptor: int) -> None:
-        done.append(f'sync {Path(os.readlink(f"/proc/self/fd/{descriptor}")).name}')
+        inode = os.fstat(descriptor).st_ino
+        done.append(f'sync {next(p.name for p in (tmp_path, *tmp_path.rglob("*")) if p.stat().st_ino == inode)}')
         fsync(descriptor)
 
     def note_replace(source: Path, target: Path) -> None:

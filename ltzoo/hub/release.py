@@ -131,10 +131,10 @@ def summarise(records: Sequence[Mapping[str, Any]], sha256: str, licence: str) -
     measured = (first['data'], method, first['split'], _usual_shots(first['recipe'].get('evaluation') or {}))
     # Of all runs, and of what was trained of them before a stop.
     parts = [part for one in records for part in (one['environment'], *(one['environment'].get('earlier') or ()))]
-    changed = any(str(part.get('commit')).endswith('-dirty') for part in parts)
+    changed = any(not part.get('commit') or part['commit'].endswith('-dirty') for part in parts)
     if usual != measured or changed or not _is_of_recipe(first['recipe_file'], entry):
-        # The zoo's network, but trained on other data, by another method, with other settings or by changed files, or
-        # measured elsewhere or by other shots.
+        # The zoo's network, but trained on other data, by another method, with other settings or by changed or
+        # unknown files, or measured elsewhere or by other shots.
         entry = None
     counts = [row['train_count'] for row in first['per_class']]
     return {

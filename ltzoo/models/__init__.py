@@ -2,6 +2,7 @@
 
 from ltzoo.models import cifar_resnet, lt_experts, lt_timm, lt_zoo
 from ltzoo.models.cifar_resnet import CifarResNet
+from ltzoo.models.download import DownloadError
 from ltzoo.models.entries import NoResultsError, get_results
 from ltzoo.models.factory import (
     ModelArgumentError,
@@ -19,6 +20,7 @@ from ltzoo.models.heads import CosineLinear, HeadError, ProjectionMLP
 __all__ = [
     'CifarResNet',
     'CosineLinear',
+    'DownloadError',
     'HeadError',
     'ModelArgumentError',
     'ModelFilesError',

@@ -47,6 +47,9 @@ class CifarResNet(StagedResNet):
         global_pool: any of timm's poolings, '' for none.
         drop_rate: dropout before the classifier.
         device, dtype: of the parameters.
+
+    Raises:
+        ValueError: if there are not three stages of one block or more.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class CifarResNet(StagedResNet):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_classes, in_chans, drop_rate)
+        if len(layers) != 3 or min(layers) < 1:
+            raise ValueError(f'layers must be the blocks of three stages, one or more in each, not {layers}')
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **dd)  # type: ignore[assignment]
         self.bn1 = nn.BatchNorm2d(width, **dd)
@@ -76,6 +81,11 @@ class CifarResNet(StagedResNet):
         ]
         self.num_features = 4 * width
         super().reset_classifier(num_classes, global_pool)
+        self.init_weights()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:  # type: ignore[override]
+        """Draw convolutions and classifier anew, as LDAM's code does."""
         self.apply(_init_weights)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

@@ -8,7 +8,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -98,11 +98,13 @@ def list_models(
         include_tags: one name for each tag; by default if a filter has a tag or `pretrained` is set.
         pretrained: only those with published weights.
     """
+    wanted, unwanted = (
+        [f] if isinstance(f, str) else list(f) if f else [] for f in (filter or (), exclude_filters or ())
+    )
     if include_tags is None:
-        filters = [filter] if isinstance(filter, str) else filter
-        include_tags = pretrained or any('.' in f for f in filters)
+        include_tags = pretrained or any('.' in f for f in (*wanted, *unwanted))
     return timm.list_models(
-        filter, _MODULES, pretrained=pretrained, exclude_filters=exclude_filters, include_tags=include_tags
+        wanted, _MODULES, pretrained=pretrained, exclude_filters=unwanted, include_tags=include_tags
     )
 
 
@@ -143,7 +145,9 @@ def get_pretrained_cfg(name: str) -> PretrainedCfg:
     if name.startswith((_LOCAL, _HUB)):
         raise UnknownModelError(f'{name} is a saved model, which has it itself: create_model({name!r}).pretrained_cfg')
     name = _check_name(name)
-    return cast(PretrainedCfg, timm.get_pretrained_cfg(name.removeprefix(_TIMM), allow_unregistered=False))
+    stock = name.removeprefix(_TIMM)
+    # Networks of one's own may be registered without one.
+    return cast(PretrainedCfg, timm.get_pretrained_cfg(stock) or PretrainedCfg(architecture=stock))
 
 
 def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -182,6 +186,10 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         if value is not None:
             # NumPy's would not go into a config.json.
             kwargs[key] = int(value)
+    for key in ('drop_rate', 'drop_path_rate'):
+        rate = kwargs.get(key)
+        if rate is not None and not (isinstance(rate, Real) and 0 <= float(rate) <= 1):
+            raise ModelArgumentError(f'{key} must lie between 0 and 1, not {rate!r}')
     try:
         _device(kwargs)
     except RuntimeError as error:
@@ -191,7 +199,7 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     names, classes = config.get('label_names'), kwargs.get('num_classes')
     if names and classes and classes != len(names):
         # They are those of the classes that it was published for.
-        model.pretrained_cfg = {**config, 'label_names': None}
+        model.pretrained_cfg = model.default_cfg = {**config, 'label_names': None}
     if checkpoint:
         _load_checkpoint(model, Path(checkpoint), name)
     return model

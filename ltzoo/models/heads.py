@@ -110,6 +110,7 @@ def _scaled_cosine(x: torch.Tensor, weight: torch.Tensor, scale: float) -> torch
     return scale * _products(F.normalize(x, dim=-1), F.normalize(weight, dim=-1))
 
 
+@torch.fx.wrap
 def _products(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return the inner products of features and class vectors, of shape (C, F), or (E, C, F) for those of E experts."""
     return F.linear(x, weight) if weight.dim() == 2 else torch.einsum('...ef,ecf->...ec', x, weight)
@@ -201,9 +202,11 @@ class ProjectionMLP(nn.Sequential):
 class _CosineHead:
     """Mixin for a timm model class: its classifier is a `CosineLinear`, after `reset_classifier` too."""
 
+    cosine_scale: float
+
     def reset_classifier(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
         super().reset_classifier(num_classes, *args, **kwargs)  # type: ignore[misc]
-        _exchange_classifier(self)
+        _exchange_classifier(self, self.cosine_scale)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # The class is made at run time, so a pickle has to name the class it is made from.
@@ -224,7 +227,7 @@ def _new_cosine(stock: type) -> Any:
     return cls.__new__(cls)
 
 
-def _exchange_classifier(model: Any) -> None:
+def _exchange_classifier(model: Any, scale: float) -> None:
     if model.num_classes == 0:
         return
     linear = model.get_classifier()
@@ -237,7 +240,7 @@ def _exchange_classifier(model: Any) -> None:
     cosine = CosineLinear(
         linear.in_features,
         linear.out_features,
-        model.cosine_scale,
+        scale,
         device=linear.weight.device,
         dtype=linear.weight.dtype,
     )
@@ -256,10 +259,12 @@ def with_cosine_head(model: nn.Module, scale: float = 30.0) -> nn.Module:
         scale: see `CosineLinear`.
 
     Raises:
-        HeadError: if the classifier is something else (a convolution, two heads, a normalised layer).
+        HeadError: if the classifier is something else (a convolution, two heads, a normalised layer), or the scale is
+            not above 0; the model is then as it was.
     """
+    _check('cosine', scale)
+    _exchange_classifier(model, scale)
     model.cosine_scale = scale  # type: ignore[assignment]
-    _exchange_classifier(model)
     stock: type = type(model)
     model.__class__ = _cosine_class(stock)
     return model

@@ -110,10 +110,12 @@ class ExpertResNet(StagedResNet):
     ) -> None:
         super().__init__(num_classes, in_chans, drop_rate)
         count = len(layers)
-        if count not in (3, 4) or len(channels) != count or not 0 < shared < count or num_experts < 1:
+        fits = count in (3, 4) and len(channels) == count and 0 < shared < count
+        if not fits or num_experts < 1 or min(layers) < 1:
             raise HeadError(
                 f'{num_experts} experts with {shared} shared stages of {count} ({len(channels)} widths) cannot be: '
-                f'three or four stages, a width for each, at least one stage shared and one not, at least one expert'
+                'three or four stages of one block or more, a width for each, at least one stage shared and one not, '
+                'at least one expert'
             )
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.num_experts = num_experts
@@ -152,9 +154,14 @@ class ExpertResNet(StagedResNet):
         if count == 4:
             self.layer4 = stages[3]
         self.num_features = width * num_experts
-        # As the networks without experts: LDAM's on CIFAR, timm's on larger images.
-        self.apply(functools.partial(_init_weights, mode='fan_out' if bottleneck else 'fan_in'))
+        self.bottleneck = bottleneck
+        self.init_weights()
         self.reset_classifier(num_classes, global_pool)
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:  # type: ignore[override]
+        """Draw convolutions anew, as in the networks without experts: LDAM's on CIFAR, timm's on larger images."""
+        self.apply(functools.partial(_init_weights, mode='fan_out' if self.bottleneck else 'fan_in'))
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:

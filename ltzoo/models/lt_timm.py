@@ -16,7 +16,7 @@ def lt_timm(
     pretrained: bool = False,
     pretrained_cfg: str | dict[str, Any] | None = None,
     *,
-    backbone: str,
+    backbone: str = 'resnet50',
     head: Head = 'cosine',
     **kwargs: Any,
 ) -> Any:
@@ -27,7 +27,7 @@ def lt_timm(
 
     Args:
         pretrained: load weights.
-        pretrained_cfg: that of a saved model, else the backbone's own is taken.
+        pretrained_cfg: that of a saved model; else the backbone's, by default its own.
         backbone: timm's name of it, with or without a tag.
         head: see `build_with_head`.
         **kwargs: `head_scale`, and what timm's model takes.
@@ -35,14 +35,15 @@ def lt_timm(
     Raises:
         HeadError: if there is no such head, or the backbone cannot have it.
     """
-    saved = pretrained_cfg is not None
+    # timm says where it has read that of a saved model.
+    saved = isinstance(pretrained_cfg, dict) and bool(pretrained_cfg.get('source'))
     _, tag = split_model_name_tag(backbone)
     model = build_with_head(
         model_entrypoint(backbone),
         pretrained,
         head=head,
         encoder_weights=not saved,
-        pretrained_cfg=pretrained_cfg if saved else tag,
+        pretrained_cfg=tag if pretrained_cfg is None else pretrained_cfg,
         **kwargs,
     )
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, 'architecture': 'lt_timm'}

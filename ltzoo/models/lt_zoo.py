@@ -243,7 +243,11 @@ def _register(entry: ZooEntry) -> None:
         head: Head | None = None,
         **kwargs: Any,
     ) -> Any:
-        cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay).to_dict()
+        overlay = dict(pretrained_cfg_overlay or {})
+        if overlay.keys() & {'url', 'hf_hub_id', 'hf_hub_filename'}:
+            # The file in this package would come first.
+            overlay.setdefault('file', None)
+        cfg = resolve_pretrained_cfg(name, pretrained_cfg, overlay).to_dict()
         if method.experts:
             # They have heads of either kind themselves.
             return model_entrypoint(backbone)(
@@ -261,6 +265,7 @@ def _register(entry: ZooEntry) -> None:
         )
 
     create.__name__ = create.__qualname__ = name
+    create.__doc__ = f'{backbone} as {entry.method} trains it; `ltzoo.get_results` says what is published of it.'
     # timm names the entry point in its module's __all__.
     globals()[name] = register_model(create)
 

@@ -20,10 +20,11 @@ class ZeroPadShortcut(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.pad = (out_channels - in_channels) // 2
+        self.before = (out_channels - in_channels) // 2
+        self.behind = out_channels - in_channels - self.before
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.behind))
 
 
 class StagedResNet(ResNet):
@@ -42,11 +43,11 @@ class StagedResNet(ResNet):
             self.add_module(name, nn.Sequential())
 
     def forward_intermediates(  # type: ignore[override]
-        self, x: torch.Tensor, indices: int | list[int] | None = None, **options: Any
+        self, x: torch.Tensor, indices: int | list[int] | None = None, *args: Any, **options: Any
     ) -> Any:
         # Of the maps that there are: timm counts five.
         take_indices, _ = feature_take_indices(len(self.feature_info), indices)
-        return super().forward_intermediates(x, take_indices, **options)
+        return super().forward_intermediates(x, take_indices, *args, **options)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -44,7 +44,8 @@ _ON_PYTORCH = ('accelerate', 'timm', 'torchvision')
 
 _README = """# {title}
 
-The trainings of `plan.yaml`, ltzoo at commit {commit}. On a machine with PyTorch, no network needed, in this folder:
+The trainings of `plan.yaml`, ltzoo at commit {commit}. On a machine with PyTorch and the packages that ltzoo needs and
+that are not in `wheels` (`--with` of `--pack` brings them), no network needed, in this folder:
 
 ```bash
 {command}
@@ -132,7 +133,15 @@ def pack(
             )
     if python is not None and not re.fullmatch(r'3\.\d+', python):
         raise PackError(f'--python must be a version such as 3.12, not {python}')
+    version = python or f'{sys.version_info.major}.{sys.version_info.minor}'
+    if packages and int(version.partition('.')[2]) < 11:
+        raise PackError(
+            f'--with: wheels are brought in the versions of constraints.txt, which need Python 3.11 or later, '
+            f'not {version}'
+        )
     commit = commit_of(root)
+    if commit is None:
+        raise PackError(f'{root} cannot be packed: it is not the top of a git checkout with a commit')
     with writing(folder), new_folder(folder) as made:
         for name in _tracked(root):
             (made / name).parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +149,7 @@ def pack(
         (made / COMMIT_FILE).write_text(f'{commit}\n')
         (made / 'plan.yaml').write_text(text)
         if packages:
-            _fetch_wheels(made / 'wheels', root / 'constraints.txt', packages, python)
+            _fetch_wheels(made / 'wheels', root / 'constraints.txt', packages, version)
         for source in _PACKED:
             _pack_images(source, [recipe for recipe in recipes if _source(recipe) == source], made / 'data')
         command = _command((made / 'data').is_dir(), bool(packages))
@@ -214,8 +223,7 @@ def _pack_images(source: str, recipes: Sequence[Recipe], folder: Path) -> None:
     write_packed(pack_file(folder, source), whole, train, np.arange(len(whole.test) if tested else 0), ', '.join(holds))
 
 
-def _fetch_wheels(folder: Path, constraints: Path, packages: Sequence[str], python: str | None) -> None:
-    version = python or f'{sys.version_info.major}.{sys.version_info.minor}'
+def _fetch_wheels(folder: Path, constraints: Path, packages: Sequence[str], version: str) -> None:
     alone = [package for package in packages if re.split(r'[^\w.-]', package)[0].lower() in _ON_PYTORCH]
     whole = [package for package in packages if package not in alone]
     for names, options in ((alone, ['--no-deps']), (whole, [])):
@@ -234,7 +242,7 @@ def _fetch_wheels(folder: Path, constraints: Path, packages: Sequence[str], pyth
             said = [line.removeprefix('ERROR: ') for line in done.stderr.splitlines() if line.startswith('ERROR')]
             raise PackError(
                 f'--with {" ".join(names)}: pip has no wheels for Python {version} on Linux: '
-                f'{said[-1] if said else done.stderr.strip()[-300:]}'
+                f'{"; ".join(said) or done.stderr.strip()[-300:]}'
             )
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import ltzoo
+from ltzoo.models import CifarResNet
 
 # As published with the common PyTorch implementation of the CIFAR ResNets (10 classes: less 650 of the classifier);
 # depth 8 by hand: stem, then two 3x3 convolutions and their norms in each stage.
@@ -81,6 +82,23 @@ def test_convolutions_and_classifier_start_as_kaiming_normal() -> None:
         assert weight.std().item() == pytest.approx(math.sqrt(2 / fan_in), rel=0.03)
         # Fourth moment of a normal: a uniform of the same deviation would give 1.8.
         assert (weight.pow(4).mean() / weight.var() ** 2).item() == pytest.approx(3, rel=0.1)
+
+
+def test_weights_drawn_anew_are_as_at_first() -> None:
+    torch.manual_seed(0)
+    model = ltzoo.create_model('resnet8_cifar')
+    torch.manual_seed(0)
+    again = CifarResNet(layers=(1, 1, 1))
+    torch.manual_seed(1)
+    again.init_weights()
+    assert not torch.equal(model.conv1.weight, again.conv1.weight)
+    assert again.conv1.weight.std().item() == pytest.approx((2 / 27) ** 0.5, rel=0.2)
+    assert again.layer3[0].bn2.weight.eq(1).all()
+
+
+def test_an_odd_width_has_shortcuts_too() -> None:
+    model = CifarResNet(layers=(1, 1, 1), width=15)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_drop_rate_drops_features_in_training_only() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from timm.models import get_deprecated_models, save_for_hf
+from timm.models import _registry as registry
+from timm.models import build_model_with_cfg, get_deprecated_models, save_for_hf
 from torch import nn
 
 import ltzoo
 from ltzoo.evaluation import resolve_model
 from ltzoo.models import (
+    CifarResNet,
     CosineLinear,
     HeadError,
     ModelArgumentError,
@@ -63,6 +67,9 @@ def test_wildcards() -> None:
     ]
     assert ltzoo.list_models(['resnext*_ce', 'resnet50_inat18_ce']) == ['resnet50_inat18_ce', 'resnext50_imagenetlt_ce']
     assert ltzoo.list_models('convnext*') == []
+    # Of any iterable, and of tags where they are all that is excluded.
+    assert ltzoo.list_models(f'resnet{d}_cifar' for d in (8, 56)) == ['resnet8_cifar', 'resnet56_cifar']
+    assert not any('.cifar10_' in name for name in ltzoo.list_models(exclude_filters='*.cifar10_*'))
     assert all(timm.models.is_model(name) for name in ltzoo.list_models())
     assert len(ltzoo.list_models(include_tags=True)) > len(ltzoo.list_models())
 
@@ -113,6 +120,7 @@ def test_names_of_classes_stay_only_with_as_many_classes(classes: int | None, kn
     for pretrained in (False, True):
         model = ltzoo.create_model('resnet32_cifar_ce', pretrained=pretrained, **arguments)
         names = model.pretrained_cfg['label_names']
+        assert names == model.default_cfg['label_names']
         assert (len(names), names[0], names[99]) == (100, 'apple', 'worm') if known else names is None
 
 
@@ -258,6 +266,12 @@ def test_damaged_and_foreign_weights_are_refused(saved: Path) -> None:
         ({'num_classes': -1}, 'not -1'),
         ({'num_classes': 'ten'}, "num_classes must be a whole number, 0 or more, not 'ten'"),
         ({'in_chans': 0}, 'in_chans must be a whole number, 1 or more, not 0'),
+        ({'drop_rate': 1.5}, r'drop_rate must lie between 0 and 1, not 1\.5'),
+        (
+            {'layers': (3, 4, 6, 3)},
+            r'blocks of three stages, one or more in each, not \(3, 4, 6, 3\)',
+        ),
+        ({'layers': (1, 0, 1)}, r'one or more in each, not \(1, 0, 1\)'),
         ({'device': 'nope'}, "'nope'"),
         ({'global_pool': 'foo'}, "resnet8_cifar cannot be made with global_pool='foo': "),
         ({'features_only': True, 'out_indices': (9,)}, r'cannot be made with features_only=True, out_indices=\(9,\): '),
@@ -290,6 +304,33 @@ def test_a_number_of_classes_may_be_numpys(tmp_path: Path) -> None:
 def test_weights_that_do_not_go_with_an_argument_are_not_called_damaged_alone() -> None:
     with pytest.raises(ModelFilesError, match="or of another model, or do not go with head='cosine'"):
         ltzoo.create_model('resnet32_cifar_ce', pretrained=True, head='cosine')
+
+
+@pytest.mark.parametrize('create', [ltzoo.create_model, timm.create_model])
+def test_other_weights_than_those_of_the_package_may_be_named(
+    create: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(name: str, *_: Any, **__: Any) -> dict[str, Any]:
+        asked.append(name)
+        return {}
+
+    monkeypatch.setattr('timm.models._builder.load_state_dict_from_hf', load)
+    with suppress(RuntimeError, ModelFilesError):
+        create('resnet32_cifar_ce', pretrained=True, pretrained_cfg_overlay={'hf_hub_id': 'me/finetuned'})
+    assert asked == ['me/finetuned']
+
+
+def test_a_network_of_ones_own_needs_no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    def own_net(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return build_model_with_cfg(CifarResNet, 'own_net', pretrained, layers=(1, 1, 1), **kwargs)
+
+    own_net.__module__ = __name__
+    monkeypatch.setitem(registry._model_entrypoints, 'own_net', own_net)
+    assert ltzoo.get_pretrained_cfg('timm/own_net').architecture == 'own_net'
+    with pytest.raises(NoWeightsError, match='timm/own_net is an architecture without published weights'):
+        ltzoo.create_model('timm/own_net', pretrained=True)
 
 
 def test_transforms_of_small_images() -> None:

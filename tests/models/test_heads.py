@@ -87,6 +87,15 @@ def test_scale_must_be_positive(scale: float) -> None:
         CosineLinear(4, 3, scale)
 
 
+def test_a_model_whose_scale_is_refused_is_left_alone() -> None:
+    model = ltzoo.create_model('resnet8_cifar', head='cosine')
+    for scale in (-1.0, 5.0):
+        with pytest.raises(HeadError):
+            with_cosine_head(model, scale)
+    model.reset_classifier(7)
+    assert model.fc.scale == 30
+
+
 def test_projection_is_linear_batchnorm_relu_linear() -> None:
     torch.manual_seed(0)
     mlp = ProjectionMLP(6, 9, 4).double()

@@ -102,11 +102,18 @@ def test_impossible_classifiers(arguments: tuple, message: str) -> None:
         {'global_pool': 'catavgmax'},
         {'global_pool': ''},
         {'head': 'mlp'},
+        {'layers': (5, 0, 5)},
     ],
 )
 def test_impossible_networks(wrong: dict) -> None:
     with pytest.raises(HeadError):
         ltzoo.create_model('resnet32_cifar_experts', **wrong)
+
+
+@pytest.mark.parametrize('head', ['cosine', 'linear'])
+def test_torch_fx_follows_them(head: str) -> None:
+    model = timm.create_model('resnet32_cifar_experts', head=head, features_only=True, feature_cls='fx').eval()
+    assert [maps.shape[2] for maps in model(torch.zeros(1, 3, 32, 32))] == [32, 32, 16, 8]
 
 
 def test_published_sizes() -> None:

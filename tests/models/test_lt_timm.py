@@ -50,15 +50,17 @@ def test_other_classes_than_the_saved_ones_keep_the_encoder(tmp_path: Path) -> N
         assert torch.equal(value, other.state_dict()[name])
 
 
+@pytest.mark.parametrize('whole', [False, True])
 @pytest.mark.parametrize('num_classes', [7, 1000])
-def test_pretrained_starts_from_the_backbone_and_a_new_head(num_classes: int, tmp_path: Path) -> None:
+def test_pretrained_starts_from_the_backbone_and_a_new_head(num_classes: int, whole: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     stock = timm.create_model('test_resnet')
     save_file(stock.state_dict(), tmp_path / 'stock.safetensors')
+    file = {'file': str(tmp_path / 'stock.safetensors')}
     model = ltzoo.create_model(
         'timm/test_resnet',
         pretrained=True,
-        pretrained_cfg_overlay={'file': str(tmp_path / 'stock.safetensors')},
+        **({'pretrained_cfg': {**stock.pretrained_cfg, **file}} if whole else {'pretrained_cfg_overlay': file}),
         num_classes=num_classes,
         head='cosine',
     )

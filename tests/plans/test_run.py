@@ -203,7 +203,7 @@ def test_threads_are_shared_among_the_cores_that_a_process_may_use(
 ) -> None:
     plan, (job,) = make_jobs(tmp_path, 'import os; print(os.environ["OMP_NUM_THREADS"])')
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
-    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: set(range(1000)))
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: set(range(1000)), raising=False)
     train([job], 2, plan)
     assert job.log.read_text() == '500\n'
 

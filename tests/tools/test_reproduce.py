@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import statistics
 import subprocess
@@ -242,7 +243,7 @@ def test_a_pack_trains_elsewhere_and_its_archive_comes_home(
     head = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     assert commit.removesuffix('-dirty') == head
     (command,) = [line for line in (pack / 'README.md').read_text().splitlines() if line.startswith('PYTHONPATH')]
-    command = command.replace('python3', sys.executable) + ' --archive runs.tar.gz --max-mb 0.7'
+    command = command.replace('python3', shlex.quote(sys.executable)) + ' --archive runs.tar.gz --max-mb 0.7'
     done = subprocess.run(command, shell=True, cwd=pack, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     environment = json.loads((pack / 'runs' / 'out' / 'base_seed3' / 'environment.json').read_text())
@@ -434,6 +435,7 @@ def test_the_plans_that_come_along_name_recipes_and_keys_that_exist(
         (GOOD, ['--with', 'omegaconf'], 'give --pack DIR too'),
         (GOOD, ['--pack', '{tmp}/p', '--python', '3.12'], 'name them, --with PACKAGE'),
         (GOOD, ['--pack', '{tmp}/p', '--with', 'a', '--python', '2'], '--python must be a version such as 3.12, not 2'),
+        (GOOD, ['--pack', '{tmp}/p', '--with', 'a', '--python', '3.10'], 'need Python 3.11 or later, not 3.10'),
         (GOOD, ['--pack', '{tmp}/plan.yaml'], 'it is not an empty folder'),
         (GOOD.replace('digits_lt/ce', 'own/bs'), ['--pack', '{tmp}/p'], 'cannot be packed: CIFAR-10 and CIFAR-100 can'),
         (GOOD, ['--collect', '{tmp}/no.tar.gz'], '{tmp}/no.tar.gz cannot be unpacked'),
