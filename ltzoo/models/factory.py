@@ -98,9 +98,7 @@ def list_models(
         include_tags: one name for each tag; by default if a filter has a tag or `pretrained` is set.
         pretrained: only those with published weights.
     """
-    wanted, unwanted = (
-        [f] if isinstance(f, str) else list(f) if f else [] for f in (filter or (), exclude_filters or ())
-    )
+    wanted, unwanted = ([f] if isinstance(f, str) and f else list(f or ()) for f in (filter, exclude_filters))
     if include_tags is None:
         include_tags = pretrained or any('.' in f for f in (*wanted, *unwanted))
     return timm.list_models(
