@@ -355,7 +355,11 @@ def source_of(name: str) -> str | None:
 
 
 def with_place(name: str, data_dir: str | os.PathLike[str] | None) -> str:
-    """Return the whole name of a data set: `folder:/my/images` for `folder` with that `data_dir`."""
+    """Return the whole name of a data set: `folder:/my/images` for `folder` with that `data_dir`.
+
+    Raises:
+        DataError: if there is no such data set.
+    """
     base, _, place = name.partition(':')
     if place or not data_dir or not _resolve(base)[0].needs_location:
         return name

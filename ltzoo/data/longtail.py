@@ -29,7 +29,7 @@ def longtail_counts(num_classes: int, largest: int, imbalance_ratio: float, kind
         int64 array, shape (C,), in class order, from the head to the tail.
 
     Raises:
-        ValueError: if the ratio is below 1, there is one class, or a class would keep no image.
+        ValueError: if the ratio is below 1, there is one class, a class would keep no image, or there is no such kind.
     """
     if num_classes < 2:
         raise ValueError(f'a long-tailed profile needs at least 2 classes, not {num_classes}')

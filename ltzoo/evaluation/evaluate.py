@@ -94,6 +94,7 @@ def evaluate_model(
             without, or images it was trained on may be in the test part.
         PredictionError: if the model's outputs are not finite.
         UnreadableImageError: if an image cannot be decoded.
+        ShotError: if the thresholds do not fit each other.
         LtzooError: as `create_model` and `load_data`.
         ValueError: if `batch_size` is less than one.
     """

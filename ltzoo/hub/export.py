@@ -47,10 +47,10 @@ def export_model(
     Args:
         model: made by `ltzoo.create_model`, not wrapped for training.
         folder: where to; it appears whole or not at all.
-        lt: what is known of the training, JSON-able: data, class_counts, class_names, many_above, few_below, recipe,
-            seed, split, scores, drawn_from (`Dataset.drawn_from`, by which evaluation refuses to test on images of the
-            training) and, if known, environment. It becomes the block `lt` of config.json, which timm ignores; the
-            class names become timm's `label_names`.
+        lt: what is known of the training, JSON-able; needed are data, class_counts, class_names, many_above, few_below,
+            recipe, seed, split, scores and drawn_from (`Dataset.drawn_from`, by which evaluation refuses to test on
+            images of the training); environment, if known. It becomes the block `lt` of config.json, which timm
+            ignores; the class names become timm's `label_names`.
         input_size: channels, height, width that the model was trained for.
         mean, std: per channel, of images scaled to 0..1.
         crop_pct: share of the resized image's side that the test crop covers.

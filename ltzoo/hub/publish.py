@@ -82,6 +82,7 @@ def publish(
             or has no scores, or the repository holds a different model, is public where `private` is asked for, may not
             be written, or was changed meanwhile.
         DownloadError: if the Hub cannot be reached.
+        ModelFilesError: if the folder's model is damaged or of an architecture that is not known.
     """
     if repo.count('/') != 1 or not all(repo.split('/')):
         raise PublishError(f'{repo!r} names no repository: write ORG/NAME')
