@@ -65,8 +65,8 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
     """Write the folder of one or several finished runs, which differ in their seed alone.
 
     Args:
-        runs: one run folder or several; the weights are the first one's. The first may be a folder that this made, to which the
-            others add their seeds; it may be `folder` itself.
+        runs: one run folder or several; the weights are the first one's. The first may be a folder that this made, to
+            which the others add their seeds; it may be `folder` itself.
         folder: where to; it appears whole or not at all.
         force: replace what is in `folder`.
 
