@@ -92,6 +92,7 @@ def test_the_plan_of_own_losses_is_one(tmp_path: Path) -> None:
 
 METHODS = {
     'cross-entropy': 'ce',
+    'focal loss': 'focal',
     'LDAM-DRW': 'ldam_drw',
     'LDAM-DRW + SAM': 'ldam_drw_sam',
     'balanced softmax': 'bs',
