@@ -202,11 +202,9 @@ class ProjectionMLP(nn.Sequential):
 class _CosineHead:
     """Mixin for a timm model class: its classifier is a `CosineLinear`, after `reset_classifier` too."""
 
-    cosine_scale: float
-
     def reset_classifier(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
         super().reset_classifier(num_classes, *args, **kwargs)  # type: ignore[misc]
-        _exchange_classifier(self, self.cosine_scale)
+        _exchange_classifier(self, self.cosine_scale)  # type: ignore[attr-defined]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # The class is made at run time, so a pickle has to name the class it is made from.

@@ -523,8 +523,8 @@ def test_a_tag_as_pretrained_cfg_is_a_tag() -> None:
     for none in (None, '', {}):
         model = ltzoo.create_model('resnet32_cifar_bs.cifar10_lt_r100', pretrained=True, pretrained_cfg=none)
         assert model.num_classes == 10
-        with pytest.raises(NoWeightsError, match='no weights are published yet for resnet32_cifar_focal'):
-            ltzoo.create_model('resnet32_cifar_focal', pretrained=True, pretrained_cfg=none)
+        with pytest.raises(NoWeightsError, match='no weights are published yet for resnet50_inat18_focal'):
+            ltzoo.create_model('resnet50_inat18_focal', pretrained=True, pretrained_cfg=none)
     with pytest.raises(NoWeightsError, match='the pretrained_cfg given for resnet32_cifar_bcl names no weights'):
         ltzoo.create_model('resnet32_cifar_bcl', pretrained=True, pretrained_cfg={'num_classes': 7})
 

@@ -530,7 +530,7 @@ def test_a_tracker_gets_the_numbers(make_recipe: MakeRecipe, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ('override', 'message'),
     [
-        ('model.drop_rate=much', "timm/vit_tiny_patch16_224 cannot be made with .*drop_rate='much'"),
+        ('model.drop_rate=much', "drop_rate must lie between 0 and 1, not 'much'"),
         ('optimizer.name=sgdd', r"optimizer\.name: timm has no 'sgdd'; did you mean sgd\w*\?"),
         ('model.img_size=16', 'no step can be taken'),
         ('optimizer.name=sgd\0optimizer.momentum=0', r'optimizer\.name=sgd, optimizer\.momentum=0: Nesterov'),
