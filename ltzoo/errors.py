@@ -1,12 +1,13 @@
 """The base of every error that means: what was asked cannot be done as asked; and what their sentences share."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 __all__ = [
     'LtzooError',
     'did_you_mean',
+    'first_of',
     'is_out_of_memory',
     'one_line',
     'one_of',
@@ -30,6 +31,11 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6, otherwise
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f'; did you mean {near[0]}?' if near else otherwise
+
+
+def first_of(things: Sequence[str], between: str = ', ', most: int = 3) -> str:
+    """Return the first of some names for a sentence, with dots where there are more."""
+    return between.join([*things[:most], *(['...'] if len(things) > most else [])])
 
 
 def one_of(name: str, value: str, known: Iterable[str], error: type[LtzooError] = LtzooError) -> None:

@@ -196,12 +196,17 @@ class Dataset:
         """Training images per class: int64, shape (C,)."""
         return np.bincount(self.train.labels, minlength=self.num_classes)
 
+    @property
+    def test_counts(self) -> np.ndarray:
+        """Test images per class: int64, shape (C,)."""
+        return np.bincount(self.test.labels, minlength=self.num_classes)
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What tells these images and classes from others, in JSON's types; it is taken of all images, once."""
         return {
             'class_counts': self.class_counts.tolist(),
-            'test_counts': np.bincount(self.test.labels, minlength=self.num_classes).tolist(),
+            'test_counts': self.test_counts.tolist(),
             'class_names': list(self.class_names),
             'drawn_from': self.drawn_from,
             'images': f'{self.train.digest()} {self.test.digest()}',

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence, Sized
+from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from PIL import Image
 from ltzoo.data.dataset import Dataset, spelled_plainly
 from ltzoo.data.images import UnreadableImageError, examine
 from ltzoo.data.shots import FEW_BELOW, MANY_ABOVE, SHOT_COLOURS, shot_classes
+from ltzoo.errors import first_of
 from ltzoo.files import drawable, save_figure
 
 __all__ = ['ImagesCheck', 'Profile', 'gini_coefficient', 'imbalance_ratio', 'plot_profile', 'profile_data']
@@ -131,7 +132,7 @@ def profile_data(
         ValueError: if the thresholds do not fit each other.
     """
     counts = dataset.class_counts
-    test_counts = np.bincount(dataset.test.labels, minlength=dataset.num_classes)
+    test_counts = dataset.test_counts
     shots = shot_classes(counts, many_above, few_below)
     warnings = []
     for lacking, what in (
@@ -141,13 +142,13 @@ def profile_data(
     ):
         if lacking.any():
             names = [dataset.class_names[c] for c in np.flatnonzero(lacking)]
-            warnings.append(f'{_count(names, "class has", "classes have")} {what}: {_first(names)}')
+            warnings.append(f'{_count(names, "class has", "classes have")} {what}: {first_of(names)}')
     spellings: defaultdict[str, list[str]] = defaultdict(list)
     for name in dataset.class_names:
         spellings[spelled_plainly(name)].append(name)
-    if doubled := [_first(names, between=' = ') for names in spellings.values() if len(names) > 1]:
+    if doubled := [first_of(names, between=' = ') for names in spellings.values() if len(names) > 1]:
         told = _count(doubled, 'class name is', 'class names are')
-        warnings.append(f'{told} there in spellings that differ in case or accents alone: {_first(doubled)}')
+        warnings.append(f'{told} there in spellings that differ in case or accents alone: {first_of(doubled)}')
     check = _check_images(dataset) if check_images else None
     if check is not None:
         warnings += _image_warnings(dataset, check)
@@ -239,7 +240,9 @@ def _image_warnings(dataset: Dataset, check: ImagesCheck) -> list[str]:
     warnings = []
     for part, messages in check.unreadable.items():
         if messages:
-            warnings.append(f'{_count(messages, f"{part} image", f"{part} images")} cannot be read: {_first(messages)}')
+            warnings.append(
+                f'{_count(messages, f"{part} image", f"{part} images")} cannot be read: {first_of(messages)}'
+            )
     equal: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     contradictory = []
     for group in check.duplicates:
@@ -247,7 +250,7 @@ def _image_warnings(dataset: Dataset, check: ImagesCheck) -> list[str]:
         for place in group[1:]:
             equal[place[0], first[0]].append(f'{name(place)} = {name(first)}')
         if len({int(dataset.parts[part].labels[index]) for part, index in group}) > 1:
-            contradictory.append(_first([*map(name, group)], between=' = '))
+            contradictory.append(first_of([*map(name, group)], between=' = '))
     # Those in two parts first.
     for (part, other), found in sorted(equal.items(), key=lambda item: item[0][0] == item[0][1]):
         image, images = f'{part} image', f'{part} images'
@@ -256,18 +259,14 @@ def _image_warnings(dataset: Dataset, check: ImagesCheck) -> list[str]:
         else:
             theirs = f'{other} image'
             told = _count(found, f'{image} is also a {theirs}', f'{images} are also {theirs}s')
-        warnings.append(f'{told}: {_first(found)}')
+        warnings.append(f'{told}: {first_of(found)}')
     if contradictory:
         told = _count(
             contradictory, 'group of equal images has different labels', 'groups of equal images have different labels'
         )
-        warnings.append(f'{told}: {_first(contradictory)}')
+        warnings.append(f'{told}: {first_of(contradictory)}')
     return warnings
 
 
 def _count(things: Sized, one: str, several: str) -> str:
     return f'{len(things):,} {one if len(things) == 1 else several}'
-
-
-def _first(things: Sequence[str], between: str = ', ') -> str:
-    return between.join([*things[:3], *(['...'] if len(things) > 3 else [])])

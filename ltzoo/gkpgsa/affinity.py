@@ -51,11 +51,10 @@ class GramMatrix:
         wanted = set(epochs)
         self._keep([epoch for epoch in self.epochs if epoch in wanted])
         for epoch in sorted(wanted - set(self.epochs)):
-            self._add(epoch, snapshot(epoch), snapshot)
+            self._add(epoch, snapshot)
 
-    def _add(
-        self, epoch: int, parameters: Mapping[str, Tensor], snapshot: Callable[[int], Mapping[str, Tensor]]
-    ) -> None:
+    def _add(self, epoch: int, snapshot: Callable[[int], Mapping[str, Tensor]]) -> None:
+        parameters = snapshot(epoch)
         row = [_distance_squared(parameters, snapshot(other), epoch, other) for other in self.epochs]
         distances = torch.zeros(len(row) + 1, len(row) + 1, dtype=torch.float64)
         distances[:-1, :-1] = self._distances_squared

@@ -27,7 +27,7 @@ from torchvision import transforms
 from ltzoo.errors import LtzooError, is_out_of_memory, one_line
 from ltzoo.models.download import fetch, fetch_named
 from ltzoo.models.entries import entry_of, get_results
-from ltzoo.models.lt_zoo import METHODS, ZOO, ZooEntry
+from ltzoo.models.lt_zoo import METHODS, PLACES, ZOO, ZooEntry
 
 __all__ = [
     'ModelArgumentError',
@@ -63,8 +63,6 @@ _CONFIG = {'num_classes': int, 'model_args': dict, 'pretrained_cfg': dict}
 _FLAT_CONFIG = {'num_features', 'labels'}
 # Images up to this side are trained on padded crops, as CIFAR is; larger ones on random resized crops.
 _SMALL_IMAGE = 64
-# What says in a pretrained_cfg where weights are.
-_PLACES = {'file', 'url', 'state_dict', 'hf_hub_id', 'hf_hub_filename'}
 
 
 class UnknownModelError(LtzooError, ValueError):
@@ -400,7 +398,7 @@ def _locate(name: str, pretrained: bool, kwargs: dict[str, Any]) -> tuple[str, P
     name = _check_name(name)
     entry = name.removeprefix(_TIMM)
     overlay = kwargs.get('pretrained_cfg_overlay') or {}
-    if not pretrained or kwargs.get('pretrained_cfg') or overlay.keys() & _PLACES:
+    if not pretrained or kwargs.get('pretrained_cfg') or overlay.keys() & PLACES:
         return entry, None
     ours = entry_of(name)
     if ours is not None and ours.folder is not None:

@@ -28,8 +28,21 @@ from ltzoo.models.heads import Head, build_with_head
 from ltzoo.models.papers import PAPERS, Paper
 from ltzoo.normalisation import CIFAR_MEAN, CIFAR_STD, INAT18_MEAN, INAT18_STD
 
-__all__ = ['ARCHITECTURES', 'DATA', 'METHODS', 'ZOO', 'Architecture', 'Data', 'Method', 'ZooEntry', 'organisation']
+__all__ = [
+    'ARCHITECTURES',
+    'DATA',
+    'METHODS',
+    'PLACES',
+    'ZOO',
+    'Architecture',
+    'Data',
+    'Method',
+    'ZooEntry',
+    'organisation',
+]
 
+# What says in a pretrained_cfg where weights are.
+PLACES = {'file', 'url', 'state_dict', 'hf_hub_id', 'hf_hub_filename'}
 # A folder for every published model, with its results and, while it is small, its weights.
 _WEIGHTS = Path(__file__).parent / 'weights'
 
@@ -244,7 +257,7 @@ def _register(entry: ZooEntry) -> None:
         **kwargs: Any,
     ) -> Any:
         overlay = dict(pretrained_cfg_overlay or {})
-        if overlay.keys() & {'url', 'hf_hub_id', 'hf_hub_filename'}:
+        if overlay.keys() & PLACES:
             # The file in this package would come first.
             overlay.setdefault('file', None)
         cfg = resolve_pretrained_cfg(name, pretrained_cfg, overlay).to_dict()

@@ -15,6 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, register_source
 from ltzoo.data.images import FileImages
 from ltzoo.data.sources._own import from_parts, warn_of_left_out
+from ltzoo.errors import first_of
 
 _TRAIN_PARTS = ('train', 'training')
 _VALIDATION_PARTS = ('val', 'valid', 'validation')
@@ -175,8 +176,7 @@ def _read(location: Path, root: Path, class_names: list[str], *, may_lack_some: 
         images, more = images_below(root / name)
         others += more
         if not images and not may_lack_some:
-            found = ', '.join([*list(more)[:5], *(['...'] if len(more) > 5 else [])])
-            instead = f'save its files ({found}) so' if more else 'put some there'
+            instead = f'save its files ({first_of([*more], most=5)}) so' if more else 'put some there'
             raise DataError(
                 f'class folder {root / name} has no images ({", ".join(IMG_EXTENSIONS)}): {instead} or remove it'
             )
