@@ -32,7 +32,7 @@ def main() -> int:
         '--split',
         choices=['test', 'holdout', 'all'],
         default='test',
-        help='which images: test, the test part (default); holdout, what a run with evaluation.split=holdout was '
+        help='which images: test, the test set (default); holdout, what a run with evaluation.split=holdout was '
         'measured on; all, all images of data, none of which the model knows',
     )
     parser.add_argument('--json', type=file_name, help='write all scores to this file')

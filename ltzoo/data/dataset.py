@@ -143,7 +143,7 @@ class Dataset:
         image_size: side in pixels that images of this set are usually trained at.
         spare: training images that a long-tailed profile left out, None where nothing was left out.
         missing_spare: the list of those images, where the data set has one and it is not there.
-        validation: a part of the user's own to choose settings on, beside a test part of its own; see `with_holdout`.
+        validation: a set of the user's own to choose settings on, beside a test set of its own; see `with_holdout`.
         drawn_from: digest of the images that `test` was drawn from by chance, None where it is a part of its own. If
             the images are others, so is the draw, and a model may have been trained on some of it.
     """
@@ -167,11 +167,11 @@ class Dataset:
             raise DataError(f'{self.name} has {self.num_classes} class{only}; a classifier needs at least 2')
         for part, split in self.parts.items():
             if len(split) == 0:
-                raise DataError(f'the {part} part of {self.name} has no images')
+                raise DataError(f'the {part} set of {self.name} has no images')
             low, high = int(split.labels.min()), int(split.labels.max())
             if low < 0 or high >= self.num_classes:
                 raise DataError(
-                    f'the {part} part of {self.name} has label {low if low < 0 else high}; '
+                    f'the {part} set of {self.name} has label {low if low < 0 else high}; '
                     f'with {self.num_classes} classes labels are 0 to {self.num_classes - 1}'
                 )
 
@@ -215,7 +215,7 @@ class Dataset:
     def longtailed(
         self, imbalance_ratio: float, kind: ProfileKind = 'exp', seed: int = 0, largest: int | None = None
     ) -> Dataset:
-        """Return this set with a long-tailed training part, see `longtail_indices`; what is left out is `spare`."""
+        """Return this set with a long-tailed training set, see `longtail_indices`; what is left out is `spare`."""
         kept = longtail_indices(self.train.labels, imbalance_ratio, kind, seed, largest)
         left_out = np.setdiff1d(np.arange(len(self.train)), kept)
         spare = self.train.select(left_out) if len(left_out) else None

@@ -25,14 +25,14 @@ _MOST_PER_CLASS = 50
 def with_holdout(
     dataset: Dataset, *, per_class: int | None = None, fraction: float | None = None, seed: int = 0
 ) -> Dataset:
-    """Return the data set with a hold-out in the place of its test part; its training part excludes the hold-out.
+    """Return the data set with a hold-out in the place of its test set; its training set excludes the hold-out.
 
-    A validation part of the user's own is the hold-out, and training keeps all it has, if no size is asked for.
+    A validation set of the user's own is the hold-out, and training keeps all it has, if no size is asked for.
 
     Where a long-tailed profile (or an official validation list) left training images out, the hold-out is balanced and
     drawn from those. A class with too few of them, such as the head class of CIFAR-100-LT, which has none, gives up
     training images for the missing part, never more than half of what it has. Where nothing was left out, or less than
-    an image of a class with fewer images than the average, the hold-out is a stratified fraction of the training part,
+    an image of a class with fewer images than the average, the hold-out is a stratified fraction of the training set,
     see `split_off`.
 
     Args:
@@ -94,7 +94,7 @@ def split_off(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split
 
 
 def _left_out(dataset: Dataset) -> np.ndarray:
-    """Return how many images of every class a profile or a list left out of the training part."""
+    """Return how many images of every class a profile or a list left out of the training set."""
     labels = np.zeros(0, dtype=np.int64) if dataset.spare is None else dataset.spare.labels
     return np.bincount(labels, minlength=dataset.num_classes)
 

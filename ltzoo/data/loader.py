@@ -74,7 +74,7 @@ def train_loader(
     """Return the loader that suits the images: on the device for arrays, worker processes for files.
 
     Args:
-        split: the training part, N samples. The last N mod batch_size samples of an epoch's order are dropped.
+        split: the training set, N samples. The last N mod batch_size samples of an epoch's order are dropped.
         views: what `parse_views` returned.
         mean, std: per channel, of images scaled to 0..1.
         batch_size: samples of one step over all processes; a multiple of `world_size`.
@@ -89,7 +89,7 @@ def train_loader(
     if batch_size % world_size:
         raise DataError(f'batch_size {batch_size} cannot be shared out to {world_size} processes')
     if len(split) < batch_size:
-        raise DataError(f'batch_size {batch_size} is larger than the training part: give {len(split)} or less')
+        raise DataError(f'batch_size {batch_size} is larger than the training set: give {len(split)} or less')
     order = _Order(split.labels, batch_size, seed, rank, world_size, balanced_from)
     if isinstance(split.images, ArrayImages):
         return ArrayLoader(split.images, split.labels, TensorViews(views, mean, std), order, device, recorded)

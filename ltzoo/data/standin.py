@@ -33,13 +33,13 @@ class Standin:
     """What is known of a data set.
 
     Attributes:
-        classes, images: C and N of the training part.
+        classes, images: C and N of the training set.
         largest, smallest: training images of the largest and the smallest class.
         many, medium: classes with more than 100 training images, and with 20 to 100.
         test, spare: images a class of the other parts; no spare part where it is 0.
         size: width and height in pixels of a usual image.
         lists: file names of the lists of the training, the test and the spare part.
-        folders: where the images of the training and the test part lie, with `{name}` for the class.
+        folders: where the images of the training and the test set lie, with `{name}` for the class.
         names: of a class, with `{label}` for its number.
         suffix: of image files.
     """

@@ -91,7 +91,7 @@ def evaluate_model(
     Raises:
         EvaluationError: as `adjust_logits` and `tau_normalize`, or if both are asked for; if the classes or the numbers
             of channels differ, the device cannot be used, a hold-out is asked for that the model was not trained
-            without, or images it was trained on may be in the test part.
+            without, or images it was trained on may be in the test set.
         PredictionError: if the model's outputs are not finite.
         UnreadableImageError: if an image cannot be decoded.
         ShotError: if the thresholds do not fit each other.

@@ -119,7 +119,7 @@ class TrainedOn:
             )  # fmt: skip
 
     def check_draw(self, dataset: Dataset, unknown: str = 'are scored whole by tools/evaluate.py --split all') -> None:
-        """Refuse a test part drawn from other images than when the model was trained, which may know some of it.
+        """Refuse a test set drawn from other images than when the model was trained, which may know some of it.
 
         Where that is not known, there is a warning.
 
@@ -132,28 +132,28 @@ class TrainedOn:
         own, drawn_from = self.on(dataset), dataset.drawn_from
         if drawn_from is not None and not self.lt.get('data') and not self.name.startswith(_PUBLIC):
             logger.warning(
-                'the test part of %s is drawn from its images, and whether %s was trained on some of them is not '
+                'the test set of %s is drawn from its images, and whether %s was trained on some of them is not '
                 'known; images that it knows none of %s',
                 dataset.name, self.name, unknown,
             )  # fmt: skip
-        # A run with a hold-out records what that was drawn from; a drawn test part comes from the same images. A run
-        # whose test part was not drawn records None, and may have been trained on all that is there now.
+        # A run with a hold-out records what that was drawn from; a drawn test set comes from the same images. A run
+        # whose test set was not drawn records None, and may have been trained on all that is there now.
         if drawn_from is not None and own.get('drawn_from', drawn_from) != drawn_from:
             raise EvaluationError(
                 f'{dataset.name} has other images, or other names for them, than when {self.name} was trained, and the '
-                'test part drawn from them would hold some that it was trained on: put them back, or give the test '
+                'test set drawn from them would hold some that it was trained on: put them back, or give the test '
                 f'images their own part; images that it knows none of {unknown}'
             )
         if drawn_from is None and own.get('split') == 'test' and own.get('drawn_from') is not None:
             logger.warning(
-                '%s has a test part of its own now, where one was drawn when %s was trained: scores are too high if '
+                '%s has a test set of its own now, where one was drawn when %s was trained: scores are too high if '
                 'images that it was trained on are in it',
                 dataset.name, self.name,
             )  # fmt: skip
         of_own_images = ':' in str(self.lt.get('data')) and self.lt.get('drawn_from') != drawn_from
         if drawn_from is not None and not own and of_own_images:
             logger.warning(
-                'the test part of %s is drawn from its images: scores are too high if %s was trained on some of them; '
+                'the test set of %s is drawn from its images: scores are too high if %s was trained on some of them; '
                 'images that it knows none of %s',
                 dataset.name, self.name, unknown,
             )  # fmt: skip
@@ -173,7 +173,7 @@ class TrainedOn:
         return replace(dataset, class_names=tuple(names), **parts)
 
     def all_of(self, dataset: Dataset) -> Dataset:
-        """Return a data set all of whose images are its test part.
+        """Return a data set all of whose images are its test set.
 
         Raises:
             EvaluationError: if the model may have been trained on some of them, or does not say on what it was.
@@ -204,7 +204,7 @@ class TrainedOn:
         return replace(dataset, test=whole, drawn_from=None)
 
     def held_out(self, data: str, data_dir: str | Path | None) -> Dataset:
-        """Return the data set as the training saw it, with its hold-out in the place of the test part.
+        """Return the data set as the training saw it, with its hold-out in the place of the test set.
 
         Raises:
             EvaluationError: if the model was not trained without a hold-out of these images.

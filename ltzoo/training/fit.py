@@ -340,7 +340,7 @@ def _check_data(folder: RunFolder, recipe: Recipe, now: dict[str, Any], state: d
     if state['drawn_from'] != now['drawn_from']:
         raise CheckpointError(
             f'output={folder.path} was trained on other images of {recipe.data.name} than are there now, and its '
-            'test part would hold some of them: put them back as they were, or give another output'
+            'test set would hold some of them: put them back as they were, or give another output'
         )
     if state['images'] != now['images']:
         was, here = (_place_of(of.data) for of in (folder.read_recipe(), recipe))

@@ -252,7 +252,7 @@ def prepare_data(recipe: Recipe) -> Dataset:
 
 
 def _check_start(recipe: Recipe, dataset: Dataset) -> None:
-    """Refuse to start from a model that may know images of the drawn test part; warn of one that knows the hold-out.
+    """Refuse to start from a model that may know images of the drawn test set; warn of one that knows the hold-out.
 
     Raises:
         EvaluationError: as `TrainedOn.check_draw`.
@@ -325,7 +325,7 @@ def create_learner(recipe: Recipe, dataset: Dataset, *, weights: bool = True) ->
 
 
 def create_loader(recipe: Recipe, dataset: Dataset, learner: Learner, accelerator: Accelerator) -> TrainLoader:
-    """Create the loader of the training part.
+    """Create the loader of the training set.
 
     Raises:
         RecipeError: if the number of views is not what the objective takes.

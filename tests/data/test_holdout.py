@@ -1,4 +1,4 @@
-"""Hold-outs are balanced or stratified, and share no image with the training or the test part."""
+"""Hold-outs are balanced or stratified, and share no image with the training or the test set."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def test_a_validation_part_is_the_hold_out_and_training_keeps_all() -> None:
     assert (numbers_of(held.test), held.test.labels.tolist()) == ([500, 501], [2, 0])
     assert numbers_of(held.train) == numbers_of(dataset.train)
     assert held.drawn_from is None
-    # Asked for a share, it is of the training part.
+    # Asked for a share, it is of the training set.
     assert len(with_holdout(dataset, fraction=0.2).test) == 3
-    with pytest.raises(DataError, match='the validation part of numbered has label 3'):
+    with pytest.raises(DataError, match='the validation set of numbered has label 3'):
         replace(dataset, validation=numbered([3]))
 
 
@@ -162,7 +162,7 @@ def test_split_off_one_image_a_class_stays() -> None:
 
 
 def test_a_set_with_one_image_a_class_has_no_test_part_to_be_drawn() -> None:
-    with pytest.raises(DataError, match='no class of folder:mine has two images, so that no test part can be drawn'):
+    with pytest.raises(DataError, match='no class of folder:mine has two images, so that no test set can be drawn'):
         from_parts('folder:mine', [numbered([0, 1, 2])], ('a', 'b', 'c'))
 
 

@@ -429,7 +429,7 @@ class TestFolder:
             load_data('folder', tmp_path)
         write_classes(tmp_path / 'train', b=1)
         write_classes(tmp_path / 'test', z=1)
-        with pytest.raises(DataError, match=r'test.z has no counterpart in the training part: put images'):
+        with pytest.raises(DataError, match=r'test.z has no counterpart in the training set: put images'):
             load_data('folder', tmp_path)
 
     def test_parts_by_other_names_are_not_classes(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -623,7 +623,7 @@ class TestCsv:
             ('path,label,split\na,0,dev\n', "line 2 .* split 'dev'; it must be train, test or val"),
             ('path,label\na,-1\nb,0\n', 'label -1'),
             ('path,label\na,x\nb,x\n', '1 class'),
-            ('path,label,split\na,0,test\nb,1,test\n', 'training part .* no images'),
+            ('path,label,split\na,0,test\nb,1,test\n', 'training set .* no images'),
             ('path,label\n"a,0\n', 'not a CSV file'),
         ],
     )

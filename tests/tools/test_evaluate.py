@@ -163,7 +163,7 @@ def test_a_drawn_test_part_that_a_silent_model_may_know_is_told(
     evaluate_model(name, f'folder:{folder}')
     told = f'and whether {name} was trained on some of them is not known'
     remedy = 'images that it knows none of are scored whole by tools/evaluate.py --split all'
-    assert caplog.messages == [f'the test part of folder:{folder} is drawn from its images, {told}; {remedy}']
+    assert caplog.messages == [f'the test set of folder:{folder} is drawn from its images, {told}; {remedy}']
     caplog.clear()
     TrainedOn('timm/resnet18').check_draw(load_data(f'folder:{folder}'))
     assert not caplog.messages
@@ -326,7 +326,7 @@ def test_a_hold_out_of_own_images_must_be_the_one_left_out(
     assert script('tools/evaluate.py', run, '--data', f'folder:{moved}', *held_out) == 0
     assert scores_of(tmp_path)['samples'] == 10
     counts = [row['train_count'] for row in scores_of(tmp_path)['per_class']]
-    # On the test part, too, its shots go by what it was trained on.
+    # On the test set, too, its shots go by what it was trained on.
     assert script('tools/evaluate.py', run, '--data', f'folder:{moved}', '--json', tmp_path / 'scores.json') == 0
     of_test = scores_of(tmp_path)
     assert [row['train_count'] for row in of_test['per_class']] == counts

@@ -566,7 +566,7 @@ def test_a_drawn_test_part_is_not_one_of_other_images(
         EvaluationError, match=r'has other images, or other names for them, than when .*run was trained'
     ):
         evaluate_model(str(run), f'folder:{images}', split=split)
-    # A test part of its own holds none of them.
+    # A test set of its own holds none of them.
     apart = tmp_path / 'train'
     apart.symlink_to(pictures)
     assert evaluate_model(str(run), f'folder:{apart}')['samples'] == 8
@@ -630,8 +630,8 @@ def test_new_images_are_scored_whole_by_the_shots_of_the_training(
     assert not caplog.records
     # Without it a fifth is scored, which may be of images that the model knows.
     assert evaluate_model(run, f'folder:{new}')['samples'] == 2
-    assert f'the test part of folder:{new} is drawn from its images: scores are too high if' in caplog.text
-    # The validation part is of them, too.
+    assert f'the test set of folder:{new} is drawn from its images: scores are too high if' in caplog.text
+    # The validation set is of them, too.
     (new / 'dark').rename(tmp_path / 'dark')
     for part in ('train', 'test', 'val'):
         for name in ('dark', 'light'):
@@ -686,7 +686,7 @@ def test_a_test_part_of_its_own_that_was_drawn_before_is_told(
     shutil.rmtree(images)
     shutil.copytree(pictures, images)
     assert evaluate_model(str(tmp_path / 'run'), f'folder:{images}')['samples'] == 8
-    assert 'has a test part of its own now, where one was drawn when' in caplog.text
+    assert 'has a test set of its own now, where one was drawn when' in caplog.text
 
 
 def test_a_run_does_not_start_from_weights_that_know_its_test_part(
@@ -709,7 +709,7 @@ def test_a_run_does_not_start_from_weights_that_know_its_test_part(
     describe_batch(make_recipe(*of_pictures(images), *start_small, small[0], 'evaluation.holdout_per_class=2'))
     assert told in caplog.text
     shutil.copy(images / 'light' / '0.png', images / 'light' / 'new.png')
-    with pytest.raises(EvaluationError, match='the test part drawn from them would hold some that it was trained on'):
+    with pytest.raises(EvaluationError, match='the test set drawn from them would hold some that it was trained on'):
         fit(make_recipe(*of_pictures(images), *start), tmp_path / 'third', progress=False)
     assert not (tmp_path / 'third').exists()
 
@@ -1083,7 +1083,7 @@ def test_a_run_does_not_become_a_class_of_its_images(make_recipe: MakeRecipe, tm
         with pytest.raises(CheckpointError, match='would be taken for a class: give one outside of them'):
             fit(make_recipe(*of_pictures(place)), pictures / classes, progress=False)
     assert not (pictures / 'train' / 'run').exists()
-    # Beside training and test part it is none.
+    # Beside training and test set it is none.
     fit(make_recipe(*of_pictures(pictures)), pictures / 'run', progress=False)
 
 

@@ -55,14 +55,14 @@ def warn_of_left_out(where: str, train: str, test: str | None, left_out: Sequenc
 def from_parts(name: str, parts: Sequence[Split], class_names: tuple[str, ...], **described: Any) -> Dataset:
     """Return a data set of a user's parts: training, test, validation.
 
-    Where there is but the first, 20 % of every class become the test part, see `split_off`.
+    Where there is but the first, 20 % of every class become the test set, see `split_off`.
 
     Args:
         name, class_names, **described: of the data set.
         parts: one to three, in this order.
 
     Raises:
-        DataError: if the test part is to be drawn and no class has two images.
+        DataError: if the test set is to be drawn and no class has two images.
     """
     if len(parts) > 1:
         train, test, *more = parts
@@ -71,6 +71,6 @@ def from_parts(name: str, parts: Sequence[Split], class_names: tuple[str, ...], 
     train, test = split_off(whole)
     if len(whole) and not len(test):
         raise DataError(
-            f'no class of {name} has two images, so that no test part can be drawn: add images, or give it a test part'
+            f'no class of {name} has two images, so that no test set can be drawn: add images, or give it a test set'
         )
     return Dataset(name, train, test, class_names, drawn_from=whole.digest(), **described)

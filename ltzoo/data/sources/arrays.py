@@ -16,7 +16,7 @@ from ltzoo.data.sources._own import classes_of_integers, from_parts
 
 # Encrypted archives and unknown compressions are RuntimeErrors; a header may ask for any amount of memory.
 _READING_ERRORS = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
-# Images and labels of the training part, the test part and the validation part.
+# Images and labels of the training set, the test set and the validation set.
 _KEYS = (
     (('x_train', 'y_train'), ('x_test', 'y_test'), ('x_val', 'y_val')),
     (('train_images', 'train_labels'), ('test_images', 'test_labels'), ('val_images', 'val_labels')),
@@ -28,9 +28,9 @@ def npz(location: Path, download: bool) -> Dataset:
     """Read an .npz file of arrays x_train, y_train, x_test, y_test, or train_images, train_labels, test_images, ...
 
     Images are uint8 of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3); labels are integers of 0 or more, shape (N,) or
-    (N, 1); those that occur are the classes. x_val and y_val (val_images, val_labels) are the validation part, which
-    hold-outs are, or the test part if there is none. Without either, 20 % of every class become the test part, always
-    the same ones (`ltzoo.data.split_off`). Mean and standard deviation are those of the training part.
+    (N, 1); those that occur are the classes. x_val and y_val (val_images, val_labels) are the validation set, which
+    hold-outs are, or the test set if there is none. Without either, 20 % of every class become the test set, always
+    the same ones (`ltzoo.data.split_off`). Mean and standard deviation are those of the training set.
     """
     if not location.is_file():
         raise MissingDataError(f'{location} is not a file; npz takes a .npz file')

@@ -25,8 +25,8 @@ def csv_file(location: Path, download: bool, root: Path | None = None) -> Datase
 
     Relative paths start from `root`, by default the file's folder. Labels are class names, sorted into an order, or
     integers of 0 or more, without leading zeros, of which those that occur are the classes. The split is train, test or
-    val; val rows are the validation part, which hold-outs are, or the test part if there are no test rows. Without
-    either, 20 % of every class become the test part, always the same ones (`ltzoo.data.split_off`). Further columns are
+    val; val rows are the validation set, which hold-outs are, or the test set if there are no test rows. Without
+    either, 20 % of every class become the test set, always the same ones (`ltzoo.data.split_off`). Further columns are
     ignored.
     """
     if root is not None and not root.is_dir():

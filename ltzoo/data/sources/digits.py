@@ -17,7 +17,7 @@ STD = (0.3759,) * 3
 
 @register_source('digits', default_ratio=50)
 def digits(location: Path, download: bool) -> Dataset:
-    """The last 40 images of each class are the test part; every class keeps 134 for training, the most all have."""
+    """The last 40 images of each class are the test set; every class keeps 134 for training, the most all have."""
     # Imported here for the sake of everyone who imports ltzoo for something else: it takes a second.
     from sklearn.datasets import load_digits
 

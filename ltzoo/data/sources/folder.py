@@ -38,9 +38,9 @@ def folder(location: Path, download: bool) -> Dataset:
         CLASS/*.jpg
 
     In the first form the case of these names is ignored, and so are other folders, with a warning. val/ beside test/ is
-    the validation part, which hold-outs are. A test part of images without class folders, as competitions have it, is
+    the validation set, which hold-outs are. A test set of images without class folders, as competitions have it, is
     left out with a warning. In the second form, or with train/ alone, 20 % of every class become the
-    test part, of the same images always the same ones (`ltzoo.data.split_off`). Images are files with one of
+    test set, of the same images always the same ones (`ltzoo.data.split_off`). Images are files with one of
     torchvision's extensions; others are left out with a warning, and names that begin with a dot are skipped.
     """
     if not location.is_dir():
@@ -84,7 +84,7 @@ def folder(location: Path, download: bool) -> Dataset:
 
 
 def _holds_only_images(part: Path) -> bool:
-    """Return whether a part has images and no class folders, as a competition's test part has."""
+    """Return whether a part has images and no class folders, as a competition's test set has."""
     return not _folder_names(part) and _holds_images(part)
 
 
@@ -100,7 +100,7 @@ def _number_of_images(folder: Path) -> int:
 def _read_part(location: Path, part: Path, class_names: list[str]) -> Split:
     if unknown := sorted(set(_folder_names(part)) - set(class_names)):
         raise DataError(
-            f'class folder {part / unknown[0]} has no counterpart in the training part: '
+            f'class folder {part / unknown[0]} has no counterpart in the training set: '
             'put images of that class there, or remove it; names count with their case'
         )
     return _read(location, part, class_names, may_lack_some=True)

@@ -65,9 +65,9 @@ def hf(location: Path, download: bool) -> Dataset:
     Of a set with several configurations `hf:org/name:config` says which. A folder is anything that
     `datasets.load_dataset` or `load_from_disk` reads. The set needs a column of images and one of class labels, found
     by their types. Where there are several, the columns `image` and `label` are taken, or
-    else the class labels with the most classes (the fine ones of CIFAR-100). The training part is the split `train`;
-    the test part is `test`, or `validation` (or `valid`, `val`) if there is no test split with labels, or else 20 % of
-    every class, always the same ones (`ltzoo.data.split_off`). The validation split beside a test part is what
+    else the class labels with the most classes (the fine ones of CIFAR-100). The training set is the split `train`;
+    the test set is `test`, or `validation` (or `valid`, `val`) if there is no test split with labels, or else 20 % of
+    every class, always the same ones (`ltzoo.data.split_off`). The validation split beside a test set is what
     hold-outs are. Other splits are left out with a warning. Labels go by the names of the classes of `train`.
     """
     try:

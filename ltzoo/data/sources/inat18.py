@@ -25,7 +25,7 @@ ORIGIN = 'from https://github.com/visipedia/inat_comp/tree/master/2018 (the comp
 
 @register_source('inat18')
 def inat18(location: Path, download: bool) -> Dataset:
-    """Read iNaturalist 2018; the validation part is its test part, as in the literature.
+    """Read iNaturalist 2018; the validation set is its test set, as in the literature.
 
     The files lie in `location` itself or in `location/iNat18`. Each part is read from its list or else from the
     competition's annotations::

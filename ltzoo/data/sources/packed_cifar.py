@@ -96,7 +96,7 @@ def write_packed(file: Path, whole: Dataset, train: np.ndarray, test: np.ndarray
 
 
 def read_packed(file: Path) -> tuple[Split, Split, tuple[str, ...]]:
-    """Return training part, test part and class names: what the official files give, but for the images left out.
+    """Return training set, test set and class names: what the official files give, but for the images left out.
 
     Raises:
         DataError: if the file is not such a pack, or damaged.
@@ -144,7 +144,7 @@ def _decode(pack: zipfile.ZipFile, part: str, index: dict, file: Path) -> Split:
             strips.append(np.asarray(strip.convert('RGB')).reshape(-1, _SIDE, _SIDE, 3))
     images = np.concatenate([np.zeros((0, _SIDE, _SIDE, 3), np.uint8), *strips])
     if len(images) != len(held):
-        raise ValueError(f'{len(images)} images of {len(held)} in its {part} part')
+        raise ValueError(f'{len(images)} images of {len(held)} in its {part} set')
     positions = np.full(len(labels), -1, dtype=np.int64)
     positions[held] = np.arange(len(held))
     missing = (
