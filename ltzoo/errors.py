@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 __all__ = [
+    'GkpGsaError',
     'LtzooError',
     'did_you_mean',
     'first_of',
@@ -20,6 +21,10 @@ class LtzooError(Exception):
 
     Tools print it and exit with code 2.
     """
+
+
+class GkpGsaError(LtzooError, ValueError):
+    """Settings, a model, parameters or samples that GKP/GSA, or a part of it, does not take."""
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6, otherwise: str = '.') -> str:

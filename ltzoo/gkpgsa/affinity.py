@@ -12,13 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import GkpGsaError
 
-__all__ = ['AffinityError', 'GramMatrix', 'parameter_affinity']
-
-
-class AffinityError(LtzooError, ValueError):
-    """Snapshots that cannot be compared, or not in the way that was asked for."""
+__all__ = ['GramMatrix', 'parameter_affinity']
 
 
 class GramMatrix:
@@ -46,7 +42,7 @@ class GramMatrix:
             snapshot: returns the parameters of an epoch, by name, such as `MemoryBank.snapshot`.
 
         Raises:
-            AffinityError: if the snapshots' names or shapes differ.
+            GkpGsaError: if the snapshots' names or shapes differ.
         """
         wanted = set(epochs)
         self._keep([epoch for epoch in self.epochs if epoch in wanted])
@@ -109,7 +105,7 @@ def parameter_affinity(gram: GramMatrix, kind: str = 'gaussian') -> Tensor:
         Float64, shape (E, E), on the CPU.
 
     Raises:
-        AffinityError: if the kind is neither.
+        GkpGsaError: if the kind is neither.
     """
     if kind == 'cosine':
         affinity = (1 + gram.cosine()) / 2
@@ -120,16 +116,14 @@ def parameter_affinity(gram: GramMatrix, kind: str = 'gaussian') -> Tensor:
         scale = apart.quantile(0.5) if len(apart) else torch.ones((), dtype=torch.float64)
         affinity = (-squared / (2 * scale**2)).exp()
     else:
-        raise AffinityError(f'there is no affinity {kind!r}: choose gaussian or cosine')
+        raise GkpGsaError(f'there is no affinity {kind!r}: choose gaussian or cosine')
     return affinity.fill_diagonal_(1)
 
 
 def _distance_squared(one: Mapping[str, Tensor], other: Mapping[str, Tensor], epoch: int, of_other: int) -> float:
     shapes = [{name: tensor.shape for name, tensor in parameters.items()} for parameters in (one, other)]
     if shapes[0] != shapes[1]:
-        raise AffinityError(
-            f'the snapshots of epochs {epoch} and {of_other} differ in the names or shapes of parameters'
-        )
+        raise GkpGsaError(f'the snapshots of epochs {epoch} and {of_other} differ in the names or shapes of parameters')
     return _sum_of_squares(tensor.float() - other[name].float() for name, tensor in one.items())
 
 

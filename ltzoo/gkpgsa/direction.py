@@ -7,18 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import GkpGsaError
 
-__all__ = ['Direction', 'SharpnessError', 'group_direction', 'group_radius']
+__all__ = ['Direction', 'group_direction', 'group_radius']
 
 Direction = Literal['residual', 'projection', 'full', 'subtract']
 
 # A residual shorter than this share of its gradient is what rounding leaves of zero; it has no direction.
 ROUNDING = 1e-5
-
-
-class SharpnessError(LtzooError, ValueError):
-    """A setting of sharpness-aware training that does not exist or does not suit the model."""
 
 
 def group_direction(group_grad: Tensor, global_grad: Tensor, mode: Direction = 'residual') -> Tensor:
@@ -35,7 +31,7 @@ def group_direction(group_grad: Tensor, global_grad: Tensor, mode: Direction = '
         Shape (..., d). Where rounding is all that is left of a group's gradient the direction is exactly zero.
 
     Raises:
-        SharpnessError: if the mode does not exist.
+        GkpGsaError: if the mode does not exist.
     """
     if mode == 'full':
         return group_grad
@@ -50,7 +46,7 @@ def group_direction(group_grad: Tensor, global_grad: Tensor, mode: Direction = '
         projection = share.unsqueeze(-1) * global_grad
         direction = projection if mode == 'projection' else group_grad - projection
     else:
-        raise SharpnessError(f'direction {mode!r} does not exist; known: residual, projection, full, subtract')
+        raise GkpGsaError(f'direction {mode!r} does not exist; known: residual, projection, full, subtract')
     left = direction.norm(dim=-1, keepdim=True) > ROUNDING * group_grad.norm(dim=-1, keepdim=True)
     return torch.where(left, direction, 0)
 

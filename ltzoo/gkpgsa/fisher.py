@@ -8,25 +8,20 @@ different matrices: Kunstner et al., Limitations of the Empirical Fisher Approxi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import GkpGsaError
 from ltzoo.models.mode import evaluating
 
-__all__ = ['FisherError', 'FisherKind', 'diagonal_fisher', 'group_sample_indices']
+__all__ = ['FisherKind', 'diagonal_fisher']
 
 FisherKind = Literal['empirical', 'sampled', 'batch']
-
-
-class FisherError(LtzooError, ValueError):
-    """A model, parameters, samples or settings of which no Fisher diagonal can be had."""
 
 
 @torch.no_grad()
@@ -69,13 +64,13 @@ def diagonal_fisher(
         model's wider type.
 
     Raises:
-        FisherError: if a parameter or buffer is unknown or of another shape, there is no sample, inputs, labels or the
+        GkpGsaError: if a parameter or buffer is unknown or of another shape, there is no sample, inputs, labels or the
             prior do not fit together, a batch-norm keeps no running statistics, or a setting is not one of those above.
     """
     if kind not in get_args(FisherKind):
-        raise FisherError(f'kind must be one of {", ".join(get_args(FisherKind))}, not {kind!r}')
+        raise GkpGsaError(f'kind must be one of {", ".join(get_args(FisherKind))}, not {kind!r}')
     if chunk_size is not None and chunk_size < 1:
-        raise FisherError(f'chunk_size must be at least 1, not {chunk_size}')
+        raise GkpGsaError(f'chunk_size must be at least 1, not {chunk_size}')
     point = _at(model, parameters)
     fixed = _in_place_of(model, dict(model.named_buffers()), buffers or {}, 'buffer')
     chunk_size = chunk_size or _default_chunk_size(point)
@@ -98,7 +93,7 @@ def diagonal_fisher(
     with evaluating(model), sdpa_kernel(SDPBackend.MATH):
         for inputs, labels in batches:
             if labels.shape != inputs.shape[:1]:
-                raise FisherError(
+                raise GkpGsaError(
                     f'labels must have shape ({len(inputs)},), one for each input, not {tuple(labels.shape)}'
                 )
             if len(labels) == 0:
@@ -106,9 +101,9 @@ def diagonal_fisher(
             if not classes:
                 classes = functional_call(model, point, (inputs[:1],)).shape[-1]
                 if log_prior is not None and log_prior.shape != (classes,):
-                    raise FisherError(f'log_prior must have shape ({classes},), not {tuple(log_prior.shape)}')
+                    raise GkpGsaError(f'log_prior must have shape ({classes},), not {tuple(log_prior.shape)}')
             if not 0 <= labels.min() <= labels.max() < classes:
-                raise FisherError(
+                raise GkpGsaError(
                     f'labels must lie between 0 and {classes - 1}, they go from {labels.min()} to {labels.max()}'
                 )
             if kind == 'sampled':
@@ -122,55 +117,20 @@ def diagonal_fisher(
                     total[name] += gradient.to(total[name].dtype).square().sum(0)
             terms += len(units[1])
     if terms == 0:
-        raise FisherError('there is no sample to take a Fisher diagonal over: batches is empty')
+        raise GkpGsaError('there is no sample to take a Fisher diagonal over: batches is empty')
     return {name: value.div_(terms) for name, value in total.items()}
-
-
-def group_sample_indices(labels: Any, class_groups: Any, budget: int | None = None, seed: int = 0) -> list[np.ndarray]:
-    """Return which training samples to take every group's Fisher diagonal over.
-
-    Args:
-        labels: class of every training sample, shape (N,).
-        class_groups: group of every class, 0 to G - 1, shape (C,).
-        budget: samples of a group at most, drawn at random with no regard to class; None for all.
-        seed: of the draw. A group's draw depends on its own samples alone.
-
-    Returns:
-        For each of the G groups the indices, int64, in random order; none for a group without samples.
-
-    Raises:
-        FisherError: if labels are no whole numbers or one has no group, a group is negative or the budget is below 1.
-    """
-    labels, class_groups = np.asarray(labels), np.asarray(class_groups)
-    if budget is not None and budget < 1:
-        raise FisherError(f'budget must be at least 1 sample, not {budget}')
-    if class_groups.ndim != 1 or class_groups.size == 0 or class_groups.min() < 0:
-        raise FisherError('class_groups must hold one number from 0 for every class')
-    if labels.size and labels.dtype.kind not in 'iu':
-        raise FisherError(f'labels must be whole numbers, not {labels.dtype}')
-    labels = labels.astype(np.int64)
-    if labels.size and not 0 <= labels.min() <= labels.max() < len(class_groups):
-        raise FisherError(
-            f'class_groups has {len(class_groups)} classes, but labels go from {labels.min()} to {labels.max()}'
-        )
-    groups = class_groups[labels]
-    # NumPy's legacy generator: its streams are frozen, so a draw stays the same with every version of NumPy.
-    return [
-        np.random.RandomState(seed).permutation(np.flatnonzero(groups == group))[:budget]
-        for group in range(int(class_groups.max()) + 1)
-    ]
 
 
 def _at(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the parameters in the precision, layout and place of the model's own."""
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is None:
-            raise FisherError(
+            raise GkpGsaError(
                 f'{name} keeps no running statistics, so one sample has no gradient of its own: '
                 f'use a batch-norm with track_running_stats=True'
             )
     if not parameters:
-        raise FisherError('there must be at least one parameter to take a Fisher diagonal of')
+        raise GkpGsaError('there must be at least one parameter to take a Fisher diagonal of')
     return _in_place_of(model, dict(model.named_parameters()), parameters, 'parameter')
 
 
@@ -179,9 +139,9 @@ def _in_place_of(
 ) -> dict[str, Tensor]:
     for name, value in given.items():
         if name not in own:
-            raise FisherError(f'{type(model).__name__} has no {what} {name}')
+            raise GkpGsaError(f'{type(model).__name__} has no {what} {name}')
         if value.shape != own[name].shape:
-            raise FisherError(f'{what} {name} must have shape {tuple(own[name].shape)}, not {tuple(value.shape)}')
+            raise GkpGsaError(f'{what} {name} must have shape {tuple(own[name].shape)}, not {tuple(value.shape)}')
     return {name: torch.empty_like(own[name]).copy_(value) for name, value in given.items()}
 
 

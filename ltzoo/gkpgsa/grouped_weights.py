@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ltzoo.errors import GkpGsaError
 from ltzoo.gkpgsa import one_hot, sliced, sorted_rows
-from ltzoo.gkpgsa.direction import SharpnessError
 from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, Rows, SampleRows, SortedRows
 
 __all__ = ['GroupedWeights']
@@ -87,7 +87,7 @@ class GroupedWeights(TorchFunctionMode):
             rows: Rows = largest._rows  # type: ignore[attr-defined]
             if func in _REPEATS and rows.fits(largest) and len(out) != len(largest):
                 if len(tensors) > 1:
-                    raise SharpnessError('repeat_interleave repeats rows as a tensor says, which groups cannot follow')
+                    raise GkpGsaError('repeat_interleave repeats rows as a tensor says, which groups cannot follow')
                 # Every row several times, one after the other, as if it were cut up.
                 rows = rows.resized(out.view(len(largest), -1), out)
             elif func not in _MOVES:
@@ -98,7 +98,7 @@ class GroupedWeights(TorchFunctionMode):
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
     ) -> Any:
         if func is F.multi_head_attention_forward:
-            raise SharpnessError(
+            raise GkpGsaError(
                 'nn.MultiheadAttention lays samples along the second dimension, where groups cannot be told apart: use '
                 "attention made of linear layers, such as timm's"
             )
@@ -134,7 +134,7 @@ class GroupedWeights(TorchFunctionMode):
     def read_by_class(self, parameter: Tensor) -> Tensor:
         """Return a parameter with one row per class, each from its class's slot."""
         if not self.classes.fits(parameter):
-            raise SharpnessError(
+            raise GkpGsaError(
                 f'a parameter of shape {tuple(parameter.shape)} is used as data; groups can only tell apart '
                 f'parameters with one row for each of the {len(self.classes.slots)} classes'
             )
@@ -147,7 +147,7 @@ class GroupedWeights(TorchFunctionMode):
     def derive(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute something of parameters and constants once for every slot, such as a normalised weight."""
         if any(hasattr(x, '_rows') and x.ndim > 0 for x in _tensors((*args, *kwargs.values()))):
-            raise SharpnessError(
+            raise GkpGsaError(
                 f'{getattr(func, "__name__", func)} brings weights to an activation whose first dimension is not the '
                 'samples, so that groups cannot be told apart'
             )
@@ -179,7 +179,7 @@ class GroupedWeights(TorchFunctionMode):
         if name.startswith('__i') or (name.endswith('_') and not name.endswith('__')):
             plain = getattr(Tensor, f'__{name[3:]}' if name.startswith('__i') else name[:-1], None)
             if plain is None or getattr(args[0], '_rows', None) is not rows:
-                raise SharpnessError(f'{name} changes an activation in place by a parameter, which groups cannot share')
+                raise GkpGsaError(f'{name} changes an activation in place by a parameter, which groups cannot share')
             # What the derivative needs of it is kept, as PyTorch's own function in place does.
             before = _tag(args[0].clone(), rows)
             return args[0].copy_(self.call_by_slot(plain, (before, *args[1:]), kwargs, rows))
@@ -255,7 +255,7 @@ def _recurrent(
     """Call an LSTM, GRU or RNN, whose states have samples in their second dimension, by slot."""
     states = (hidden,) if isinstance(hidden, Tensor) else tuple(hidden)
     if not rows.fits(input) or any(state.ndim != 3 or not rows.fits(state[0]) for state in states):
-        raise SharpnessError(f'{func.__name__} takes packed sequences, whose samples groups cannot tell apart')
+        raise GkpGsaError(f'{func.__name__} takes packed sequences, whose samples groups cannot tell apart')
     first = [state.transpose(0, 1) for state in states]
 
     def call(slot: int, part: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -16,25 +16,14 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import GkpGsaError
 from ltzoo.gkpgsa.bank import MemoryBank
 
-__all__ = [
-    'GroupingError',
-    'classes_moved',
-    'group_anchors',
-    'group_classes',
-    'normalized_cut',
-    'normalized_cut_value',
-]
+__all__ = ['classes_moved', 'group_anchors', 'group_classes', 'normalized_cut']
 
 _STARTS = 8
 # What a cut must gain to count as smaller: well above rounding, so that equal cuts are told apart by order alone.
 _GAIN = 1e-10
-
-
-class GroupingError(LtzooError, ValueError):
-    """A graph or a bank that cannot be grouped as asked."""
 
 
 def normalized_cut(affinity: Tensor, n_groups: int, multiplicity: Tensor | None = None, seed: int = 0) -> Tensor:
@@ -57,11 +46,11 @@ def normalized_cut(affinity: Tensor, n_groups: int, multiplicity: Tensor | None 
         The group of every vertex: int64, shape (E,), numbered in order of first appearance; no group is empty.
 
     Raises:
-        GroupingError: if the input is not as described.
+        GkpGsaError: if the input is not as described.
     """
     weights = _contracted(affinity, multiplicity)
     if n_groups < 1:
-        raise GroupingError(f'n_groups must be at least 1, not {n_groups}')
+        raise GkpGsaError(f'n_groups must be at least 1, not {n_groups}')
     n_groups = min(n_groups, len(weights))
     if n_groups == 1 or n_groups == len(weights):
         return torch.arange(len(weights)) if n_groups > 1 else torch.zeros(len(weights), dtype=torch.int64)
@@ -73,23 +62,6 @@ def normalized_cut(affinity: Tensor, n_groups: int, multiplicity: Tensor | None 
             best, smallest = labels, value
     assert best is not None
     return torch.from_numpy(_canonical(best))
-
-
-def normalized_cut_value(affinity: Tensor, labels: Tensor, multiplicity: Tensor | None = None) -> float:
-    """Return sum over groups of cut(g, rest) / vol(g), between 0 and the number of groups.
-
-    Args:
-        affinity: symmetric, not negative, shape (E, E); self-loops count in the volume.
-        labels: group of every vertex, int64, shape (E,).
-        multiplicity: how many identical vertices each stands for, shape (E,); by default 1.
-
-    Raises:
-        GroupingError: if the input is not as described.
-    """
-    weights = _contracted(affinity, multiplicity)
-    if labels.shape != (len(weights),):
-        raise GroupingError(f'labels must have shape ({len(weights)},), one for each vertex, not {tuple(labels.shape)}')
-    return _cut_value(weights, labels.cpu().numpy())
 
 
 def group_classes(bank: MemoryBank, affinity: Tensor, n_groups: int, seed: int = 0) -> Tensor:
@@ -106,13 +78,13 @@ def group_classes(bank: MemoryBank, affinity: Tensor, n_groups: int, seed: int =
         belong to the group with the most classes (the first of those, if there are several).
 
     Raises:
-        GroupingError: if no class has a snapshot, or the affinity is not one of the bank's snapshots.
+        GkpGsaError: if no class has a snapshot, or the affinity is not one of the bank's snapshots.
     """
     epochs = torch.tensor(bank.epochs, dtype=torch.int64)
     if not len(epochs):
-        raise GroupingError('no class of the bank has a snapshot yet: update it before grouping')
+        raise GkpGsaError('no class of the bank has a snapshot yet: update it before grouping')
     if affinity.shape != (len(epochs), len(epochs)):
-        raise GroupingError(
+        raise GkpGsaError(
             f'the bank has {len(epochs)} distinct snapshots, so the affinity must have shape '
             f'({len(epochs)}, {len(epochs)}), not {tuple(affinity.shape)}'
         )
@@ -137,16 +109,16 @@ def group_anchors(bank: MemoryBank, class_groups: Tensor) -> Iterator[dict[str, 
         One dict of float32 tensors on the CPU for each group, in their order.
 
     Raises:
-        GroupingError: if the shape is another, or a group has no class with a snapshot.
+        GkpGsaError: if the shape is another, or a group has no class with a snapshot.
     """
     if class_groups.shape != (bank.num_classes,):
-        raise GroupingError(f'class_groups must have shape ({bank.num_classes},), not {tuple(class_groups.shape)}')
+        raise GkpGsaError(f'class_groups must have shape ({bank.num_classes},), not {tuple(class_groups.shape)}')
     class_groups = class_groups.cpu()
     for group in range(int(class_groups.max()) + 1):
         best = bank.best_epoch[(class_groups == group) & (bank.best_epoch >= 0)]
         epochs, counts = best.unique(return_counts=True)
         if not len(epochs):
-            raise GroupingError(f'no class of group {group} has a snapshot, so the group has no parameters')
+            raise GkpGsaError(f'no class of group {group} has a snapshot, so the group has no parameters')
         mean: dict[str, Tensor] = {}
         for epoch, count in zip(epochs.tolist(), counts.tolist(), strict=True):
             for name, tensor in bank.snapshot(epoch).items():
@@ -173,15 +145,15 @@ def _contracted(affinity: Tensor, multiplicity: Tensor | None) -> np.ndarray:
     """Return the weights of the contracted graph, in float64."""
     weights = affinity.detach().cpu().double().numpy()
     if weights.ndim != 2 or weights.shape[0] != weights.shape[1] or not len(weights):
-        raise GroupingError(f'the affinity must be a square matrix, not of shape {weights.shape}')
+        raise GkpGsaError(f'the affinity must be a square matrix, not of shape {weights.shape}')
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
-        raise GroupingError('the affinity has entries that are negative or not finite: every one must be at least 0')
+        raise GkpGsaError('the affinity has entries that are negative or not finite: every one must be at least 0')
     if not np.allclose(weights, weights.T, rtol=1e-6, atol=1e-12):
-        raise GroupingError('the affinity is not symmetric: entry (i, j) must equal entry (j, i)')
+        raise GkpGsaError('the affinity is not symmetric: entry (i, j) must equal entry (j, i)')
     if multiplicity is None:
         return weights
     if multiplicity.shape != (len(weights),) or not bool((multiplicity > 0).all()):
-        raise GroupingError(f'multiplicity must be {len(weights)} positive numbers, one for each vertex')
+        raise GkpGsaError(f'multiplicity must be {len(weights)} positive numbers, one for each vertex')
     masses = multiplicity.cpu().double().numpy()
     return masses[:, None] * weights * masses
 

@@ -6,6 +6,7 @@ groups' anchors (GKP). Per epoch: feature quality, memory bank and, when it is d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,17 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ltzoo.errors import GkpGsaError
 from ltzoo.gkpgsa.affinity import GramMatrix, parameter_affinity
 from ltzoo.gkpgsa.bank import DiskStore, HostStore, MemoryBank, SnapshotStore
 from ltzoo.gkpgsa.epoch_sums import EpochSums
-from ltzoo.gkpgsa.fisher import diagonal_fisher, group_sample_indices
+from ltzoo.gkpgsa.fisher import diagonal_fisher
 from ltzoo.gkpgsa.grouping import classes_moved, group_anchors, group_classes
 from ltzoo.gkpgsa.passes import Losses, Views
 from ltzoo.gkpgsa.preservation import KnowledgePreservation
 from ltzoo.gkpgsa.quality import FeatureQuality
 from ltzoo.gkpgsa.rows import RowsForm
-from ltzoo.gkpgsa.schedule import alpha_schedule
-from ltzoo.gkpgsa.settings import GkpGsaError, GkpGsaSettings, PreservationSettings
+from ltzoo.gkpgsa.settings import GkpGsaSettings, PreservationSettings
 from ltzoo.gkpgsa.sharpness import GroupedSharpness, StepReport
 
 __all__ = ['GkpGsa']
@@ -54,8 +55,7 @@ class GkpGsa:
         GkpGsaError: if class counts or labels are no such numbers, the bank is needed and nothing of the encoder is
             trained, or the network drops activations to compute them anew (`set_grad_checkpointing`) or has
             SyncBatchNorm, which groups with own weights cannot be taken through; if snapshots are kept on disk, without
-            a folder.
-        SharpnessError: if nothing of `module` is trained, or `radius_by_group` has another number of groups.
+            a folder; if nothing of `module` is trained, or `radius_by_group` has another number of groups.
     """
 
     def __init__(
@@ -138,10 +138,18 @@ class GkpGsa:
         return self.settings.group_by == 'bank' or self.settings.preservation is not None
 
     def start_epoch(self, epoch: int) -> None:
-        """Call before the first step of an epoch, counted from 0."""
+        """Call before the first step of an epoch, counted from 0.
+
+        Raises:
+            GkpGsaError: if the training has no such epoch.
+        """
+        if not 0 <= epoch < self.epochs:
+            raise GkpGsaError(f'epoch must be 0 to {self.epochs - 1}, as there are {self.epochs} epochs, not {epoch}')
         self.epoch = epoch
-        if self.settings.alpha_start is not None and self.settings.alpha_end is not None:
-            self.alpha = alpha_schedule(epoch, self.epochs, self.settings.alpha_start, self.settings.alpha_end)
+        start, end = self.settings.alpha_start, self.settings.alpha_end
+        if start is not None and end is not None:
+            # Eq. 20: half a cosine, whose end the epoch after the last one would have.
+            self.alpha = end + (start - end) * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
         if self.sums.groups == self.sharpness.groups:
             self.sums.reset()
         else:
@@ -217,9 +225,8 @@ class GkpGsa:
 
         Raises:
             GkpGsaError: if the bank is needed and no features were seen, as the losses call something else than the
-                module that the model's `get_classifier()` returns.
+                module that the model's `get_classifier()` returns; or if a batch-norm keeps no running statistics.
             BankError: if a snapshot cannot be written.
-            FisherError: if a batch-norm keeps no running statistics.
         """
         log: dict[str, Any] = {'alpha': self._loss_weight}
         if self.sums.steps > 0:
@@ -266,7 +273,6 @@ class GkpGsa:
 
         Raises:
             BankError: if the state is of another number of classes, or a snapshot it names is missing.
-            PreservationError: if what it holds of the anchors is not of `state_dict`.
         """
         self.bank.load_state_dict(state['bank'])
         self.gram.load_state_dict(state['gram'])
@@ -351,7 +357,7 @@ class GkpGsa:
         groups = self.class_groups if part.grouped else torch.zeros_like(self.class_groups)
         device = next(iter(self.encoder.values())).device
         preservation = self._empty_preservation(part)
-        drawn = group_sample_indices(self.labels, groups.numpy(), part.samples_per_group, self.seed)
+        of_samples = groups.numpy()[self.labels]
         sizes = {
             'samples': self._samples_by_group(groups).tolist(),
             'classes': torch.bincount(groups).tolist(),
@@ -363,8 +369,10 @@ class GkpGsa:
         anchors = group_anchors(self.bank, torch.zeros_like(groups).masked_scatter(stored, places))
         for g, anchor in zip(held.tolist(), anchors, strict=True):
             parameters = self._of_encoder(anchor)
+            # NumPy's legacy generator has frozen streams. A group's draw depends on its own samples alone.
+            drawn = np.random.RandomState(self.seed).permutation(np.flatnonzero(of_samples == g))
             fisher = diagonal_fisher(
-                self.model, parameters, samples(drawn[g]), part.fisher,
+                self.model, parameters, samples(drawn[: part.samples_per_group]), part.fisher,
                 buffers={name: anchor[name] for name in self.statistics},
                 chunk_size=part.chunk_size, log_prior=self.log_prior, generator=generator,
             )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltzoo.gkpgsa.direction import SharpnessError
+from ltzoo.errors import GkpGsaError
 from ltzoo.gkpgsa.flat import FlatParameters
 from ltzoo.gkpgsa.grouped_weights import GroupedWeights
 from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, RowsForm, SampleRows, SortedRows
@@ -138,7 +138,7 @@ class Passes:
                 marked = tuple(mode.mark(view) for view in (views[:1] if first_view else views))
                 values = of_each(self.losses(marked, labels), labels)
                 if id(values) in mode.grouped:
-                    raise SharpnessError(
+                    raise GkpGsaError(
                         'the losses are not computed from the views that they are given, sample by sample: groups '
                         'cannot be told apart in tensors from outside, NumPy or scripted modules'
                     )
@@ -175,10 +175,10 @@ def of_each(values: Tensor, labels: Tensor) -> Tensor:
     """Return losses that are one of each sample.
 
     Raises:
-        SharpnessError: if they are not.
+        GkpGsaError: if they are not.
     """
     if values.shape != labels.shape:
-        raise SharpnessError(
+        raise GkpGsaError(
             f'the losses have shape {tuple(values.shape)}, where one of each sample is needed, ({len(labels)},), as '
             "reduction='none' gives them"
         )

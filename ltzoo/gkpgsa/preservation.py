@@ -13,15 +13,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ltzoo.errors import LtzooError
+from ltzoo.errors import GkpGsaError
 
-__all__ = ['KnowledgePreservation', 'Normalisation', 'PreservationError']
+__all__ = ['KnowledgePreservation', 'Normalisation']
 
 Normalisation = Literal['none', 'mean', 'max']
-
-
-class PreservationError(LtzooError, ValueError):
-    """Anchors, Fisher diagonals, parameters or settings that do not suit the penalty."""
 
 
 class KnowledgePreservation:
@@ -45,16 +41,16 @@ class KnowledgePreservation:
         groups: how many were added, G.
 
     Raises:
-        PreservationError: if a setting is out of range.
+        GkpGsaError: if a setting is out of range.
     """
 
     def __init__(
         self, strength: float = 1.0, normalisation: Normalisation = 'none', *, counts_others: bool = True
     ) -> None:
         if not 0 <= strength < math.inf:
-            raise PreservationError(f'strength must be finite and at least 0, not {strength}')
+            raise GkpGsaError(f'strength must be finite and at least 0, not {strength}')
         if normalisation not in get_args(Normalisation):
-            raise PreservationError(
+            raise GkpGsaError(
                 f'normalisation must be one of {", ".join(get_args(Normalisation))}, not {normalisation!r}'
             )
         self.strength = strength
@@ -77,11 +73,11 @@ class KnowledgePreservation:
             size: |G_j|, by which F_j is divided once more: the reading of the authors' code. None for not at all.
 
         Raises:
-            PreservationError: if names or shapes differ, from each other or from those of the groups so far, a value
+            GkpGsaError: if names or shapes differ, from each other or from those of the groups so far, a value
                 is not finite or a Fisher value negative, or the size is not above 0. Nothing is added then.
         """
         if size is not None and not 0 < size < math.inf:
-            raise PreservationError(f'the size of a group must be finite and above 0, not {size}')
+            raise GkpGsaError(f'the size of a group must be finite and above 0, not {size}')
         _check_group(anchor, fisher, self._importance or fisher)
         if not self.groups:
             for name, value in fisher.items():
@@ -110,7 +106,7 @@ class KnowledgePreservation:
             weight: 1 - alpha of Eq. 20.
 
         Raises:
-            PreservationError: if a preserved parameter is missing or of another shape, type or device, or the weight
+            GkpGsaError: if a preserved parameter is missing or of another shape, type or device, or the weight
                 is not within 0 and 1.
         """
         values, importance, centre = self._matched(params)
@@ -132,7 +128,7 @@ class KnowledgePreservation:
         `proximal_step`.
 
         Raises:
-            PreservationError: as `penalty`.
+            GkpGsaError: as `penalty`.
         """
         values, importance, centre = self._matched(params)
         factor = self._factor(weight)
@@ -155,10 +151,10 @@ class KnowledgePreservation:
             step: learning rate x (1 - alpha).
 
         Raises:
-            PreservationError: as `penalty`, or if the step is negative or not finite.
+            GkpGsaError: as `penalty`, or if the step is negative or not finite.
         """
         if not 0 <= step < math.inf:
-            raise PreservationError(f'step must be finite and at least 0, not {step}')
+            raise GkpGsaError(f'step must be finite and at least 0, not {step}')
         values, importance, centre = self._matched(params)
         factor = step * self._factor(1.0)
         if factor == 0:
@@ -187,16 +183,7 @@ class KnowledgePreservation:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned in the place of what was added so far, on the devices it lies on.
-
-        Raises:
-            PreservationError: if the state is none of `state_dict`.
-        """
-        if state.keys() != self.state_dict().keys() or state['importance'].keys() != state['centre'].keys():
-            raise PreservationError(
-                f'the state must have {", ".join(self.state_dict())}, the first two with the same names; '
-                f'it has {", ".join(map(str, state))}'
-            )
+        """Take over what `state_dict` returned in the place of what was added so far, on the devices it lies on."""
         self._importance = {name: value.clone() for name, value in state['importance'].items()}
         self._centre = {name: value.clone() for name, value in state['centre'].items()}
         self._spread = float(state['spread'])
@@ -216,7 +203,7 @@ class KnowledgePreservation:
 
     def _factor(self, weight: float) -> float:
         if not 0 <= weight <= 1:
-            raise PreservationError(f'weight must lie between 0 and 1, not {weight}')
+            raise GkpGsaError(f'weight must lie between 0 and 1, not {weight}')
         times = max(self.groups - 1, 0) if self.counts_others else min(self.groups, 1)
         return _within(weight * self.strength * self._scale * times, torch.float64)
 
@@ -224,10 +211,10 @@ class KnowledgePreservation:
         values = []
         for name, importance in self._importance.items():
             if name not in params:
-                raise PreservationError(f'parameter {name} is preserved but not among those given')
+                raise GkpGsaError(f'parameter {name} is preserved but not among those given')
             value = params[name]
             if value.shape != importance.shape or value.dtype != importance.dtype or value.device != importance.device:
-                raise PreservationError(
+                raise GkpGsaError(
                     f'parameter {name} is {_kind(value)}, but what is preserved of it is {_kind(importance)}; '
                     f'device and type are changed by to()'
                 )
@@ -237,19 +224,19 @@ class KnowledgePreservation:
 
 def _check_group(anchor: Mapping[str, Tensor], fisher: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
     if not fisher:
-        raise PreservationError('a Fisher diagonal must have at least one parameter, this has none')
+        raise GkpGsaError('a Fisher diagonal must have at least one parameter, this has none')
     for kind, tensors in (('Fisher diagonal', fisher), ('anchor', anchor)):
         if tensors.keys() != like.keys():
             name = min(tensors.keys() ^ like.keys())
-            raise PreservationError(f'{kind} and the rest must have the same parameters; {name} is only in one')
+            raise GkpGsaError(f'{kind} and the rest must have the same parameters; {name} is only in one')
         for name, value in tensors.items():
             if value.shape != like[name].shape:
-                raise PreservationError(
+                raise GkpGsaError(
                     f'{kind} of {name} must have shape {tuple(like[name].shape)}, not {tuple(value.shape)}'
                 )
             if not value.isfinite().all() or (tensors is fisher and (value < 0).any()):
                 least = ' and at least 0' if tensors is fisher else ''
-                raise PreservationError(f'{kind} of {name} must be finite{least} everywhere')
+                raise GkpGsaError(f'{kind} of {name} must be finite{least} everywhere')
 
 
 def _kind(value: Tensor) -> str:

@@ -6,16 +6,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
-from ltzoo.errors import LtzooError
-from ltzoo.gkpgsa.direction import Direction, SharpnessError
+from ltzoo.errors import GkpGsaError
+from ltzoo.gkpgsa.direction import Direction
 from ltzoo.gkpgsa.fisher import FisherKind
 from ltzoo.gkpgsa.preservation import Normalisation
 
-__all__ = ['GkpGsaError', 'GkpGsaSettings', 'PreservationSettings', 'SharpnessSettings']
-
-
-class GkpGsaError(LtzooError, ValueError):
-    """Settings of the method that do not exist, are out of range or contradict each other."""
+__all__ = ['GkpGsaSettings', 'PreservationSettings', 'SharpnessSettings']
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class SharpnessSettings:
         focal_power, focal_weight: gamma and lambda of mode `focal`; the defaults are its authors' for CIFAR-100-LT.
 
     Raises:
-        SharpnessError: if a setting does not exist or is out of range.
+        GkpGsaError: if a setting does not exist or is out of range.
     """
 
     mode: Literal['per_group', 'combined', 'focal'] = 'per_group'
@@ -69,30 +65,30 @@ class SharpnessSettings:
     focal_weight: float = 0.8
 
     def __post_init__(self) -> None:
-        _check_names(self, SharpnessError)
+        _check_names(self)
         if self.ascent not in ('fresh', 'ema') and not (isinstance(self.ascent, int) and self.ascent >= 1):
-            raise SharpnessError(f"ascent: 'fresh', 'ema' or a number of steps, not {self.ascent!r}")
+            raise GkpGsaError(f"ascent: 'fresh', 'ema' or a number of steps, not {self.ascent!r}")
         names = ('start_epoch', 'scale', 'radius', 'regulariser', 'adaptive', 'focal_power', 'focal_weight')
-        _check_range(self, 0, SharpnessError, *(name for name in names if getattr(self, name) is not None))
+        _check_range(self, 0, *(name for name in names if getattr(self, name) is not None))
         for factor in self.radius_by_group or ():
             if not 0 <= factor < math.inf:
-                raise SharpnessError(f'radius_by_group must be 0 or more for every group, not {self.radius_by_group}')
+                raise GkpGsaError(f'radius_by_group must be 0 or more for every group, not {self.radius_by_group}')
         if not 0 <= self.ema_decay < 1:
-            raise SharpnessError(f'ema_decay must be 0 or more and below 1, not {self.ema_decay}')
+            raise GkpGsaError(f'ema_decay must be 0 or more and below 1, not {self.ema_decay}')
         if self.mode == 'focal':
             if self.radius is None:
-                raise SharpnessError('mode focal needs radius, the length of its perturbation')
+                raise GkpGsaError('mode focal needs radius, the length of its perturbation')
             without = ('direction', 'global_gradient', 'radius_by_group', 'clamp', 'adaptive', 'regulariser',
                        'ascent', 'ascent_views')  # fmt: skip
             for name in without:
                 if getattr(self, name) != getattr(type(self), name):
-                    raise SharpnessError(
+                    raise GkpGsaError(
                         f'mode focal has no {name}: it takes one perturbation of length radius, afresh from all views'
                     )
         if self.ascent == 'ema' and self.ascent_views != 'all':
-            raise SharpnessError('ascent ema has no first pass that ascent_views could shorten: leave one of them out')
+            raise GkpGsaError('ascent ema has no first pass that ascent_views could shorten: leave one of them out')
         if self.clamp is not None and not (len(self.clamp) == 2 and 0 <= self.clamp[0] <= self.clamp[1]):
-            raise SharpnessError(f'clamp must be (least, greatest), not {self.clamp}')
+            raise GkpGsaError(f'clamp must be (least, greatest), not {self.clamp}')
 
 
 @dataclass(frozen=True)
@@ -129,9 +125,9 @@ class PreservationSettings:
     grouped: bool = True
 
     def __post_init__(self) -> None:
-        _check_names(self, GkpGsaError)
-        _check_range(self, 0, GkpGsaError, 'strength')
-        _check_range(self, 1, GkpGsaError, 'samples_per_group', *([] if self.chunk_size is None else ['chunk_size']))
+        _check_names(self)
+        _check_range(self, 0, 'strength')
+        _check_range(self, 1, 'samples_per_group', *([] if self.chunk_size is None else ['chunk_size']))
 
 
 @dataclass(frozen=True)
@@ -170,9 +166,9 @@ class GkpGsaSettings:
     alpha_end: float | None = 0.6
 
     def __post_init__(self) -> None:
-        _check_names(self, GkpGsaError)
-        _check_range(self, 0, GkpGsaError, 'beta')
-        _check_range(self, 1, GkpGsaError, 'groups', 'first_grouping', 'regroup_every')
+        _check_names(self)
+        _check_range(self, 0, 'beta')
+        _check_range(self, 1, 'groups', 'first_grouping', 'regroup_every')
         if self.group_by == 'bank' and self.sharpness is not None and self.sharpness.radius_by_group is not None:
             raise GkpGsaError('radius_by_group needs groups that stay as they are: group_by frequency or class')
         if (self.alpha_start is None) != (self.alpha_end is None):
@@ -182,15 +178,15 @@ class GkpGsaSettings:
                 raise GkpGsaError(f'{name} must lie between 0 and 1, not {getattr(self, name)}')
 
 
-def _check_names(settings: Any, error: type[LtzooError]) -> None:
+def _check_names(settings: Any) -> None:
     for name, kind in get_type_hints(type(settings)).items():
         known, value = get_args(kind), getattr(settings, name)
         if all(isinstance(option, str) for option in known) and known and value not in known:
-            raise error(f'{name}: {value!r} does not exist; known: {", ".join(known)}')
+            raise GkpGsaError(f'{name}: {value!r} does not exist; known: {", ".join(known)}')
 
 
-def _check_range(settings: Any, least: float, error: type[LtzooError], *names: str) -> None:
+def _check_range(settings: Any, least: float, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         if not least <= value < math.inf:
-            raise error(f'{name} must be {least} or more, not {value}')
+            raise GkpGsaError(f'{name} must be {least} or more, not {value}')

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltzoo.gkpgsa.direction import SharpnessError, group_direction, group_radius
+from ltzoo.errors import GkpGsaError
+from ltzoo.gkpgsa.direction import group_direction, group_radius
 from ltzoo.gkpgsa.flat import FlatParameters
 from ltzoo.gkpgsa.passes import Losses, Passes, Views, buffers_kept
 from ltzoo.gkpgsa.rows import RowsForm
@@ -62,7 +63,7 @@ class GroupedSharpness:
             where directions are refreshed now and then (`ascent` a number): there rows are `sliced`.
 
     Raises:
-        SharpnessError: if the settings do not suit the groups.
+        GkpGsaError: if the settings do not suit the groups.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class GroupedSharpness:
         self.settings = settings or SharpnessSettings()
         self.layout = FlatParameters([p for p in module.parameters() if p.requires_grad])
         if not self.layout.parameters:
-            raise SharpnessError('nothing of the module is trained: there is nothing to perturb')
+            raise GkpGsaError('nothing of the module is trained: there is nothing to perturb')
         self.steps = 0
         self.groups = 0
         self.class_groups: Tensor
@@ -98,13 +99,13 @@ class GroupedSharpness:
         As many groups as before take the former ones' place in memory, so that a replayed step goes on.
 
         Raises:
-            SharpnessError: if there is no group, or `radius_by_group` has another number of them.
+            GkpGsaError: if there is no group, or `radius_by_group` has another number of them.
         """
         factors = self.settings.radius_by_group
         if len(group_samples) < 1:
-            raise SharpnessError('there must be at least one group')
+            raise GkpGsaError('there must be at least one group')
         if factors is not None and len(factors) != len(group_samples):
-            raise SharpnessError(f'radius_by_group has {len(factors)} entries, there are {len(group_samples)} groups')
+            raise GkpGsaError(f'radius_by_group has {len(factors)} entries, there are {len(group_samples)} groups')
         if len(group_samples) == self.groups:
             self.class_groups.copy_(class_groups)
             self.group_samples.copy_(group_samples)

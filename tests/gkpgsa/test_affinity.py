@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltzoo.gkpgsa.affinity import AffinityError, GramMatrix, parameter_affinity
+from ltzoo.errors import GkpGsaError
+from ltzoo.gkpgsa.affinity import GramMatrix, parameter_affinity
 
 SHAPES = {'conv': (8, 3, 3, 3), 'scale': (), 'bias': (5,)}
 
@@ -135,8 +136,8 @@ def test_bad_input_is_refused() -> None:
     snapshots = trajectory(3)
     gram = gram_of(snapshots)
     for wrong in ({'conv': torch.ones(2)}, snapshots[0] | {'bias': torch.ones(1)}):
-        with pytest.raises(AffinityError, match='epochs 3 and 0 differ in the names or shapes'):
+        with pytest.raises(GkpGsaError, match='epochs 3 and 0 differ in the names or shapes'):
             gram.update(range(4), [*snapshots, wrong].__getitem__)
     assert gram.epochs == [0, 1, 2]
-    with pytest.raises(AffinityError, match="no affinity 'linear': choose gaussian or cosine"):
+    with pytest.raises(GkpGsaError, match="no affinity 'linear': choose gaussian or cosine"):
         parameter_affinity(gram, 'linear')

@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from ltzoo.gkpgsa.direction import SharpnessError, group_direction, group_radius
+from ltzoo.errors import GkpGsaError
+from ltzoo.gkpgsa.direction import group_direction, group_radius
 
 torch.manual_seed(0)
 GROUPS = torch.randn(3, 20, dtype=torch.float64)
@@ -25,7 +26,7 @@ def test_residual_is_orthogonal_and_projection_parallel() -> None:
 def test_other_directions() -> None:
     assert torch.equal(group_direction(GROUPS, WHOLE, 'full'), GROUPS)
     torch.testing.assert_close(group_direction(GROUPS, WHOLE, 'subtract'), GROUPS - WHOLE)
-    with pytest.raises(SharpnessError, match="direction 'sideways' does not exist; known: residual"):
+    with pytest.raises(GkpGsaError, match="direction 'sideways' does not exist; known: residual"):
         group_direction(GROUPS, WHOLE, 'sideways')  # type: ignore[arg-type]
 
 

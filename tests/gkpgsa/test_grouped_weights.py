@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import ltzoo
+from ltzoo.errors import GkpGsaError
 from ltzoo.gkpgsa import one_hot, sliced
-from ltzoo.gkpgsa.direction import SharpnessError
 from ltzoo.gkpgsa.grouped_weights import GroupedWeights
 from ltzoo.gkpgsa.rows import ClassRows, OneHotRows, SampleRows, SortedRows
 
@@ -375,7 +375,7 @@ def test_networks_whose_samples_cannot_be_told_apart_are_refused(
     make: Callable[[], nn.Module], message: str, form: str
 ) -> None:
     model = make()
-    with pytest.raises(SharpnessError, match=message):
+    with pytest.raises(GkpGsaError, match=message):
         in_one_pass(model, torch.randn(len(LABELS), 3, 8, 8), leaves(model, True), shared=False, form=form)
 
 
@@ -390,7 +390,7 @@ def test_a_parameter_that_no_class_owns_is_refused_as_data(form: str) -> None:
             return self.head(x) + self.head(self.codes).sum()
 
     model = Odd()
-    with pytest.raises(SharpnessError, match=r'shape \(7, 4\) is used as data; .* each of the 6 classes'):
+    with pytest.raises(GkpGsaError, match=r'shape \(7, 4\) is used as data; .* each of the 6 classes'):
         in_one_pass(model, torch.randn(len(LABELS), 4), leaves(model, False), shared=True, form=form)
 
 

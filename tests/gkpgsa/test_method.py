@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ltzoo
+from ltzoo.errors import GkpGsaError
 from ltzoo.gkpgsa import method as method_module
 from ltzoo.gkpgsa.affinity import parameter_affinity
 from ltzoo.gkpgsa.grouping import group_classes
 from ltzoo.gkpgsa.method import GkpGsa
 from ltzoo.gkpgsa.quality import FeatureQuality, feature_quality
 from ltzoo.gkpgsa.rows import RowsForm
-from ltzoo.gkpgsa.settings import GkpGsaError, GkpGsaSettings, PreservationSettings, SharpnessSettings
+from ltzoo.gkpgsa.settings import GkpGsaSettings, PreservationSettings, SharpnessSettings
 from ltzoo.losses import create_objective
 from ltzoo.training.learner import Learner
 from ltzoo.training.recipe import load_recipe
@@ -92,6 +94,21 @@ class Run:
     @property
     def weights(self) -> Tensor:
         return nn.utils.parameters_to_vector(self.learner.parameters()).detach()
+
+
+def test_alpha_falls_along_half_a_cosine_and_stops_just_short_of_the_end() -> None:
+    method, alphas = Run(epochs=200).method, []
+    for epoch in range(200):
+        method.start_epoch(epoch)
+        alphas.append(method.alpha)
+    # cos(pi / 3) = 1 / 2 and cos(3 pi / 4) = -sqrt(1 / 2).
+    of_paper = [0.95, 0.775, 0.6 + 0.35 * (1 - math.sqrt(0.5)) / 2]
+    assert [alphas[epoch] for epoch in (0, 100, 150)] == pytest.approx(of_paper, abs=1e-15)
+    assert alphas == sorted(alphas, reverse=True) and len(set(alphas)) == 200
+    assert 0.6 < alphas[-1] < 0.6001
+    for epoch in (-1, 200):
+        with pytest.raises(GkpGsaError, match=f'^epoch must be 0 to 199, as there are 200 epochs, not {epoch}$'):
+            method.start_epoch(epoch)
 
 
 def test_the_prior_may_lie_elsewhere_than_the_network() -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltzoo.errors import LtzooError
-from ltzoo.gkpgsa.preservation import KnowledgePreservation, Normalisation, PreservationError
+from ltzoo.errors import GkpGsaError, LtzooError
+from ltzoo.gkpgsa.preservation import KnowledgePreservation, Normalisation
 
 Params = dict[str, Tensor]
 SHAPES = {'conv.weight': (4, 3, 2, 2), 'norm.bias': (5,), 'scalar': ()}
@@ -297,15 +297,13 @@ def test_state_survives_a_file() -> None:
     assert_same(restored.gradient(params), preservation.gradient(params), rtol=0)
     second.load_state_dict(state)
     assert second.penalty(params) == preserving(anchors[:2], fishers[:2], STRENGTH).penalty(params)
-    with pytest.raises(PreservationError, match='the state must have importance, centre, spread, groups'):
-        restored.load_state_dict({'groups': 2})
 
 
 def test_other_parameters_are_ignored_and_types_are_changed_by_to() -> None:
     anchors, fishers = make_groups(2)
     preservation = preserving(anchors, fishers)
     params = {'head.weight': torch.ones(2), **{n: v.float() for n, v in randoms(99).items()}}
-    with pytest.raises(PreservationError, match=r'conv.weight is torch.float32 .* torch.float64 .* by to\(\)'):
+    with pytest.raises(GkpGsaError, match=r'conv.weight is torch.float32 .* torch.float64 .* by to\(\)'):
         preservation.penalty(params)
     exact = preservation.penalty(randoms(99))
     assert preservation.to('cpu', torch.float32) is preservation
@@ -335,23 +333,23 @@ ONE = {'w': torch.ones(2)}
     ],
 )
 def test_bad_groups_are_named(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(PreservationError, match=message) as caught:
+    with pytest.raises(GkpGsaError, match=message) as caught:
         preserving(**{'anchors': [ONE, ONE], 'fishers': [ONE, ONE], **arguments})
     assert isinstance(caught.value, LtzooError) and isinstance(caught.value, ValueError)
 
 
 def test_bad_calls_are_named_and_change_nothing() -> None:
     preservation = preserving([ONE, ONE], [ONE, ONE])
-    with pytest.raises(PreservationError, match='only in one'):
+    with pytest.raises(GkpGsaError, match='only in one'):
         preservation.add(ONE, {**ONE, 'v': torch.ones(1)})
-    with pytest.raises(PreservationError, match='finite'):
+    with pytest.raises(GkpGsaError, match='finite'):
         preservation.add(ONE, {'w': torch.tensor([1.0, math.nan])})
     assert preservation.groups == 2 and preservation.penalty({'w': torch.zeros(2)}) == STRENGTH / 2 * 4
-    with pytest.raises(PreservationError, match=r'weight must lie between 0 and 1, not 1\.5'):
+    with pytest.raises(GkpGsaError, match=r'weight must lie between 0 and 1, not 1\.5'):
         preservation.penalty(ONE, 1.5)
-    with pytest.raises(PreservationError, match=r'step must be finite and at least 0, not -0\.1'):
+    with pytest.raises(GkpGsaError, match=r'step must be finite and at least 0, not -0\.1'):
         preservation.proximal_step(ONE, -0.1)
-    with pytest.raises(PreservationError, match='w is preserved but not among those given'):
+    with pytest.raises(GkpGsaError, match='w is preserved but not among those given'):
         preservation.gradient({})
-    with pytest.raises(PreservationError, match=r'\(3,\) on cpu, but what is preserved of it is .* \(2,\) on cpu'):
+    with pytest.raises(GkpGsaError, match=r'\(3,\) on cpu, but what is preserved of it is .* \(2,\) on cpu'):
         preservation.gradient({'w': torch.ones(3)})

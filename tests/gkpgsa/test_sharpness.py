@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ltzoo
-from ltzoo.gkpgsa.direction import SharpnessError
+from ltzoo.errors import GkpGsaError
 from ltzoo.gkpgsa.flat import FlatParameters
 from ltzoo.gkpgsa.rows import RowsForm
 from ltzoo.gkpgsa.settings import SharpnessSettings
@@ -320,9 +320,7 @@ def test_sam_asam_and_friendly_sam_are_settings() -> None:
 def test_losses_that_are_a_mean_are_refused(perturbed: bool) -> None:
     s = Setting()
     s.losses = lambda views, labels: F.cross_entropy(s.net(views[0]), labels)  # type: ignore[method-assign]
-    with pytest.raises(
-        SharpnessError, match=rf'have shape \(\), where one of each sample is needed, \({len(LABELS)},\)'
-    ):
+    with pytest.raises(GkpGsaError, match=rf'have shape \(\), where one of each sample is needed, \({len(LABELS)},\)'):
         s.step(perturbed=perturbed)
 
 
@@ -330,7 +328,7 @@ def test_losses_that_are_a_mean_are_refused(perturbed: bool) -> None:
 def test_losses_of_other_tensors_than_they_are_given_are_refused() -> None:
     s = Setting()
     s.losses = lambda views, labels: F.cross_entropy(s.net(s.x), s.labels, reduction='none')  # type: ignore[method-assign]
-    with pytest.raises(SharpnessError, match='not computed from the views that they are given'):
+    with pytest.raises(GkpGsaError, match='not computed from the views that they are given'):
         s.step()
 
 
@@ -692,21 +690,21 @@ def test_autocast_around_the_whole_step_does_not_keep_the_weights_of_the_first_p
 )
 def test_settings_that_do_not_exist(settings: dict[str, Any], message: str) -> None:
     make: Callable[[], Any] = lambda: Setting(**settings)  # noqa: E731
-    with pytest.raises(SharpnessError, match=message):
+    with pytest.raises(GkpGsaError, match=message):
         make()
 
 
 def test_without_groups_or_what_is_trained_there_is_nothing_to_perturb() -> None:
     none = torch.zeros(0, dtype=torch.int64)
-    with pytest.raises(SharpnessError, match='there must be at least one group'):
+    with pytest.raises(GkpGsaError, match='there must be at least one group'):
         Setting(CLASS_GROUPS, none)
     s = Setting(radius_by_group=(0.0, 1.0, 1.0))
     for groups, message in ((none, 'at least one group'), (SAMPLES[:2], 'has 3 entries, there are 2 groups')):
-        with pytest.raises(SharpnessError, match=message):
+        with pytest.raises(GkpGsaError, match=message):
             s.engine.set_groups(CLASS_GROUPS, groups)
     # What is refused changes nothing.
     assert s.engine.groups == 3
-    with pytest.raises(SharpnessError, match='nothing of the module is trained'):
+    with pytest.raises(GkpGsaError, match='nothing of the module is trained'):
         GroupedSharpness(nn.Linear(2, 2).requires_grad_(False), CLASS_GROUPS, SAMPLES, SharpnessSettings())
 
 
