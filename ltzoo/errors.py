@@ -1,7 +1,7 @@
 """The base of every error that means: what was asked cannot be done as asked; and what their sentences share."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 __all__ = [
@@ -38,9 +38,11 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6, otherwise
     return f'; did you mean {near[0]}?' if near else otherwise
 
 
-def first_of(things: Sequence[str], between: str = ', ', most: int = 3) -> str:
-    """Return the first of some names for a sentence, with dots where there are more."""
-    return between.join([*things[:most], *(['...'] if len(things) > most else [])])
+def first_of(things: Iterable[str], between: str = ', ', most: int = 4) -> str:
+    """Return the first of some names for a sentence, and how many more there are."""
+    things = list(things)
+    more = f' and {len(things) - most} more' if len(things) > most else ''
+    return between.join(things[:most]) + more
 
 
 def one_of(name: str, value: str, known: Iterable[str], error: type[LtzooError] = LtzooError) -> None:

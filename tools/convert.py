@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from ltzoo.command_line import command_line
-from ltzoo.errors import LtzooError
+from ltzoo.errors import LtzooError, first_of
 
 
 @command_line
@@ -76,9 +76,9 @@ def convert(args: argparse.Namespace) -> None:
     settings = ', '.join(f'{key} {value}' for key, value in network.arguments.items())
     print(f'{args.to}: {network.model.removeprefix("timm/")}, {settings}; {converted.placed} tensors')
     for why, names in converted.dropped.items():
-        print(f'left out: {checkpoints.shortened(names)}: {why}')
+        print(f'left out: {first_of(names)}: {why}')
     if converted.added:
-        print(f'not in the file, set to 0: {checkpoints.shortened(converted.added)}')
+        print(f'not in the file, set to 0: {first_of(converted.added)}')
     if network.by_frequency:
         print(f'classes: numbered as {args.data} numbers them, no longer by frequency')
     if converted.unused:

@@ -239,13 +239,6 @@ class _Entry:
     takes_root: bool
 
 
-@dataclass(frozen=True)
-class _LongTail:
-    ratio: float
-    kind: ProfileKind
-    largest: int | None
-
-
 _SOURCES: dict[str, _Entry] = {}
 _USUAL_ENDINGS = {'_lt_r100', '_lt_r50', '_lt_r10'}
 _LONGTAIL = re.compile(
@@ -330,7 +323,7 @@ def load_data(
         raise DataError(f'{name} cannot be read: {error}') from error
     if longtail is not None:
         try:
-            dataset = dataset.longtailed(longtail.ratio, longtail.kind, split_seed, longtail.largest)
+            dataset = dataset.longtailed(**longtail, seed=split_seed)
         except (ValueError, OverflowError) as error:
             raise DataError(f'{name}: {error}') from error
     return replace(dataset, name=name)
@@ -399,7 +392,8 @@ def without_folders(name: str) -> str:
     return f'{base}:{Path(os.path.abspath(place)).name if set(place) <= {*"./"} else Path(place).name}'
 
 
-def _resolve(base: str) -> tuple[_Entry, _LongTail | None]:
+def _resolve(base: str) -> tuple[_Entry, dict[str, Any] | None]:
+    """Return what reads a data set, and the arguments of `Dataset.longtailed` that its name stands for."""
     if base in _SOURCES:
         return _SOURCES[base], None
     match = _LONGTAIL.fullmatch(base)
@@ -410,12 +404,13 @@ def _resolve(base: str) -> tuple[_Entry, _LongTail | None]:
             longtailed = f'{match["source"]}_lt'
             instead = f'{longtailed}_r100{base.removeprefix(longtailed)}'
             raise DataError(f'{base} does not say how long-tailed: write {instead} for an imbalance ratio of 100')
+        kind: ProfileKind = 'step' if match['kind'] == 'step' else 'exp'
         largest = int(match['largest']) if match['largest'] else None
-        return entry, _LongTail(ratio, 'step' if match['kind'] == 'step' else 'exp', largest)
+        return entry, {'imbalance_ratio': ratio, 'kind': kind, 'largest': largest}
     there = os.path.expanduser(base)
-    kind = 'folder' if os.path.isdir(there) else Path(base).suffix.lower().removeprefix('.')
-    if os.path.exists(there) and kind in ('folder', 'csv', 'npz'):
-        raise DataError(f'no data set is called {base!r}: write {kind}:{base} for what lies there')
+    form = 'folder' if os.path.isdir(there) else Path(base).suffix.lower().removeprefix('.')
+    if os.path.exists(there) and form in ('folder', 'csv', 'npz'):
+        raise DataError(f'no data set is called {base!r}: write {form}:{base} for what lies there')
     known = list_data()
     endings = {*_USUAL_ENDINGS, base.removeprefix(match['source'])} if match else _USUAL_ENDINGS
     forms = [source + ending for source in known if not source.endswith('_lt') for ending in sorted(endings)]

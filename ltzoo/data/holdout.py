@@ -13,7 +13,7 @@ import numpy as np
 
 from ltzoo.data.dataset import DataError, Dataset, MissingDataError, Split, drop_unreadable, load_data
 from ltzoo.data.images import ArrayImages, join_images
-from ltzoo.errors import one_of
+from ltzoo.errors import first_of, one_of
 
 __all__ = ['load_parts', 'split_off', 'with_holdout']
 
@@ -22,9 +22,7 @@ logger = logging.getLogger(__name__)
 _MOST_PER_CLASS = 50
 
 
-def with_holdout(
-    dataset: Dataset, *, per_class: int | None = None, fraction: float | None = None, seed: int = 0
-) -> Dataset:
+def with_holdout(dataset: Dataset, *, per_class: int | None = None, seed: int = 0) -> Dataset:
     """Return the data set with a hold-out in the place of its test set; its training set excludes the hold-out.
 
     A validation set of the user's own is the hold-out, and training keeps all it has, if no size is asked for.
@@ -32,63 +30,53 @@ def with_holdout(
     Where a long-tailed profile (or an official validation list) left training images out, the hold-out is balanced and
     drawn from those. A class with too few of them, such as the head class of CIFAR-100-LT, which has none, gives up
     training images for the missing part, never more than half of what it has. Where nothing was left out, or less than
-    an image of a class with fewer images than the average, the hold-out is a stratified fraction of the training set,
-    see `split_off`.
+    an image of a class with fewer images than the average, the hold-out is a stratified fifth of the training set, see
+    `split_off`.
 
     Args:
         dataset: the data set; its test images are not looked at.
         per_class: images of every class in a balanced hold-out. By default 50, or the most for which no class with
             fewer training images than the average has to give any up.
-        fraction: share of every class in a stratified hold-out, by default 0.2. Giving it asks for such a hold-out even
-            where images were left out.
         seed: of the draw; the global generators play no part.
 
     Raises:
-        DataError: if a class has too few images for it, both `per_class` and `fraction` are given, or one is out of
-            range.
-        MissingDataError: if the official list of images left out is not there, unless a fraction is asked for.
+        DataError: if a class has too few images for it, or `per_class` is below 1.
+        MissingDataError: if the official list of images left out is not there.
     """
-    if per_class is not None and fraction is not None:
-        raise DataError('give per_class for a balanced hold-out or fraction for a stratified one, not both')
     if per_class is not None and per_class < 1:
         raise DataError(f'per_class must be at least 1, not {per_class}')
-    if dataset.validation is not None and per_class is None and fraction is None:
+    if dataset.validation is not None and per_class is None:
         return replace(dataset, test=dataset.validation, validation=None)
-    if dataset.missing_spare is not None and fraction is None:
+    if dataset.missing_spare is not None:
         raise MissingDataError(
             f'{dataset.missing_spare} is missing: a hold-out of {dataset.name} is drawn from the images that it lists'
         )
-    if per_class is None and fraction is None and dataset.spare is not None:
+    if per_class is None and dataset.spare is not None:
         per_class = _most_per_class(dataset) or None
     if per_class is not None:
         return _balanced(dataset, per_class, seed)
-    train, held_out = split_off(dataset.train, 0.2 if fraction is None else fraction, seed)
+    train, held_out = split_off(dataset.train, seed)
     return replace(dataset, train=train, test=held_out, drawn_from=dataset.drawn_from or dataset.train.digest())
 
 
-def split_off(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split, Split]:
-    """Cut samples into two parts, class by class.
+def split_off(split: Split, seed: int = 0) -> tuple[Split, Split]:
+    """Split off 20 % of the samples of every class.
+
+    A class of two or more images has at least one in each part; a class with one image keeps it in the first.
 
     Args:
         split: the samples.
-        fraction: share of every class in the second part, between 0 and 1. A class of two or more images has at least
-            one in each part; a class with one image keeps it in the first.
         seed: of the draw.
 
     Returns:
         What is left and what was split off, both in the order of `split`.
-
-    Raises:
-        DataError: if the fraction is out of range.
     """
-    if not 0 < fraction < 1:
-        raise DataError(f'fraction must lie between 0 and 1, not {fraction}')
     # NumPy's legacy generator: its streams are frozen, so a split stays the same with every version of NumPy.
     generator = np.random.RandomState(seed)
     chosen = np.zeros(len(split), dtype=bool)
     classes, labels = np.unique(split.labels, return_inverse=True)
     for members in _members(labels, len(classes)):
-        number = min(max(1, round(fraction * len(members))), len(members) - 1)
+        number = min(max(1, round(0.2 * len(members))), len(members) - 1)
         chosen[generator.permutation(members)[:number]] = True
     return split.select(np.flatnonzero(~chosen)), split.select(np.flatnonzero(chosen))
 
@@ -168,10 +156,9 @@ def load_parts(
     one_of('unreadable', unreadable, ('stop', 'skip'), DataError)
     dataset = load_data(name, data_dir, split_seed=split_seed, download=download)
     if empty := [dataset.class_names[c] for c in np.flatnonzero(dataset.class_counts == 0)]:
-        named = ', '.join(empty[:3]) + (', ...' if len(empty) > 3 else '')
         logger.warning(
             '%d of the %d classes of %s have no training image (%s): give them some, or leave them out',
-            len(empty), dataset.num_classes, dataset.name, named,
+            len(empty), dataset.num_classes, dataset.name, first_of(empty),
         )  # fmt: skip
     if split == 'holdout':
         dataset = with_holdout(dataset, per_class=holdout_per_class)

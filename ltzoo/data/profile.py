@@ -250,7 +250,7 @@ def _image_warnings(dataset: Dataset, check: ImagesCheck) -> list[str]:
         for place in group[1:]:
             equal[place[0], first[0]].append(f'{name(place)} = {name(first)}')
         if len({int(dataset.parts[part].labels[index]) for part, index in group}) > 1:
-            contradictory.append(first_of([*map(name, group)], between=' = '))
+            contradictory.append(first_of(map(name, group), between=' = '))
     # Those in two parts first.
     for (part, other), found in sorted(equal.items(), key=lambda item: item[0][0] == item[0][1]):
         image, images = f'{part} image', f'{part} images'

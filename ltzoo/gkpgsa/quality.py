@@ -12,28 +12,11 @@ from torch import Tensor
 
 from ltzoo.processes import rank_and_number
 
-__all__ = ['FeatureQuality', 'feature_quality']
+__all__ = ['FeatureQuality']
 
 _VARIANCE_FLOOR = 1e-12
 # Entries of the block of distances in memory at a time: 64 MiB.
 _BLOCK = 2**23
-
-
-def feature_quality(features: Tensor, labels: Tensor, num_classes: int, beta: float = 0.5) -> Tensor:
-    """Return the quality of every class, Eq. 19, from features held in memory.
-
-    Args:
-        features: encoder features a of training samples, shape (N, dim), any floating type.
-        labels: int64, shape (N,).
-        num_classes: C.
-        beta: weight of the log variance.
-
-    Returns:
-        Shape (C,), float64, on the features' device; what it means for rare classes stands at `FeatureQuality.compute`.
-    """
-    quality = FeatureQuality(num_classes, features.shape[1], beta, features.device)
-    quality.update(features, labels)
-    return quality.compute()
 
 
 class FeatureQuality:

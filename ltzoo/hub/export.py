@@ -17,7 +17,7 @@ from timm.models import save_for_hf
 from timm.models._hub import save_config_for_hf
 
 from ltzoo.data import without_folders
-from ltzoo.errors import LtzooError, one_line
+from ltzoo.errors import LtzooError, first_of, one_line
 from ltzoo.files import new_folder, require_outside
 from ltzoo.hub.card import architecture_of, licence_of, model_card
 
@@ -121,7 +121,7 @@ def check_exportable(model: Any, config: Mapping[str, Any]) -> None:
     if shared:
         raise ExportError(
             f'{type(model).__name__} has tensors under several names, which model.safetensors cannot hold: '
-            f'{", ".join(shared[:3])}{", ..." if len(shared) > 3 else ""}'
+            f'{first_of(shared)}'
         )
     with TemporaryDirectory() as place:
         try:

@@ -22,7 +22,7 @@ from ltzoo.hub.release import over_seeds
 from ltzoo.hub.vectors import VerificationError, check_vectors, make_vectors
 from ltzoo.models import create_model
 from ltzoo.models.download import PICKLES, file_hash, probe
-from ltzoo.models.entries import NoResultsError, get_results
+from ltzoo.models.entries import NoWeightsError, get_results
 
 __all__ = ['Publication', 'PublishError', 'check_folder', 'publish']
 
@@ -173,7 +173,7 @@ def _is_in_package(results: Mapping[str, Any]) -> bool:
     """Return whether the package has these very weights under their name, so that whoever has it gets them by that."""
     try:
         return bool(get_results(results['name'])['sha256'] == results['sha256'])
-    except NoResultsError:
+    except NoWeightsError:
         return False
 
 

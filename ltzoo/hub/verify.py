@@ -43,7 +43,7 @@ def verify(name: str, data_dir: str | Path | None = None) -> Verification:
         data_dir: where the files of its data set are; without, scores are not measured.
 
     Raises:
-        NoResultsError: if it is not published.
+        NoWeightsError: if it is not published.
         DownloadError: if its weights cannot be had.
         VerificationError: if something is not what the results say.
         LtzooError: with `data_dir`, as `load_data` and `score_model`.

@@ -3,11 +3,10 @@
 from ltzoo.models import cifar_resnet, lt_experts, lt_timm, lt_zoo
 from ltzoo.models.cifar_resnet import CifarResNet
 from ltzoo.models.download import DownloadError
-from ltzoo.models.entries import NoResultsError, get_results
+from ltzoo.models.entries import NoWeightsError, get_results
 from ltzoo.models.factory import (
     ModelArgumentError,
     ModelFilesError,
-    NoWeightsError,
     UnknownModelError,
     create_model,
     create_model_and_transforms,
@@ -24,7 +23,6 @@ __all__ = [
     'HeadError',
     'ModelArgumentError',
     'ModelFilesError',
-    'NoResultsError',
     'NoWeightsError',
     'ProjectionMLP',
     'UnknownModelError',

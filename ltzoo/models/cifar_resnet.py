@@ -16,8 +16,7 @@ from timm.models.resnet import BasicBlock
 
 from ltzoo.models.heads import build_with_head
 from ltzoo.models.papers import PAPERS
-from ltzoo.models.staged_resnet import StagedResNet, ZeroPadShortcut
-from ltzoo.normalisation import CIFAR_MEAN, CIFAR_STD
+from ltzoo.models.staged_resnet import SMALL_IMAGES, StagedResNet, ZeroPadShortcut, network_cfg
 
 __all__ = ['CifarResNet']
 
@@ -94,21 +93,9 @@ class CifarResNet(StagedResNet):
         self.fc.apply(_init_weights)
 
 
-_cfg = {
-    'num_classes': 10,
-    'input_size': (3, 32, 32),
-    'pool_size': (8, 8),
-    'crop_pct': 1.0,
-    'interpolation': 'bilinear',
-    'mean': CIFAR_MEAN,
-    'std': CIFAR_STD,
-    'first_conv': 'conv1',
-    'classifier': 'fc',
-    'license': 'apache-2.0',
-    'paper_name': PAPERS['resnet'].title,
-    'paper_ids': PAPERS['resnet'].id,
-}
-default_cfgs = generate_default_cfgs({f'resnet{depth}_cifar': _cfg for depth in (8, 20, 32, 44, 56)})
+default_cfgs = generate_default_cfgs(
+    {f'resnet{depth}_cifar': network_cfg(PAPERS['resnet'], **SMALL_IMAGES) for depth in (8, 20, 32, 44, 56)}
+)
 
 
 def _create(name: str, blocks: int, pretrained: bool, **kwargs: Any) -> CifarResNet:

@@ -17,10 +17,10 @@ from ltzoo.errors import LtzooError
 from ltzoo.models.lt_zoo import ZOO, ZooEntry
 from ltzoo.models.paper_results import PAPER_RESULTS
 
-__all__ = ['NoResultsError', 'entry_of', 'get_results', 'method_of', 'paper_results']
+__all__ = ['NoWeightsError', 'entry_of', 'get_results', 'method_of', 'paper_results']
 
 
-class NoResultsError(LtzooError, LookupError):
+class NoWeightsError(LtzooError, LookupError):
     """A model that nobody has published weights of."""
 
 
@@ -57,13 +57,13 @@ def get_results(name: str) -> dict[str, Any]:
         seed with every class.
 
     Raises:
-        NoResultsError: if no weights are published, or the zoo has no such model.
+        NoWeightsError: if no weights are published, or the zoo has no such model.
     """
     entry = entry_of(name)
     if entry is None:
-        raise NoResultsError(f'{name} is no model of the zoo: list_pretrained() has those with results')
+        raise NoWeightsError(f'{name} is no model of the zoo: list_pretrained() has those with results')
     if entry.folder is None:
-        raise NoResultsError(f'no weights are published yet for {entry.full_name}, so there are no results')
+        raise NoWeightsError(f'no weights are published yet for {entry.full_name}, so there are no results')
     results: dict[str, Any] = json.loads((entry.folder / 'results.json').read_text(encoding='utf-8'))
     return {**results, 'hub_id': entry.hub_id, 'paper': paper_results(name)}
 

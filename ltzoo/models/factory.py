@@ -26,13 +26,12 @@ from torchvision import transforms
 
 from ltzoo.errors import LtzooError, is_out_of_memory, one_line
 from ltzoo.models.download import fetch, fetch_named
-from ltzoo.models.entries import entry_of, get_results
+from ltzoo.models.entries import NoWeightsError, entry_of, get_results
 from ltzoo.models.lt_zoo import METHODS, PLACES, ZOO, ZooEntry
 
 __all__ = [
     'ModelArgumentError',
     'ModelFilesError',
-    'NoWeightsError',
     'UnknownModelError',
     'check_model_name',
     'create_model',
@@ -71,10 +70,6 @@ class UnknownModelError(LtzooError, ValueError):
 
 class ModelArgumentError(LtzooError, TypeError):
     """An argument that the model does not take."""
-
-
-class NoWeightsError(LtzooError, LookupError):
-    """Weights were asked for and none are published."""
 
 
 class ModelFilesError(LtzooError, OSError):
@@ -369,7 +364,7 @@ def weights_file(entry: ZooEntry, cache_dir: str | Path | None = None) -> Path:
         cache_dir: where the Hub's files are kept, by default where its client keeps them.
 
     Raises:
-        NoResultsError: if none are published.
+        NoWeightsError: if none are published.
         DownloadError: if they cannot be had.
     """
     results = get_results(entry.full_name)

@@ -13,15 +13,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn as nn
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SelectAdaptivePool2d, get_device_dtype
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck
 
 from ltzoo.models.heads import ExpertLinear, Head, HeadError
 from ltzoo.models.papers import PAPERS
-from ltzoo.models.staged_resnet import StagedResNet, ZeroPadShortcut
-from ltzoo.normalisation import CIFAR_MEAN, CIFAR_STD
+from ltzoo.models.staged_resnet import SMALL_IMAGES, StagedResNet, ZeroPadShortcut, network_cfg
 
 __all__ = ['ExpertResNet']
 
@@ -190,31 +188,11 @@ class ExpertResNet(StagedResNet):
         self.fc.train(self.training)
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        'num_classes': 1000,
-        'input_size': (3, 224, 224),
-        'pool_size': (7, 7),
-        'crop_pct': 0.875,
-        'interpolation': 'bilinear',
-        'mean': IMAGENET_DEFAULT_MEAN,
-        'std': IMAGENET_DEFAULT_STD,
-        'first_conv': 'conv1',
-        'classifier': 'fc',
-        'license': 'apache-2.0',
-        'paper_name': PAPERS['ride'].title,
-        'paper_ids': PAPERS['ride'].id,
-        **kwargs,
-    }
-
-
 default_cfgs = generate_default_cfgs(
     {
-        'resnet32_cifar_experts': _cfg(
-            num_classes=10, input_size=(3, 32, 32), pool_size=(8, 8), crop_pct=1.0, mean=CIFAR_MEAN, std=CIFAR_STD
-        ),
-        'resnet50_experts': _cfg(),
-        'resnext50_experts': _cfg(),
+        'resnet32_cifar_experts': network_cfg(PAPERS['ride'], **SMALL_IMAGES),
+        'resnet50_experts': network_cfg(PAPERS['ride']),
+        'resnext50_experts': network_cfg(PAPERS['ride']),
     }
 )
 

@@ -9,10 +9,43 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models._features import feature_take_indices
 from timm.models.resnet import ResNet
 
-__all__ = ['StagedResNet', 'ZeroPadShortcut']
+from ltzoo.models.papers import Paper
+from ltzoo.normalisation import CIFAR_MEAN, CIFAR_STD
+
+__all__ = ['SMALL_IMAGES', 'StagedResNet', 'ZeroPadShortcut', 'network_cfg']
+
+# What CIFAR's images change in `network_cfg`.
+SMALL_IMAGES: dict[str, Any] = {
+    'num_classes': 10,
+    'input_size': (3, 32, 32),
+    'pool_size': (8, 8),
+    'crop_pct': 1.0,
+    'mean': CIFAR_MEAN,
+    'std': CIFAR_STD,
+}
+
+
+def network_cfg(paper: Paper, **changes: Any) -> dict[str, Any]:
+    """Return the entries of a ResNet's pretrained_cfg, of ImageNet's images where nothing else is said."""
+    return {
+        'num_classes': 1000,
+        'input_size': (3, 224, 224),
+        'pool_size': (7, 7),
+        'crop_pct': 0.875,
+        'interpolation': 'bilinear',
+        'mean': IMAGENET_DEFAULT_MEAN,
+        'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'conv1',
+        'classifier': 'fc',
+        'license': 'apache-2.0',
+        'paper_name': paper.title,
+        'paper_ids': paper.id,
+        **changes,
+    }
 
 
 class ZeroPadShortcut(nn.Module):

@@ -64,8 +64,6 @@ def test_a_validation_part_is_the_hold_out_and_training_keeps_all() -> None:
     assert (numbers_of(held.test), held.test.labels.tolist()) == ([500, 501], [2, 0])
     assert numbers_of(held.train) == numbers_of(dataset.train)
     assert held.drawn_from is None
-    # Asked for a share, it is of the training set.
-    assert len(with_holdout(dataset, fraction=0.2).test) == 3
     with pytest.raises(DataError, match='the validation set of numbered has label 3'):
         replace(dataset, validation=numbered([3]))
 
@@ -102,7 +100,7 @@ def test_order_of_training_part_is_kept(longtailed: Dataset) -> None:
     assert after == [number for number in before if number in set(after)]
 
 
-@pytest.mark.parametrize('options', [{}, {'per_class': 7}, {'fraction': 0.3}])
+@pytest.mark.parametrize('options', [{}, {'per_class': 7}])
 def test_seed_alone_decides(longtailed: Dataset, options: dict[str, int]) -> None:
     np.random.seed(1)
     first = numbers_of(with_holdout(longtailed, **options, seed=3).test)
@@ -119,20 +117,13 @@ def test_stratified_where_nothing_was_left_out() -> None:
     assert np.bincount(held.test.labels, minlength=5).tolist() == [10, 2, 1, 1, 0]
     assert held.class_counts.tolist() == [40, 8, 2, 1, 1]
     assert sorted(numbers_of(held.train) + numbers_of(held.test)) == list(range(66))
-    assert with_holdout(whole, fraction=0.9).class_counts.tolist() == [5, 1, 1, 1, 1]
 
 
 def test_stratified_where_too_little_was_left_out(longtailed: Dataset) -> None:
     little = replace(longtailed, spare=numbered([0, 1], first=5000))
-    held, expected = with_holdout(little), with_holdout(little, fraction=0.2)
+    held, expected = with_holdout(little), with_holdout(replace(little, spare=None))
     assert numbers_of(held.test) == numbers_of(expected.test)
     assert held.class_counts.tolist() == expected.class_counts.tolist()
-
-
-def test_fraction_on_request_leaves_the_spare_images_alone(longtailed: Dataset) -> None:
-    held = with_holdout(longtailed, fraction=0.5)
-    assert held.spare is longtailed.spare
-    assert set(numbers_of(held.test)) < set(numbers_of(longtailed.train))
 
 
 def test_cifar100_keeps_its_tail(cifar_dir: Path) -> None:
@@ -186,10 +177,5 @@ def test_words_that_mean_nothing_are_refused() -> None:
 
 
 def test_unfit_input_is_refused(longtailed: Dataset) -> None:
-    with pytest.raises(DataError, match='not both'):
-        with_holdout(longtailed, per_class=3, fraction=0.1)
     with pytest.raises(DataError, match='at least 1'):
         with_holdout(longtailed, per_class=0)
-    for fraction in (0.0, 1.0, -0.1, float('nan')):
-        with pytest.raises(DataError, match='between 0 and 1'):
-            with_holdout(longtailed, fraction=fraction)

@@ -806,7 +806,7 @@ def test_classes_without_training_images_are_named_once(tmp_path: Path, caplog: 
 
     load_parts(save([0, 1, 2], [2, 1, 0]))
     assert not caplog.messages
-    for empty, listed in ((1, '2'), (4, '2, 3, 4, ...')):
+    for empty, listed in ((1, '2'), (6, '2, 3, 4, 5 and 2 more')):
         caplog.clear()
         load_parts(save([0, 1], list(range(2 + empty))))
         (message,) = caplog.messages
@@ -1018,7 +1018,6 @@ class TestOfficialLists:
         for options in ({}, {'per_class': 1}):
             with pytest.raises(MissingDataError, match=r'Places_LT_val\.txt is missing: a hold-out of places_lt'):
                 with_holdout(dataset, **options)
-        assert with_holdout(dataset, fraction=0.2).test is not dataset.test
 
     def test_imagenet_test_list(self, split_lists: Path, tmp_path: Path) -> None:
         """The train list is not at hand: the validation list, which has the same form, takes its place."""

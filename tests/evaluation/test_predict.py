@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from timm.data import create_transform
 from torch import nn
+from two_ranks import of_both
 
 import ltzoo
 from ltzoo.data import ArrayImages, FileImages, Split, UnreadableImageError
-from ltzoo.evaluation import PredictionError, Predictions, predict, predict_files
+from ltzoo.evaluation import PredictionError, predict, predict_files
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 CONFIG = {'input_size': (3, 8, 8), 'mean': MEAN, 'std': STD, 'crop_pct': 1.0, 'interpolation': 'bilinear'}
@@ -108,25 +107,14 @@ def test_files_give_what_arrays_give(tmp_path: Path) -> None:
         predict(make_model(), files, CONFIG)
 
 
-def _share(rank: int, file: str, results: mp.Queue[Predictions]) -> None:
-    dist.init_process_group('gloo', init_method=f'file://{file}', rank=rank, world_size=2)
+def _share(rank: int) -> tuple[list[int], list[float]]:
     seen = predict(make_model(), make_split(), CONFIG, batch_size=5)
-    results.put((rank, seen.predictions.tolist(), seen.confidences.tolist()))  # type: ignore[arg-type]
-    dist.barrier()
-    dist.destroy_process_group()
+    return seen.predictions.tolist(), seen.confidences.tolist()
 
 
 def test_two_processes_see_every_image_once(tmp_path: Path) -> None:
-    context = mp.get_context('spawn')
-    results = context.Queue()
-    workers = [context.Process(target=_share, args=(rank, str(tmp_path / 'store'), results)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    shares = [results.get(timeout=120) for _ in workers]
-    for worker in workers:
-        worker.join()
     whole = predict(make_model(), make_split(), CONFIG)
-    for _, predictions, confidences in shares:
+    for predictions, confidences in of_both(_share, tmp_path):
         assert predictions == whole.predictions.tolist()
         assert confidences == pytest.approx(whole.confidences.tolist(), abs=1e-6)
 

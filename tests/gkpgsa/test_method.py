@@ -22,7 +22,7 @@ from ltzoo.gkpgsa import method as method_module
 from ltzoo.gkpgsa.affinity import parameter_affinity
 from ltzoo.gkpgsa.grouping import group_classes
 from ltzoo.gkpgsa.method import GkpGsa
-from ltzoo.gkpgsa.quality import FeatureQuality, feature_quality
+from ltzoo.gkpgsa.quality import FeatureQuality
 from ltzoo.gkpgsa.rows import RowsForm
 from ltzoo.gkpgsa.settings import GkpGsaSettings, PreservationSettings, SharpnessSettings
 from ltzoo.losses import create_objective
@@ -379,10 +379,10 @@ def test_quality_is_that_of_the_features_of_the_first_pass() -> None:
     model = run.learner.model
     features = model.forward_head(model.forward_features(run.images), pre_logits=True)
     run.take_gradient()
+    expected = FeatureQuality(CLASSES, features.shape[1])
+    expected.update(features, LABELS)
     assert run.method.quality is not None
-    torch.testing.assert_close(
-        run.method.quality.compute(), feature_quality(features, LABELS, CLASSES), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(run.method.quality.compute(), expected.compute(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+from two_ranks import of_both
 
 from ltzoo.gkpgsa import quality as module
-from ltzoo.gkpgsa.quality import FeatureQuality, feature_quality
+from ltzoo.gkpgsa.quality import FeatureQuality
+
+
+def feature_quality(features: Tensor, labels: Tensor, num_classes: int, beta: float = 0.5) -> Tensor:
+    quality = FeatureQuality(num_classes, features.shape[1], beta)
+    quality.update(features, labels)
+    return quality.compute()
 
 
 def reference(features: Tensor, labels: Tensor, num_classes: int, beta: float) -> np.ndarray:
@@ -156,36 +161,20 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
             stream.update(features, torch.zeros(labels, dtype=torch.int64))
 
 
-def _share(rank: int, file: str) -> Tensor:
-    dist.init_process_group('gloo', init_method=f'file://{file}', rank=rank, world_size=2)
+def _share(rank: int) -> list[float]:
     features, labels = long_tailed(12, 5)
     stream = FeatureQuality(12, 5)
     # Unequal shares, and classes that only one process sees.
     mine = labels < 4 if rank == 0 else labels >= 4
     stream.update(features[mine], labels[mine])
-    try:
-        stream.all_reduce()
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
-    return stream.compute()
-
-
-def _other(file: str, results: mp.Queue[list[float]]) -> None:
-    results.put(_share(1, file).tolist())
+    stream.all_reduce()
+    return stream.compute().tolist()
 
 
 def test_two_processes_have_the_quality_of_one(tmp_path: Path) -> None:
-    context = mp.get_context('spawn')
-    results = context.Queue()
-    worker = context.Process(target=_other, args=(str(tmp_path / 'store'), results))
-    worker.start()
-    own = _share(0, str(tmp_path / 'store'))
-    other = torch.tensor(results.get(timeout=600), dtype=torch.float64)
-    worker.join()
     expected = feature_quality(*long_tailed(12, 5), 12)
-    for one in (own, other):
-        torch.testing.assert_close(one, expected, rtol=0, atol=1e-10)
+    for share in of_both(_share, tmp_path):
+        torch.testing.assert_close(torch.tensor(share, dtype=torch.float64), expected, rtol=0, atol=1e-10)
 
 
 def test_one_of_several_samples_says_nothing_of_a_class() -> None:

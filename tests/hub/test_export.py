@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from in_process import contents
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
@@ -34,10 +35,6 @@ def export(model: nn.Module, folder: Path, lt: dict[str, Any], *, side: int = 16
 
 def images(side: int = 16) -> Tensor:
     return torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(1))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
 @pytest.mark.parametrize(

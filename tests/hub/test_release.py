@@ -448,14 +448,6 @@ def test_a_released_recipe_of_an_older_version_has_today_s_defaults(
         release([tmp_path / 'out', other], tmp_path / 'all')
 
 
-def test_what_is_no_finished_run(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    run = make_run(0, 50.0)
-    for file, message in (('results.json', f'the run {run} is not finished'), ('recipe.yaml', f'{run} holds no run')):
-        (run / file).unlink()
-        with pytest.raises(ExportError, match=message):
-            release([run], tmp_path / 'out')
-
-
 def change_results(folder: Path, **changes: Any) -> None:
     results = json.loads((folder / 'results.json').read_text())
     (folder / 'results.json').write_text(json.dumps({**results, **changes}))

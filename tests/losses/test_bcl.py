@@ -6,13 +6,13 @@ import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
+from two_ranks import of_both
 
 import ltzoo
 from ltzoo.losses import ObjectiveError, balanced_contrastive_loss, create_objective
@@ -146,37 +146,26 @@ def test_a_classifier_without_class_vectors_is_refused() -> None:
         create_objective('bcl', model, torch.ones(5, dtype=torch.int64))
 
 
-def _local_loss(rank: int, file: str, results: mp.Queue[tuple[float, Tensor, Tensor]]) -> None:
+def _local_loss(rank: int) -> tuple[float, list[Any], list[Any]]:
     # Of what PyTorch is about to drop.
     warnings.simplefilter('error', FutureWarning)
-    dist.init_process_group('gloo', init_method=f'file://{file}', rank=rank, world_size=2)
     features, prototypes = unit(8, 5, seed=0).detach(), unit(6, 5, seed=1).detach().requires_grad_()
     labels = torch.tensor([0, 0, 1, 2, 3, 0, 0, 5])
     mine = features[rank * 4 : rank * 4 + 4].requires_grad_()
     loss = balanced_contrastive_loss(mine, labels[rank * 4 : rank * 4 + 4], prototypes).mean()
     loss.backward()
     assert mine.grad is not None and prototypes.grad is not None
-    results.put((rank, loss.item(), mine.grad.tolist(), prototypes.grad.tolist()))  # type: ignore[arg-type]
-    dist.barrier()
-    dist.destroy_process_group()
+    return loss.item(), mine.grad.tolist(), prototypes.grad.tolist()
 
 
 def test_two_processes_have_the_loss_and_gradient_of_one(tmp_path: Path) -> None:
-    context = mp.get_context('spawn')
-    results = context.Queue()
-    workers = [context.Process(target=_local_loss, args=(rank, str(tmp_path / 'store'), results)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    shares = sorted(results.get(timeout=120) for _ in workers)
-    for worker in workers:
-        worker.join()
-
+    shares = of_both(_local_loss, tmp_path)
     features, prototypes = unit(8, 5, seed=0).detach().requires_grad_(), unit(6, 5, seed=1).detach().requires_grad_()
     whole = balanced_contrastive_loss(features, torch.tensor([0, 0, 1, 2, 3, 0, 0, 5]), prototypes).mean()
     whole.backward()
-    assert sum(share[1] for share in shares) / 2 == pytest.approx(whole.item(), abs=1e-12)
+    assert sum(share[0] for share in shares) / 2 == pytest.approx(whole.item(), abs=1e-12)
     # DistributedDataParallel averages what the processes have.
-    local = torch.tensor(shares[0][2] + shares[1][2], dtype=torch.float64) / 2
+    local = torch.tensor(shares[0][1] + shares[1][1], dtype=torch.float64) / 2
     torch.testing.assert_close(local, features.grad, rtol=0, atol=1e-10)
-    shared = torch.tensor([share[3] for share in shares], dtype=torch.float64).mean(0)
+    shared = torch.tensor([share[2] for share in shares], dtype=torch.float64).mean(0)
     torch.testing.assert_close(shared, prototypes.grad, rtol=0, atol=1e-10)

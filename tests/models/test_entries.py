@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 import ltzoo
-from ltzoo.models import NoResultsError, UnknownModelError
+from ltzoo.models import NoWeightsError, UnknownModelError
 from ltzoo.models.entries import entry_of, paper_results
 from ltzoo.models.lt_zoo import METHODS, ZOO
 from ltzoo.models.paper_results import PAPER_RESULTS
@@ -139,11 +139,11 @@ def test_data_and_method_choose() -> None:
 
 def test_no_results_without_weights() -> None:
     missing = next(name for name in ZOO if name not in PUBLISHED)
-    with pytest.raises(NoResultsError, match=f'no weights are published yet for {missing}, so there are no results'):
+    with pytest.raises(NoWeightsError, match=f'no weights are published yet for {missing}, so there are no results'):
         ltzoo.get_results(missing)
-    with pytest.raises(NoResultsError, match='timm/resnet50 is no model of the zoo'):
+    with pytest.raises(NoWeightsError, match='timm/resnet50 is no model of the zoo'):
         ltzoo.get_results('timm/resnet50')
-    with pytest.raises(NoResultsError):
+    with pytest.raises(NoWeightsError):
         ltzoo.verify('resnet32_cifar')
 
 

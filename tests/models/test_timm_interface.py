@@ -15,6 +15,7 @@ import ltzoo
 # Each network of the table, each head, each module of ours.
 NAMES = ['resnet20_cifar', 'resnet32_cifar_gkpgsa', 'resnet50_inat18_gkpgsa', 'resnext50_imagenetlt_ce']
 SMALL = NAMES[:2]
+EXPERTS = ['resnet32_cifar_experts', 'resnet50_experts', 'resnext50_experts']
 
 
 def images(model: torch.nn.Module, batch: int = 1, side: int = 64) -> torch.Tensor:
@@ -23,7 +24,7 @@ def images(model: torch.nn.Module, batch: int = 1, side: int = 64) -> torch.Tens
     return torch.randn(batch, channels, min(height, side), min(width, side))
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', [*NAMES, *EXPERTS])
 def test_default_cfg_fits_the_model(name: str) -> None:
     model = timm.create_model(name).eval()
     cfg = model.default_cfg
@@ -55,7 +56,7 @@ def test_no_classifier_and_no_pooling_from_the_constructor(name: str) -> None:
         assert model(images(model)).ndim == 4
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', [*NAMES, *EXPERTS])
 def test_backward_reaches_every_parameter(name: str) -> None:
     model = timm.create_model(name, num_classes=42).train()
     output = model(images(model, batch=2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import logging
@@ -25,6 +24,7 @@ import pytest
 import torch
 import yaml
 from accelerate import PartialState
+from in_process import contents, imported, run
 from PIL import Image
 
 import ltzoo
@@ -39,22 +39,8 @@ BCL = ROOT / 'recipes' / 'digits_lt' / 'bcl.yaml'
 QUICK = ('model.name=resnet20_cifar', 'optimizer.lr=0.05', 'schedule.warmup_epochs=0')
 
 
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location('train_script', TRAIN)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def train(*arguments: object) -> int:
-    """Run the script in this process, which spares it an import of torch, and return its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, 'argv', [str(TRAIN), *map(str, arguments)])
-        try:
-            return script().main()
-        except SystemExit as error:
-            return int(str(error.code))
+    return run('recipes/train.py', *arguments)
 
 
 @pytest.fixture(autouse=True)
@@ -63,10 +49,6 @@ def _levels_of_logging() -> Iterator[None]:
     yield
     for name in ('ltzoo', 'ltzoo.data.dataset'):
         logging.getLogger(name).setLevel(logging.NOTSET)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
 @pytest.fixture(scope='module')
@@ -279,7 +261,8 @@ def test_processes_that_do_not_know_of_each_other_are_refused(
 def test_what_the_launcher_was_asked_for(command: str | None, asked: int, monkeypatch: pytest.MonkeyPatch) -> None:
     parent = None if command is None else SimpleNamespace(cmdline=command.split)
     monkeypatch.setattr(psutil, 'Process', lambda: SimpleNamespace(parent=lambda: parent))
-    assert script().processes_of_launcher() == asked
+    with imported('recipes/train.py') as script:
+        assert script.processes_of_launcher() == asked
 
 
 @pytest.fixture(scope='module')

@@ -1,40 +1,17 @@
-"""One small trained run for all tools, and tools called in this process, which spares an import of torch for each."""
+"""One small trained run for all tools, and how they are called."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-
-Script = Callable[..., int]
+from in_process import ROOT, Script, run
 
 
 @pytest.fixture(scope='session')
 def script() -> Script:
-    """Return a function that runs a script of the checkout with arguments and returns its exit code."""
-
-    def run(path: str, *arguments: object) -> int:
-        spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        with pytest.MonkeyPatch.context() as patch:
-            # As Python does for a script.
-            patch.syspath_prepend(str((ROOT / path).parent))
-            # Dataclasses and pydantic look their module up by its name.
-            patch.setitem(sys.modules, spec.name, module)
-            spec.loader.exec_module(module)
-            patch.setattr(sys, 'argv', [path, *map(str, arguments)])
-            try:
-                return module.main()
-            except SystemExit as error:
-                return int(str(error.code))
-
     return run
 
 

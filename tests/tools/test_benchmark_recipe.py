@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from in_process import Script
 
 from ltzoo.data.standin import make_standin
 
@@ -25,7 +26,6 @@ SMALL = [
 ]  # fmt: skip
 METHOD = ['method.preservation.samples_per_group=2', 'method.groups=2']
 
-Script = Callable[..., int]
 Clock = Callable[..., Callable[[], float]]
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from in_process import Script
 from torch import nn
 
 from ltzoo.gkpgsa import group_anchors
 
-Script = Callable[..., int]
 Clock = Callable[..., Callable[[], float]]
 
 ENVIRONMENT = {'python', 'torch', 'torchvision', 'threads', 'cpu'}

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from in_process import Script
 from PIL import Image
 
-Script = Callable[..., int]
 Clock = Callable[..., Callable[[], float]]
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from in_process import Script, contents
 from PIL import Image
 from torch import nn
 
@@ -18,8 +18,6 @@ import ltzoo
 from ltzoo.data import DataError, load_data
 from ltzoo.hub.converted import images_of
 from ltzoo.models.checkpoints import convert
-
-Script = Callable[..., int]
 
 
 def bcl_on_cifar(classes: int) -> dict[str, torch.Tensor]:
@@ -47,10 +45,6 @@ def checkpoint(tmp_path: Path) -> Path:
     file = tmp_path / 'bcl.pth.tar'
     torch.save({'epoch': 200, 'state_dict': bcl_on_cifar(10), 'best_acc1': torch.tensor(1.0)}, file)
     return file
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
 def test_a_checkpoint_becomes_a_folder_that_loads(

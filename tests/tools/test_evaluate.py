@@ -8,7 +8,6 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from in_process import Script
 from PIL import Image
 from sklearn.datasets import load_digits
 from timm.models import save_for_hf
@@ -29,7 +29,6 @@ from ltzoo.evaluation.evaluate import ClassesError, check_classes
 from ltzoo.evaluation.trained_on import TrainedOn
 
 ROOT = Path(__file__).resolve().parents[2]
-Script = Callable[..., int]
 # Of digits_lt: its profile with an imbalance ratio of 50.
 COUNTS = [134, 86, 56, 36, 23, 15, 9, 6, 4, 2]
 

@@ -6,18 +6,17 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
 import pytest
 import torch
+from in_process import Script, contents
 from safetensors.torch import load_file
 
 import ltzoo
 
 ROOT = Path(__file__).resolve().parents[2]
-Script = Callable[..., int]
 
 # Name of a run, which of its files is damaged, and what that holds.
 DAMAGES = [
@@ -26,10 +25,6 @@ DAMAGES = [
     ('listed', 'results.json', '[]'),
     ('misconfigured', 'model/config.json', '{"lt": {"data": "digits_lt"}}'),
 ]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
 def test_a_run_becomes_a_folder_that_loads(
@@ -101,16 +96,6 @@ def test_a_name_becomes_a_file_and_one_that_is_there_is_replaced_only_by_force(
     session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
     (logits,) = session.run(None, {session.get_inputs()[0].name: vectors['images'].numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), vectors['logits'], rtol=1e-4, atol=1e-3)
-
-
-def test_force_replaces_what_is_there(script: Script, digits_run: Path, tmp_path: Path) -> None:
-    out = tmp_path / 'out'
-    out.mkdir()
-    assert script('tools/export.py', digits_run, '--to', out) == 0, 'an empty folder is as good as none'
-    (out / 'old.txt').write_text('old')
-    assert script('tools/export.py', digits_run, '--to', out, '--force') == 0
-    assert 'old.txt' not in contents(out)
-    assert contents(out)['model.safetensors'] == (digits_run / 'model' / 'model.safetensors').read_bytes()
 
 
 def test_a_later_seed_is_added(

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import ModelCard, ModelCardData
+from in_process import Script
 from PIL import Image
 
 import ltzoo
 from ltzoo.models.entries import entry_of, paper_results
 from ltzoo.models.lt_zoo import METHODS, ZOO
 
-Script = Callable[..., int]
 ROOT = Path(__file__).resolve().parents[2]
 CARDS = ROOT / 'hub_cards'
 PUBLISHED = ltzoo.list_pretrained()

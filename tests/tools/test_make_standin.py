@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from in_process import Script
 
 from ltzoo.data import load_data
-
-Script = Callable[..., int]
 
 
 def test_it_says_what_it_made_and_what_it_is_worth(

@@ -8,18 +8,16 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from in_process import Script
 from timm.models import save_for_hf
 
 import ltzoo
 from ltzoo.data import load_data
 from ltzoo.evaluation import predict_files, tau_normalize
-
-Script = Callable[..., int]
 
 
 @pytest.fixture

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+from in_process import Script
 
 import ltzoo.hub
 from ltzoo.hub.publish import Publication
-
-Script = Callable[..., int]
 
 
 @pytest.fixture(autouse=True)

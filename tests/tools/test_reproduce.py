@@ -11,13 +11,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from in_process import Script
 
 from ltzoo.data import DataError, load_data, with_holdout
 from ltzoo.plans.plan import Job, Plan
@@ -25,7 +26,6 @@ from ltzoo.training.checkpoint import load_checkpoint, save_checkpoint
 from ltzoo.training.recipe import with_bases
 
 ROOT = Path(__file__).resolve().parents[2]
-Script = Callable[..., int]
 SMALL = ['model.name=resnet8_cifar', 'batch_size=16', 'evaluation.split=holdout', 'evaluation.train=true']
 GOOD = f'output: o\nruns: {{base: {{recipe: {ROOT}/recipes/digits_lt/ce.yaml}}}}'
 

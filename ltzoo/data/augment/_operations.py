@@ -1,19 +1,17 @@
-"""The operations of AutoAugment and RandAugment by torchvision's names, SolarizeAdd by timm's; their magnitudes."""
+"""The operations of AutoAugment and RandAugment by torchvision's names, SolarizeAdd by timm's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from ltzoo.data.augment import _affine, _pixels
 from ltzoo.data.augment._affine import Filling
 from ltzoo.data.augment.op import apply_where
 
-__all__ = ['IDENTITY', 'NAMES', 'apply_operations', 'magnitude_table']
+__all__ = ['IDENTITY', 'NAMES', 'apply_operations']
 
 # Each takes images (n, 3, H, W) and magnitudes (n,) on torchvision's scale; the first ones also how to fill the edge.
 MOVING: dict[str, Callable[..., Tensor]] = {
@@ -37,20 +35,6 @@ COLOURING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 NAMES = ('Identity', *MOVING, *COLOURING)
 IDENTITY = NAMES.index('Identity')
-
-
-def magnitude_table(
-    space: Mapping[str, tuple[Callable[[int, int, int], Any], bool]], bins: int, height: int, width: int
-) -> tuple[Tensor, Tensor]:
-    """Return magnitudes (operations, bins) and which operations draw a sign (operations,), from torchvision's space."""
-    magnitudes = torch.zeros(len(NAMES), bins)
-    signed = torch.zeros(len(NAMES), dtype=torch.bool)
-    for name, (values, has_sign) in space.items():
-        row = values(bins, height, width)
-        if row is not None:
-            magnitudes[NAMES.index(name)] = row
-        signed[NAMES.index(name)] = has_sign
-    return magnitudes, signed
 
 
 def apply_operations(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import AutoAugmentPolicy, v2
 
 from ltzoo.data.augment._affine import Filling
-from ltzoo.data.augment._operations import IDENTITY, NAMES, apply_operations, magnitude_table
+from ltzoo.data.augment._operations import IDENTITY, NAMES, apply_operations
 from ltzoo.data.augment.op import Op, Params, register_op
 
 __all__ = ['AutoAugment']
@@ -56,10 +56,13 @@ class AutoAugment(Op):
 def _policy(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return operation, probability, magnitude and whether it has a sign, of every pair: each (25, 2)."""
     transform = v2.AutoAugment(AutoAugmentPolicy.CIFAR10)
-    magnitudes, signed = magnitude_table(transform._AUGMENTATION_SPACE, BINS, height, width)
-    pairs = transform._policies
+    space, pairs = transform._AUGMENTATION_SPACE, transform._policies
+    magnitudes = {name: values(BINS, height, width) for name, (values, _) in space.items()}
     operation = torch.tensor([[NAMES.index(name) for name, _, _ in pair] for pair in pairs])
     probability = torch.tensor([[p for _, p, _ in pair] for pair in pairs])
-    level = torch.tensor([[level or 0 for _, _, level in pair] for pair in pairs])
-    tables = (operation, probability, magnitudes[operation, level], signed[operation])
+    magnitude = torch.tensor(
+        [[0.0 if level is None else float(magnitudes[name][level]) for name, _, level in pair] for pair in pairs]
+    )
+    signed = torch.tensor([[space[name][1] for name, _, _ in pair] for pair in pairs])
+    tables = (operation, probability, magnitude, signed)
     return tuple(table.to(device) for table in tables)  # type: ignore[return-value]

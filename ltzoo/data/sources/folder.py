@@ -47,15 +47,17 @@ def folder(location: Path, download: bool) -> Dataset:
         raise MissingDataError(f'{location} is not a folder; it must hold one folder of images for each class')
     names = _folder_names(location)
     parts = {name.lower(): location / name for name in names}
-    unlabelled = [parts[part] for part in _TEST_PARTS if part in parts and _holds_only_images(parts[part])]
-    tested = [parts[part] for part in _TEST_PARTS if part in parts and parts[part] not in unlabelled]
+    there = [parts[part] for part in _TEST_PARTS if part in parts]
+    # Images without class folders, as a competition's test set has them.
+    unlabelled = [part for part in there if not _folder_names(part) and _number_of_images(part)]
+    tested = [part for part in there if part not in unlabelled]
     beside = next(iter(tested), None)
     choose_on = next((part for part in tested[1:] if part.name.lower() in _VALIDATION_PARTS), None)
     with_train = next((parts[part] for part in _TRAIN_PARTS if part in parts), None)
     # Train among other classes, with images of its own, is a vehicle.
     only_parts = parts.keys() <= {*_TRAIN_PARTS, *_TEST_PARTS}
     has_parts = with_train is not None and (
-        'train' in names or beside is not None or only_parts or not _holds_images(with_train)
+        'train' in names or beside is not None or only_parts or not _number_of_images(with_train)
     )
     root, class_names = location, names
     if with_train is not None and has_parts and (in_train := _folder_names(with_train)):
@@ -81,16 +83,6 @@ def folder(location: Path, download: bool) -> Dataset:
         except DataError as error:
             logger.warning('%s is left out, and a hold-out drawn from training: %s', choose_on, error)
     return from_parts(f'folder:{location}', splits, tuple(class_names))
-
-
-def _holds_only_images(part: Path) -> bool:
-    """Return whether a part has images and no class folders, as a competition's test set has."""
-    return not _folder_names(part) and _holds_images(part)
-
-
-def _holds_images(folder: Path) -> bool:
-    """Return whether images lie in a folder itself."""
-    return _number_of_images(folder) > 0
 
 
 def _number_of_images(folder: Path) -> int:
@@ -148,19 +140,16 @@ def _folder_names(root: Path) -> list[str]:
     for entry in os.scandir(root):
         if entry.name.startswith('.'):
             continue
-        if _leads_nowhere(entry.path):
-            raise _broken(entry.path)
+        _require_target(entry.path)
         if entry.is_dir():
             names.append(entry.name)
     return sorted(names)
 
 
-def _leads_nowhere(path: str) -> bool:
-    return os.path.islink(path) and not os.path.exists(path)
-
-
-def _broken(link: str) -> DataError:
-    return DataError(f'{link} is a link to {os.readlink(link)}, which is not there: remove it or mount that')
+def _require_target(path: str) -> None:
+    """Refuse a link that leads nowhere: of images below it nobody would hear."""
+    if os.path.islink(path) and not os.path.exists(path):
+        raise DataError(f'{path} is a link to {os.readlink(path)}, which is not there: remove it or mount that')
 
 
 def _read(location: Path, root: Path, class_names: list[str], *, may_lack_some: bool = False) -> Split:
@@ -176,7 +165,7 @@ def _read(location: Path, root: Path, class_names: list[str], *, may_lack_some: 
         images, more = images_below(root / name)
         others += more
         if not images and not may_lack_some:
-            instead = f'save its files ({first_of([*more], most=5)}) so' if more else 'put some there'
+            instead = f'save its files ({first_of(more)}) so' if more else 'put some there'
             raise DataError(
                 f'class folder {root / name} has no images ({", ".join(IMG_EXTENSIONS)}): {instead} or remove it'
             )
@@ -198,10 +187,8 @@ def images_below(folder: Path) -> tuple[list[Path], Counter[str]]:
     for file in files_below(folder):
         if file.lower().endswith(IMG_EXTENSIONS):
             images.append(Path(file))
-        elif _leads_nowhere(file):
-            # Of images below it nobody would hear.
-            raise _broken(file)
         else:
+            _require_target(file)
             others[os.path.splitext(file)[1].lower() or os.path.basename(file)] += 1
     return images, others
 

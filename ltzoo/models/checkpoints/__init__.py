@@ -5,7 +5,7 @@ import pkgutil
 
 from ltzoo.models.checkpoints.families import FAMILIES, Converted, Family, convert
 from ltzoo.models.checkpoints.reading import ConversionError, read_checkpoint
-from ltzoo.models.checkpoints.weights import LayoutError, shortened
+from ltzoo.models.checkpoints.weights import LayoutError
 
 __all__ = [
     'FAMILIES',
@@ -15,7 +15,6 @@ __all__ = [
     'LayoutError',
     'convert',
     'read_checkpoint',
-    'shortened',
 ]
 
 for _module in pkgutil.iter_modules(__path__):

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltzoo.models.checkpoints.weights import LayoutError, Weights, shortened
+from ltzoo.errors import first_of
+from ltzoo.models.checkpoints.weights import LayoutError, Weights
 from ltzoo.models.factory import create_model
 
 __all__ = ['Network', 'classifier', 'depths', 'place', 'resnet', 'scale_classifier']
@@ -68,9 +69,7 @@ def _small(weights: Weights, width: int) -> tuple[str, dict[str, Any]]:
     widths = [weights.shape(f'layer{stage}.0.conv1.weight')[0] for stage in (1, 2, 3)]
     projections = [name for name in weights.tensors if '.shortcut.' in name or '.downsample.' in name]
     if widths != [width, 2 * width, 4 * width] or projections or depths(weights, 4)[3]:
-        what = (
-            f'shortcuts with weights ({shortened(projections, 2)})' if projections else f'stages of {widths} channels'
-        )
+        what = f'shortcuts with weights ({first_of(projections)})' if projections else f'stages of {widths} channels'
         raise LayoutError(f'it is a ResNet for small images with {what}; {_SUPPORTED}')
     extra: dict[str, Any] = {} if width == 16 else {'width': width}
     if len(set(layers)) == 1 and layers[0] in _CIFAR:
@@ -145,11 +144,11 @@ def place(network: Network) -> tuple[nn.Module, list[str]]:
         ('of another shape', _other_shapes(wanted, have)),
     ]
     if any(names for _, names in problems):
-        listed = '; '.join(f'{what}: {shortened(names)}' for what, names in problems if names)
+        listed = '; '.join(f'{what}: {first_of(names)}' for what, names in problems if names)
         raise LayoutError(f'taken for a {network.model.removeprefix("timm/")}, it does not fit: {listed}')
     strange = [name for name, tensor in have.items() if not tensor.isfinite().all()]
     if strange:
-        raise LayoutError(f'its weights are not finite, it is damaged or its training diverged: {shortened(strange)}')
+        raise LayoutError(f'its weights are not finite, it is damaged or its training diverged: {first_of(strange)}')
     model.load_state_dict(have)
     return model.eval(), counters
 

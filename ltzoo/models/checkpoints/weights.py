@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltzoo.errors import first_of
 from ltzoo.models.checkpoints.reading import ConversionError
 
-__all__ = ['Checkpoint', 'LayoutError', 'Weights', 'shortened']
+__all__ = ['Checkpoint', 'LayoutError', 'Weights']
 
 # What training scripts save beside the weights.
 _TRAINING = re.compile(
@@ -24,13 +25,6 @@ _TRAINING = re.compile(
 
 class LayoutError(ConversionError):
     """A checkpoint whose tensors are not those of the family."""
-
-
-def shortened(names: Iterable[str], most: int = 4) -> str:
-    """Return the first names of a list, and how many more there are."""
-    names = list(names)
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(names[:most]) + more
 
 
 @dataclass
@@ -62,7 +56,7 @@ class Weights:
             sorted({name for name in renamed if renamed.count(name) > 1}) if len(set(renamed)) < len(renamed) else []
         )
         if twice:
-            raise LayoutError(f'two tensors would both be {shortened(twice)}')
+            raise LayoutError(f'two tensors would both be {first_of(twice)}')
         self.tensors = dict(zip(renamed, self.tensors.values(), strict=True))
 
     def take(self, name: str) -> Tensor:
@@ -120,7 +114,7 @@ class Checkpoint:
         if all(isinstance(value, Tensor) for value in self.content.values()):
             self.used.update(self.content)
             return self.content
-        raise LayoutError(f'it has no {" or ".join(keys)} (it has {shortened(map(str, self.content), 8)})')
+        raise LayoutError(f'it has no {" or ".join(keys)} (it has {first_of(map(str, self.content), most=8)})')
 
     def weights(self, *keys: str) -> Weights:
         """Return the tensors of the first entry that is there, without `module.` of parallel training."""
@@ -137,7 +131,7 @@ class Checkpoint:
             if not isinstance(holder.get(key), Mapping):
                 if prefix in optional:
                     continue
-                raise LayoutError(f'it has no {key} (it has {shortened(map(str, holder), 8)})')
+                raise LayoutError(f'it has no {key} (it has {first_of(map(str, holder), most=8)})')
             self.used.add(key)
             tensors |= {f'{prefix}.{name}': value for name, value in tensors_of(holder[key]).items()}
         return Weights(tensors)
@@ -151,7 +145,7 @@ class Checkpoint:
         rest = {str(key): value for key, value in self.content.items() if key not in self.used}
         strange = [key for key, value in rest.items() if _has_tensors(value) and not _is_of_training(key, value)]
         if strange:
-            raise LayoutError(f'unexpected: {shortened(strange)}')
+            raise LayoutError(f'unexpected: {first_of(strange)}')
         return list(rest)
 
 
