@@ -141,7 +141,8 @@ class GroupedWeights(TorchFunctionMode):
         weights = self.grouped[id(parameter)][1]
         if isinstance(self.classes, OneHotRows):
             return _tag(self.classes.choose(weights), self.classes)
-        parts = [weights[s][self.classes.slots == s] for s, n in enumerate(self.classes.sizes) if n]
+        rows_of = self.classes.order.split(self.classes.sizes)
+        parts = [weights[s][rows] for s, rows in enumerate(rows_of) if len(rows)]
         return _tag(self.classes.join(parts), self.classes)
 
     def derive(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -161,14 +161,17 @@ class Passes:
         groups, slots = self.class_groups[labels], self.groups + 1
         class_slots = torch.where(self.present[self.class_groups], self.class_groups, self.groups)
         if self.rows_form == 'sorted':
-            counts = torch.zeros(self.groups, dtype=torch.int64, device=groups.device)
-            counts = counts.index_add(0, groups, torch.ones_like(groups))
-            return SortedRows(groups, self.groups, sizes=counts), OneHotRows(class_slots, slots)
+            return SortedRows(groups, self.groups, sizes=_sizes(groups, self.groups)), OneHotRows(class_slots, slots)
         if self.rows_form == 'one_hot':
             return OneHotRows(groups, self.groups), OneHotRows(class_slots, slots)
         # The host waits for the device once.
-        sizes = torch.stack([torch.bincount(part, minlength=slots) for part in (groups, class_slots)]).tolist()
+        sizes = torch.stack([_sizes(part, slots) for part in (groups, class_slots)]).tolist()
         return SampleRows(tuple(sizes[0])), ClassRows(class_slots, sizes[1])
+
+
+def _sizes(slots: Tensor, number: int) -> Tensor:
+    """Return how many there are of each slot; `bincount` would wait for the device."""
+    return torch.zeros(number, dtype=torch.int64, device=slots.device).index_add(0, slots, torch.ones_like(slots))
 
 
 def of_each(values: Tensor, labels: Tensor) -> Tensor:

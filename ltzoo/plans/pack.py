@@ -40,7 +40,7 @@ _PACKED = ('cifar10', 'cifar100')
 # pip compares these literally; manylinux2014 stands for the older ones too.
 _PLATFORMS = ('manylinux_2_28_x86_64', 'manylinux_2_27_x86_64', 'manylinux_2_17_x86_64', 'manylinux2014_x86_64')
 # They need PyTorch, which is gigabytes, and there already.
-_ON_PYTORCH = ('accelerate', 'timm', 'torchvision')
+_ON_PYTORCH = ('accelerate', 'timm')
 
 _README = """# {title}
 
@@ -88,7 +88,7 @@ def pack(
         jobs: those of its trainings to pack; their `data.data_dir` is this machine's.
         changes: `key=value`, what `plan_jobs` changed in all recipes; the plan there says so.
         packages: names of packages (as pip takes them) whose wheels, and those of what they need, are brought; of
-            accelerate, timm and torchvision, which need PyTorch, their own alone.
+            accelerate and timm, which need PyTorch, their own alone.
         python: the other machine's version of Python, such as 3.12; by default this one's.
 
     Returns:
@@ -131,6 +131,11 @@ def pack(
                 f'the weights that {recipe.model.name} starts from cannot be packed: choose runs that start from none '
                 'with --only'
             )
+    if any(_name(package) in ('torch', 'torchvision') for package in packages):
+        raise PackError(
+            '--with: torch and torchvision go with the other machine, and in one version with each other: '
+            'leave them out'
+        )
     if python is not None and not re.fullmatch(r'3\.\d+', python):
         raise PackError(f'--python must be a version such as 3.12, not {python}')
     version = python or f'{sys.version_info.major}.{sys.version_info.minor}'
@@ -223,8 +228,12 @@ def _pack_images(source: str, recipes: Sequence[Recipe], folder: Path) -> None:
     write_packed(pack_file(folder, source), whole, train, np.arange(len(whole.test) if tested else 0), ', '.join(holds))
 
 
+def _name(package: str) -> str:
+    return re.split(r'[^\w.-]', package)[0].lower()
+
+
 def _fetch_wheels(folder: Path, constraints: Path, packages: Sequence[str], version: str) -> None:
-    alone = [package for package in packages if re.split(r'[^\w.-]', package)[0].lower() in _ON_PYTORCH]
+    alone = [package for package in packages if _name(package) in _ON_PYTORCH]
     whole = [package for package in packages if package not in alone]
     for names, options in ((alone, ['--no-deps']), (whole, [])):
         if not names:

@@ -435,6 +435,7 @@ def test_the_plans_that_come_along_name_recipes_and_keys_that_exist(
         (GOOD, ['--with', 'omegaconf'], 'give --pack DIR too'),
         (GOOD, ['--pack', '{tmp}/p', '--python', '3.12'], 'name them, --with PACKAGE'),
         (GOOD, ['--pack', '{tmp}/p', '--with', 'a', '--python', '2'], '--python must be a version such as 3.12, not 2'),
+        (GOOD, ['--pack', '{tmp}/p', '--with', 'timm', 'torchvision>=0.2'], 'torchvision go with the other machine'),
         (GOOD, ['--pack', '{tmp}/p', '--with', 'a', '--python', '3.10'], 'need Python 3.11 or later, not 3.10'),
         (GOOD, ['--pack', '{tmp}/plan.yaml'], 'it is not an empty folder'),
         (GOOD.replace('digits_lt/ce', 'own/bs'), ['--pack', '{tmp}/p'], 'cannot be packed: CIFAR-10 and CIFAR-100 can'),

@@ -35,7 +35,8 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test choose its device and precision, which Accelerate keeps for the whole process."""
+    """Let each test choose its precision, which Accelerate keeps for the whole process; train on the CPU."""
+    monkeypatch.setenv('ACCELERATE_USE_CPU', '1')
     monkeypatch.setattr(PartialState, '_shared_state', {})
     monkeypatch.setattr(AcceleratorState, '_shared_state', {})
 

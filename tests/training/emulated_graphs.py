@@ -18,7 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
-WAITS = {aten._local_scalar_dense, aten.nonzero, aten.bincount, aten.masked_select, aten._unique2}
+# What a function's result or its shape depends on lies in a tensor, which the host then waits for.
+READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+BY_INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 
 class Graph(TorchDispatchMode):
@@ -35,7 +37,10 @@ class Graph(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.overloadpacket in WAITS:
+        waits = bool(READS & {*func.tags})
+        if func.overloadpacket in BY_INDEX:
+            waits = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        if waits:
             raise RuntimeError(f'{func} waits for the device')
         if func.overloadpacket is aten.lift_fresh:
             raise RuntimeError('data come from the host')

@@ -37,19 +37,33 @@ GKPGSA: dict[str, Any] = {
 GRADIENT = {**GKPGSA, 'preservation': {'samples_per_group': 8, 'form': 'gradient', 'strength': 0.5}}
 COMBINED = {**GKPGSA, 'sharpness': {'mode': 'combined', 'global_gradient': 'ema', 'ascent_views': 'first'}}
 AVERAGES = {**GKPGSA, 'sharpness': {'ascent': 'ema', 'direction': 'projection', 'scale': 0.01}}
-FOCAL = {'group_by': 'frequency', 'preservation': None, 'sharpness': {'mode': 'focal', 'radius': 0.05}}
+FOCAL_SAM = {'group_by': 'frequency', 'preservation': None, 'sharpness': {'mode': 'focal', 'radius': 0.05}}
+SAM = {'group_by': 'none', 'preservation': None, 'sharpness': {'mode': 'combined', 'direction': 'full', 'radius': 0.05}}
 ADAM = {'name': 'adamw', 'lr': 0.001, 'clip_grad_norm': 1.0}
 
 
 FORMS: dict[str, dict[str, Any]] = {
     'ce': {**CE, 'accumulation': 2, 'ema_decay': 0.9, 'reweighting': {'start_epoch': 3}},
+    'balanced softmax': {**CE, 'objective': {'name': 'logit_adjusted'}},
+    'focal loss': {**CE, 'objective': {'name': 'focal'}},
+    'ldam': {**CE, 'objective': {'name': 'ldam'}, 'reweighting': {'start_epoch': 3}, 'method': SAM},
     'retraining': {**CE, 'retraining': {'start_epoch': 3}},
     'scales': {**CE, **SCALES},
     'ride': {**CE, **RIDE},
     'bcl': BCL,
+    'sam': {**BCL, 'method': SAM},
+    'preservation': {**BCL, 'method': {**GKPGSA, 'sharpness': None}},
     'gkpgsa': {**BCL, 'method': GKPGSA},
     'gradient': {**BCL, 'method': GRADIENT},
     'combined': {**BCL, 'method': COMBINED},
     'averages': {**BCL, 'method': AVERAGES, 'optimizer': ADAM},
-    'focal': {**BCL, 'method': FOCAL},
+    'focal sam': {**BCL, 'method': FOCAL_SAM},
 }
+
+
+def has_second_form(form: dict[str, Any]) -> bool:
+    """Return whether steps change on the way: from the second stage, or from the first groups of the bank on.
+
+    Everything else that changes lies in memory.
+    """
+    return 'retraining' in form or ('method' in form and 'group_by' not in form['method'])

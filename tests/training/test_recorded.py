@@ -12,8 +12,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from step_forms import BCL, FORMS, recipe_file
+from step_forms import BCL, CE, FORMS, OTHER, has_second_form, recipe_file
 from torch import Tensor, nn
+from whole_runs import assert_equal_runs, fit_until
 
 from ltzoo import recorded
 from ltzoo.data.augment import op
@@ -36,6 +37,16 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[emulated_graphs.Graph]:
     return emulated_graphs.install(monkeypatch)
 
 
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute all images and throw away where not wanted; do not cut up a batch by groups; record what can be."""
+    monkeypatch.setattr(op, '_only_chosen', lambda images: False)
+    monkeypatch.setattr(
+        prepare, '_replay', lambda recipe, accelerator: (Recorded if recipe.cuda_graphs else None, 'one_hot')
+    )
+    monkeypatch.setattr(prepare, 'can_record', lambda recipe, accelerator: recipe.cuda_graphs)
+    monkeypatch.setattr(recorded, 'WARM_UP', 1)
+
+
 AT_ONCE = ('ce', 'retraining', 'gkpgsa')
 
 
@@ -46,26 +57,31 @@ AT_ONCE = ('ce', 'retraining', 'gkpgsa')
 def test_a_recorded_training_is_the_same_bit_for_bit(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: list[emulated_graphs.Graph]
 ) -> None:
-    # As on a GPU: all images are computed and thrown away where not wanted, and groups do not cut up a batch.
-    monkeypatch.setattr(op, '_only_chosen', lambda images: False)
-    monkeypatch.setattr(
-        prepare, '_replay', lambda recipe, accelerator: (Recorded if recipe.cuda_graphs else None, 'one_hot')
-    )
-    monkeypatch.setattr(prepare, 'can_record', lambda recipe, accelerator: recipe.cuda_graphs)
-    monkeypatch.setattr(recorded, 'WARM_UP', 1)
+    _as_on_a_gpu(monkeypatch)
     path = recipe_file(tmp_path, **changes)
     for name, graphed in (('plain', 'false'), ('recorded', 'true')):
         fit(load_recipe(path, [f'cuda_graphs={graphed}']), tmp_path / name, progress=False)
-    # One of the views, one of the steps, and another from the first grouping or the second stage on: others change
-    # memory alone.
-    again = 'retraining' in changes or ('method' in changes and 'group_by' not in changes['method'])
-    assert len(graphs) == 2 + again
+    # One of the views, and one of each form of the steps.
+    assert len(graphs) == 2 + has_second_form(changes)
     plain, replayed = (load_file(tmp_path / name / 'model' / 'model.safetensors') for name in ('plain', 'recorded'))
     assert all(torch.equal(plain[key], replayed[key]) for key in plain)
     logs = [[json.loads(line) for line in (tmp_path / name / 'log.jsonl').open()] for name in ('plain', 'recorded')]
     for one, other in zip(*logs, strict=True):
         assert one['loss'] == other['loss']
         assert one.get('method') == other.get('method')
+
+
+def test_a_recorded_training_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: list[emulated_graphs.Graph]
+) -> None:
+    _as_on_a_gpu(monkeypatch)
+    path = recipe_file(tmp_path, **FORMS['gkpgsa'])
+    fit(load_recipe(path, ['cuda_graphs=true']), tmp_path / 'whole', progress=False)
+    fit_until(4, load_recipe(path, ['cuda_graphs=true']), tmp_path / 'cut')
+    before = len(graphs)
+    fit(load_recipe(path, ['cuda_graphs=true', 'resume=auto']), tmp_path / 'cut', progress=False)
+    assert len(graphs) == before + 2  # of the views and of the perturbed steps
+    assert_equal_runs(tmp_path / 'whole', tmp_path / 'cut')
 
 
 def test_steps_that_differ_are_not_recorded(
@@ -155,6 +171,9 @@ def test_what_cannot_be_recorded_is_refused(
         match=r'recorded, take cuda_graphs=false: .* waits for the device \(.*emulated_graphs\.py, line \d+\)$',
     ):
         Recorded(lambda x: x * x.sum().item())(torch.ones(2))
+    for waits in (lambda x: x[x > 0], lambda x: x.unique_consecutive(), lambda x: torch.equal(x, x)):
+        with pytest.raises(RecordingError, match='waits for the device'):
+            Recorded(waits)(torch.ones(2))
 
     def full(x: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError('CUDA out of memory')
@@ -174,13 +193,46 @@ def test_half_precision_with_a_loss_scale_is_refused(tmp_path: Path, monkeypatch
         prepare.create_accelerator(recipe)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU to record on')
+NEEDS_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU to record on')
+
+
+@NEEDS_A_GPU
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
 @pytest.mark.parametrize('form', FORMS)
-def test_a_recorded_training_on_a_gpu(form: str, tmp_path: Path) -> None:
-    path = recipe_file(tmp_path, **FORMS[form])
+def test_a_recorded_training_on_a_gpu(
+    form: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv('ACCELERATE_USE_CPU')
+    made, record = [], Recorded._record
+
+    def noted(self: Recorded, inputs: tuple[Tensor, ...]) -> None:
+        made.append(self)
+        record(self, inputs)
+
+    monkeypatch.setattr(Recorded, '_record', noted)
+    path = recipe_file(tmp_path, **FORMS[form], precision=precision)
     for name, graphed in (('plain', 'false'), ('recorded', 'true')):
         fit(load_recipe(path, [f'cuda_graphs={graphed}']), tmp_path / name, progress=False)
+    assert len(made) == 2 + has_second_form(FORMS[form])
     logs = [[json.loads(line) for line in (tmp_path / name / 'log.jsonl').open()] for name in ('plain', 'recorded')]
     # Sums of a GPU are not always in one order, and a training carries the rounding on.
     for one, other in zip(*logs, strict=True):
         assert one['loss'] == pytest.approx(other['loss'], rel=0.05)
+
+
+@NEEDS_A_GPU
+def test_recorded_views_on_a_gpu_are_the_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('ACCELERATE_USE_CPU')
+    seen = []
+    for graphed in ('false', 'true'):
+        path = recipe_file(tmp_path, objective=BCL['objective'], views=[*CE['views'], OTHER, OTHER])
+        recipe = load_recipe(path, [f'cuda_graphs={graphed}'])
+        loader = prepare.prepare_training(
+            recipe, prepare.prepare_data(recipe), prepare.create_accelerator(recipe), tmp_path / 'bank'
+        ).loader
+        assert isinstance(loader.look, Recorded) == (graphed == 'true')  # type: ignore[attr-defined]
+        # Those of the second epoch are replayed.
+        batches = [batch for epoch in range(2) for batch in loader.epoch(epoch)]
+        seen.append([torch.stack([view.clone() for view in batch.views]) for batch in batches])
+    for one, other in zip(*seen, strict=True):
+        torch.testing.assert_close(one, other)

@@ -108,12 +108,13 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         f'{"CUDA graphs, " if recorded else ""}{"compiled, " if args.method and recipe.compile else ""}'
         f'{torch.get_num_threads()} threads, {args.rounds} rounds'
     )
-    print(f'  {"":<30}{"median s":>10}{"least s":>10}{"samples/s":>12}{"ratio":>8}')
+    print(f'  {"":<30}{"median ms":>11}{"least ms":>11}{"samples/s":>12}{"ratio":>8}')
     base = next(iter(times.values()))
     for name, values in times.items():
-        median = statistics.median(values)
+        median, least = statistics.median(values), min(values)
         ratio = statistics.median(v / b for v, b in zip(values, base, strict=True))
-        print(f'  {name:<30}{median:>10.3f}{min(values):>10.3f}{recipe.batch_size / median:>12.1f}{ratio:>8.2f}')
+        speed = recipe.batch_size / median
+        print(f'  {name:<30}{1e3 * median:>11.2f}{1e3 * least:>11.2f}{speed:>12.1f}{ratio:>8.2f}')
     return {
         **environment(),
         'bench': 'step',
