@@ -42,7 +42,7 @@ def file_name(text: str) -> Path:
         ArgumentTypeError: if it is empty.
     """
     if not text:
-        raise argparse.ArgumentTypeError("the file's name is empty")
+        raise argparse.ArgumentTypeError('the path is empty')
     return Path(text)
 
 
@@ -87,16 +87,16 @@ def add_correction(parser: argparse.ArgumentParser, of: str = '') -> None:
         '--adjust-logits',
         type=float,
         metavar='TAU',
-        help=f"{of}take TAU times the log of the classes' shares of the training images off the logits of a model of "
-        'plain cross-entropy: 1 is the usual; -1 makes the scores of one trained for equally frequent classes '
-        'probabilities for images as frequent as in training',
+        help=f"{of}subtract TAU times the log of each class's share of the training images from the logits of a model "
+        'trained with plain cross-entropy: 1 is usual; -1 turns one trained for equally frequent classes back to the '
+        'frequencies of its training',
     )
     correction.add_argument(
         '--tau-normalize',
         type=float,
         metavar='TAU',
         help=f"{of}divide each class's weights in the classifier of such a model by the TAU-th power of their norm: 1 "
-        'makes all alike',
+        'makes all norms equal',
     )
 
 
@@ -152,7 +152,10 @@ def naming_options(batch_size: int) -> Iterator[None]:
     """
     from ltzoo.data import MissingImageError, UnreadableImageError
 
-    less = f'there is no memory for the model with --batch-size {batch_size}: take a smaller one, or --device cpu'
+    less = (
+        f'there is not enough memory for the model with --batch-size {batch_size}: take a smaller one or, on a GPU, '
+        '--device cpu'
+    )
     try:
         with saying_no_memory(less):
             yield

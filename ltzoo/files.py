@@ -190,7 +190,7 @@ def require_outside(folder: Path, error: type[LtzooError] = LtzooError) -> None:
         error: if the current folder is it, or lies below it.
     """
     if Path.cwd().is_relative_to(os.path.realpath(folder)):
-        raise error(f'{folder} is the folder that this is called in, or above it: give a new one')
+        raise error(f'{folder} is or contains the current folder: give another one')
 
 
 @contextmanager

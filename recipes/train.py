@@ -85,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
             halved = 'precision=bf16, ' if recipe.precision == 'fp32' else ''
             raise LtzooError(
                 f'the run {output} stopped: the device has no memory for a step of batch_size={recipe.batch_size}: '
-                f'take more GPUs, and resume=auto to go on; or give {halved}accumulation={2 * recipe.accumulation}, a '
-                'smaller batch_size or a smaller model, and another output'
+                f'on GPUs, take more of them and resume=auto; or give {halved}accumulation={2 * recipe.accumulation}, '
+                'a smaller batch_size or a smaller model, and another output'
             ) from error
         if not (isinstance(error, OSError) or is_killed_worker(error)):
             raise

@@ -177,7 +177,7 @@ def test_the_folder_that_one_is_in_keeps_its_place(tmp_path: Path, monkeypatch: 
     (tmp_path / 'below').mkdir()
     for here, folder in ((tmp_path, Path()), (tmp_path / 'below', tmp_path)):
         monkeypatch.chdir(here)
-        with pytest.raises(LtzooError, match='is the folder that this is called in, or above it'), new_folder(folder):
+        with pytest.raises(LtzooError, match='is or contains the current folder'), new_folder(folder):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ['below']
 

@@ -16,11 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from benchmarks import bank, epoch, load, recipe, step, views, zoo
 
-from ltzoo.command_line import at_least, command_line
+from ltzoo.command_line import at_least, command_line, file_name
 from ltzoo.files import check_target, write_atomically, writing
 
 COMMANDS = {
@@ -45,7 +44,7 @@ def main() -> int:
         module.add_options(command)
         command.add_argument('--threads', type=int, help="CPU threads (default: views 1, else PyTorch's)")
         if name != 'zoo':
-            command.add_argument('--json', type=Path, help='write all figures to this file')
+            command.add_argument('--json', type=file_name, help='write all numbers to this file, as JSON')
     args = parser.parse_args()
     for name in COUNTS:
         value = getattr(args, name, None)

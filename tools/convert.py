@@ -16,21 +16,27 @@ import os
 import sys
 from pathlib import Path
 
-from ltzoo.command_line import command_line
+from ltzoo.command_line import command_line, file_name
 from ltzoo.errors import LtzooError, first_of
 
 
 @command_line
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('file', type=Path, metavar='FILE', help='.safetensors, or what torch.save wrote')
+    parser.add_argument('file', type=file_name, metavar='FILE', help='.safetensors, or what torch.save wrote')
     parser.add_argument('--from', dest='family', required=True, metavar='FAMILY', help='the project that wrote it')
-    parser.add_argument('--to', type=Path, required=True, metavar='DIR', help='the folder to make')
+    parser.add_argument('--to', type=file_name, required=True, metavar='DIR', help='the folder to make')
     parser.add_argument('--data', metavar='NAME', help='the data set it was trained on, such as cifar100_lt_r100')
-    parser.add_argument('--data-dir', help='where its files are; needed by mislas, except on CIFAR')
+    parser.add_argument(
+        '--data-dir', help='where its files are (default: $LTZOO_DATA, else data); needed by mislas, except on CIFAR'
+    )
     parser.add_argument('--num-classes', type=int, metavar='N', help='checked against FILE')
     parser.add_argument('--arch', metavar='NAME', help='needed by timm; checked against FILE for the others')
-    parser.add_argument('--tau', type=float, help="needed by tau_norm: exponent of the class vectors' lengths")
+    parser.add_argument(
+        '--tau',
+        type=float,
+        help='needed by tau_norm: exponent of the norms of the class weights (0: unchanged, 1: all equal)',
+    )
     parser.add_argument(
         '--unsafe-pickle', action='store_true', help='load FILE even if that may run code of whoever made it'
     )

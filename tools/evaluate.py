@@ -33,13 +33,19 @@ def main() -> int:
         choices=['test', 'holdout', 'all'],
         default='test',
         help='which images: test, the test set (default); holdout, what a run with evaluation.split=holdout was '
-        'measured on; all, all images of data, none of which the model knows',
+        'measured on; all, every image of the data set; the model must not have been trained on any of them',
     )
     parser.add_argument('--json', type=file_name, help='write all scores to this file')
     parser.add_argument('--csv', type=file_name, help='write the table of classes to this file')
-    parser.add_argument('--plot', type=file_name, help='draw accuracy against class count to this file')
     parser.add_argument(
-        '--predictions', type=file_name, help='write to this file, as CSV, what each image is taken for'
+        '--plot',
+        type=file_name,
+        help="plot each class's accuracy against its number of training images (.png, .pdf or .svg)",
+    )
+    parser.add_argument(
+        '--predictions',
+        type=file_name,
+        help='write path, label, prediction and confidence of each image to this file, as CSV',
     )
     add_correction(parser)
     parser.add_argument('--shifted', action='store_true', help='also score long-tailed test distributions')
@@ -49,8 +55,8 @@ def main() -> int:
     parser.add_argument(
         '--few-below', type=int, help="Few-shot: fewer training images than this (default: the model's own, else 20)"
     )
-    parser.add_argument('--batch-size', type=int, default=256)
-    parser.add_argument('--workers', type=int, default=2, help='processes that read image files')
+    parser.add_argument('--batch-size', type=int, default=256, help='images in one batch (default: 256)')
+    parser.add_argument('--workers', type=int, default=2, help='processes that read image files (default: 2)')
     parser.add_argument('--skip-unreadable', action='store_true', help='leave out images that cannot be decoded')
     parser.add_argument('--device', help='cpu, cuda, mps (default: cuda where there is one, else cpu)')
     args = parser.parse_args()

@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ltzoo.command_line import add_correction, command_line
+from ltzoo.command_line import add_correction, command_line, file_name
 from ltzoo.errors import LtzooError
 
 
@@ -24,7 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', nargs='+', metavar='RUN', help='a run folder; for a FILE also the name of a model')
     parser.add_argument(
-        '--to', type=Path, required=True, metavar='DIR', help='the folder, or .onnx or .pt2 file, to make'
+        '--to', type=file_name, required=True, metavar='DIR', help='the folder, or .onnx or .pt2 file, to make'
     )
     add_correction(parser, of='of a FILE: ')
     parser.add_argument('--force', action='store_true', help='replace what is there')
@@ -75,7 +75,8 @@ def export(runs: list[Path], folder: Path, force: bool) -> None:
     results = release(runs, folder, force=force)
     top1 = results['scores']['top1']
     spread = '' if top1['std'] is None else f' ± {top1["std"]:.2f}'
-    print(f'{folder}: seeds {", ".join(map(str, results["seeds"]))}, top-1 {top1["mean"]:.2f}{spread}')
+    seeds = results['seeds']
+    print(f'{folder}: seed{"s" * (len(seeds) > 1)} {", ".join(map(str, seeds))}, top-1 {top1["mean"]:.2f}{spread} %')
     print(f"ltzoo.create_model('local-dir:{folder}', pretrained=True) loads it")
 
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ltzoo.command_line import command_line
+from ltzoo.command_line import command_line, file_name
 from ltzoo.errors import LtzooError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @command_line
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--to', type=Path, default=ROOT / 'hub_cards', metavar='DIR', help='where the cards are')
+    parser.add_argument('--to', type=file_name, default=ROOT / 'hub_cards', metavar='DIR', help='where the cards are')
     parser.add_argument('--check', action='store_true', help='write nothing; fail if a card is not what it would be')
     args = parser.parse_args()
     if args.check:

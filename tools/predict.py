@@ -27,11 +27,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', metavar='MODEL')
     parser.add_argument('images', nargs='+', type=file_name, metavar='IMAGE_OR_FOLDER')
-    parser.add_argument('--top', type=int, default=1, help='how many classes of each image (default: 1)')
+    parser.add_argument(
+        '--top', type=int, default=1, help='how many of the likeliest classes to give for each image (default: 1)'
+    )
     parser.add_argument('--csv', type=file_name, metavar='FILE', help='write the table to this file, not to the screen')
     add_correction(parser)
-    parser.add_argument('--batch-size', type=int, default=256)
-    parser.add_argument('--workers', type=int, default=2, help='processes that read image files')
+    parser.add_argument('--batch-size', type=int, default=256, help='images in one batch (default: 256)')
+    parser.add_argument('--workers', type=int, default=2, help='processes that read image files (default: 2)')
     parser.add_argument('--skip-unreadable', action='store_true', help='leave out images that cannot be decoded')
     parser.add_argument('--device', help='cpu, cuda, mps (default: cuda where there is one, else cpu)')
     args = parser.parse_args()
@@ -53,7 +55,7 @@ def main() -> int:
     with naming_options(args.batch_size):
         model: Any = ltzoo.create_model(resolve_model(args.model), pretrained=True).to(device)
         if not model.num_classes:
-            raise LtzooError(f'{args.model} has no classifier')
+            raise LtzooError(f'{args.model} has no classifier: train one on it, or take a model with one')
         correct(model, TrainedOn(args.model), tau=args.adjust_logits, tau_norm=args.tau_normalize)
         if args.skip_unreadable:
             files = readable(files)

@@ -32,8 +32,20 @@ def main() -> int:
         '--json', type=file_name, metavar='FILE', help='write everything, every class included, as JSON'
     )
     parser.add_argument('--plot', type=file_name, metavar='FILE', help='draw the tail (.png, .pdf or .svg)')
-    parser.add_argument('--many-above', type=int, default=100, metavar='N', help='Many-shot: more than N (100)')
-    parser.add_argument('--few-below', type=int, default=20, metavar='N', help='Few-shot: fewer than N (20)')
+    parser.add_argument(
+        '--many-above',
+        type=int,
+        default=100,
+        metavar='N',
+        help='Many-shot: classes with more than N training images (default: 100)',
+    )
+    parser.add_argument(
+        '--few-below',
+        type=int,
+        default=20,
+        metavar='N',
+        help='Few-shot: classes with fewer than N training images (default: 20)',
+    )
     parser.add_argument(
         '--skip-images', action='store_true', help='do not decode the images to find unreadable and duplicate ones'
     )
@@ -84,7 +96,7 @@ def format_profile(profile: Profile) -> str:
             lines.append(f'... {len(order) - 2 * SHOWN_AT_EACH_END:,} classes between them')
     lines += ['', *(f'warning: {warning}' for warning in profile.warnings)]
     if not profile.warnings:
-        lines.append('no warnings' + ('' if profile.check else '; the images were not looked at'))
+        lines.append('no warnings' + ('' if profile.check else '; images were not checked (--skip-images)'))
     return '\n'.join(lines)
 
 

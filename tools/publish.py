@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from ltzoo.command_line import command_line
+from ltzoo.command_line import command_line, file_name
 
 
 @command_line
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('folder', type=Path, metavar='DIR')
+    parser.add_argument('folder', type=file_name, metavar='DIR', help='model folder made by tools/export.py')
     parser.add_argument('--to', required=True, metavar='ORG/NAME', help='the repository; it is made if there is none')
     parser.add_argument('--private', action='store_true', help='make a private repository')
-    parser.add_argument('--revision', default='main', metavar='BRANCH')
+    parser.add_argument('--revision', default='main', metavar='BRANCH', help='branch to commit to (default: main)')
     parser.add_argument('--force', action='store_true', help='replace a different model')
     parser.add_argument('--dry-run', action='store_true', help='check everything and change nothing')
     args = parser.parse_args()

@@ -1,9 +1,9 @@
 """Train the runs of a plan, several at once, and make the table of their scores; here, or on another machine.
 
 python tools/reproduce.py PLAN.yaml [--jobs 2] [--data-dir DIR] [--only NAME ...] [--seeds S ...] [--minutes M]
-python tools/reproduce.py PLAN.yaml --pack DIR [--python 3.12 --with PACKAGE ...]     for a machine without a network
-python tools/reproduce.py PLAN.yaml --archive FILE.tar.gz                             there: what is worth bringing home
-python tools/reproduce.py PLAN.yaml --collect FILE.tar.gz ...                         at home: put it in its place
+python tools/reproduce.py PLAN.yaml --pack DIR [--python 3.12 --with PACKAGE ...]  for a machine without a network
+python tools/reproduce.py PLAN.yaml --archive FILE.tar.gz                          there: pack the runs to copy back
+python tools/reproduce.py PLAN.yaml --collect FILE.tar.gz ...                      here: unpack them into its output
 
 The same command goes on where it was stopped. A plan names recipes (paths relative to it), what to change in each, and
 the seeds that all of them are trained with; seeds come one after the other, so that an early table compares everything:
@@ -15,7 +15,7 @@ the seeds that all of them are trained with; seeds come one after the other, so 
       both: {recipe: ../study/cifar10_bs.yaml, overrides: ['method.groups=4']}
 
 Every run has its folder OUTPUT/NAME_seedS; OUTPUT/table.md and OUTPUT/table.json, of all that is finished of the plan,
-are made anew after each. A run that has diverged is not begun again, until its folder is removed.
+are rewritten after each. A run that has diverged is not begun again, until its folder is removed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 # What follows may take a minute on a busy machine.
 STARTED = time.monotonic()
 
-from ltzoo.command_line import at_least, command_line  # noqa: E402
+from ltzoo.command_line import at_least, command_line, file_name  # noqa: E402
 
 if TYPE_CHECKING:
     from ltzoo.plans.plan import Job, Plan
@@ -41,25 +41,40 @@ ROOT = Path(__file__).resolve().parents[1]
 @command_line
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('plan', type=Path)
+    parser.add_argument('plan', type=file_name, help='YAML file of the plan')
     parser.add_argument('--jobs', type=int, default=1, help='trainings at once, on the one device (default: 1)')
     parser.add_argument('--data-dir', help='where the data lies (default: as the recipes say)')
-    parser.add_argument('--output', type=Path, metavar='DIR', help="where the runs go (default: the plan's)")
+    parser.add_argument('--output', type=file_name, metavar='DIR', help="where the runs go (default: the plan's)")
     parser.add_argument('--only', nargs='+', metavar='NAME', help='only these runs of the plan, in this order')
     parser.add_argument('--seeds', nargs='+', type=int, metavar='S', help='only these seeds of the plan, in this order')
     parser.add_argument('--set', nargs='+', default=[], metavar='key=value', help='what to change in all recipes')
     parser.add_argument('--minutes', type=float, metavar='M', help='stop after this time, to be continued')
-    parser.add_argument('--archive', type=Path, metavar='FILE', help='at the end, put the runs into FILE-1.tar.gz, ...')
-    parser.add_argument('--max-mb', type=float, default=15, help='size of one file of the archive (default: 15)')
-    parser.add_argument('--with-unfinished', action='store_true', help='archive checkpoints of unfinished runs too')
-    parser.add_argument('--python', metavar='VERSION', help="--with: the other machine's Python (default: as here)")
     parser.add_argument(
-        '--with', dest='packages', nargs='+', default=(), metavar='PACKAGE', help='--pack: wheels to bring along'
+        '--archive', type=file_name, metavar='FILE', help='at the end, put the runs into FILE-1.tar.gz, ...'
+    )
+    parser.add_argument(
+        '--max-mb', type=float, default=15, help='largest size of one archive file, in MB (default: 15)'
+    )
+    parser.add_argument('--with-unfinished', action='store_true', help='archive checkpoints of unfinished runs too')
+    parser.add_argument(
+        '--python',
+        metavar='VERSION',
+        help="with --with: Python version of the other machine, such as 3.12 (default: this one's)",
+    )
+    parser.add_argument(
+        '--with',
+        dest='packages',
+        nargs='+',
+        default=(),
+        metavar='PACKAGE',
+        help='with --pack: packages whose wheels to include',
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument('--table', action='store_true', help='train nothing, make the table of what is finished')
-    instead.add_argument('--pack', type=Path, metavar='DIR', help='train nothing, pack what another machine needs')
-    instead.add_argument('--collect', nargs='+', type=Path, metavar='FILE', help='train nothing, bring runs home')
+    instead.add_argument('--pack', type=file_name, metavar='DIR', help='train nothing, pack what another machine needs')
+    instead.add_argument(
+        '--collect', nargs='+', type=file_name, metavar='FILE', help='train nothing, unpack archived runs'
+    )
     args = parser.parse_args()
     try:
         return run(args)

@@ -109,7 +109,7 @@ def drop_unreadable(split: Split) -> Split:
         bad = {index: reason for part in of_all for index, reason in part.items()}
     readable = [index for index in range(len(split)) if index not in bad]
     if not readable:
-        raise DataError(f'none of the {len(split)} images can be decoded, the first is {split.images.name(0)}')
+        raise DataError(f'no image can be decoded ({len(split)} in all, the first is {split.images.name(0)})')
     return split if len(readable) == len(split) else split.select(np.array(readable))
 
 
@@ -306,12 +306,13 @@ def load_data(
     root = data_dir if place and data_dir else None
     if root is not None and not entry.takes_root:
         raise DataError(
-            f'{name} says itself where it is: leave data_dir={os.fspath(root)} out; where others are can be LTZOO_DATA'
+            f'{name} contains its path already: leave data_dir={os.fspath(root)} out (LTZOO_DATA is for the other data '
+            'sets)'
         )
     name = with_place(name, data_dir)
     place = name.partition(':')[2]
     if not place and entry.needs_location:
-        raise DataError(f'{base} needs a place: write {base}:WHERE or give data_dir')
+        raise DataError(f'{base} needs a path: write {base}:PATH, or give data_dir')
     location = place or (os.fspath(data_dir) if data_dir is not None else os.environ.get('LTZOO_DATA', 'data'))
     where = _expanded(location, name)
     more = {} if root is None else {'root': _expanded(root, name)}

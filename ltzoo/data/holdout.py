@@ -101,10 +101,10 @@ def _balanced(dataset: Dataset, per_class: int, seed: int) -> Dataset:
     limits = left_out + dataset.class_counts // 2
     if (limits < per_class).any():
         c = int(limits.argmin())
-        most = f'it can be at most {limits[c]}' if limits[c] else 'leave the number out, for a share of every class'
+        most = f'give at most {limits[c]}' if limits[c] else 'leave the number out, to hold out 20 % of every class'
         raise DataError(
-            f'a hold-out of {per_class} images of every class would take more than half the training images of '
-            f'class {dataset.class_names[c]} of {dataset.name}: {most}'
+            f'a hold-out of {per_class} images a class (holdout_per_class) would take more than half the training '
+            f'images of class {dataset.class_names[c]} of {dataset.name}: {most}'
         )
     generator = np.random.RandomState(seed)
     from_spare = np.zeros(len(spare), dtype=bool)
@@ -157,8 +157,8 @@ def load_parts(
     dataset = load_data(name, data_dir, split_seed=split_seed, download=download)
     if empty := [dataset.class_names[c] for c in np.flatnonzero(dataset.class_counts == 0)]:
         logger.warning(
-            '%d of the %d classes of %s have no training image (%s): give them some, or leave them out',
-            len(empty), dataset.num_classes, dataset.name, first_of(empty),
+            'classes of %s without training images: %d of %d (%s); add images, or leave the classes out',
+            dataset.name, len(empty), dataset.num_classes, first_of(empty),
         )  # fmt: skip
     if split == 'holdout':
         dataset = with_holdout(dataset, per_class=holdout_per_class)
@@ -168,8 +168,8 @@ def load_parts(
         if (lost := (before > 0) & (dataset.class_counts == 0)).any():
             c = lost.argmax()
             raise DataError(
-                f'none of the {before[c]} training images of class {dataset.class_names[c]} of {dataset.name} can be '
-                'decoded: replace them or remove the class'
+                f'no training image of class {dataset.class_names[c]} of {dataset.name} can be decoded ({before[c]} in '
+                'all): replace them or remove the class'
             )
     if isinstance(dataset.test.images, ArrayImages):
         # A pack may have been made without them: that is better known before training than after it.

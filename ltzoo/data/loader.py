@@ -87,7 +87,7 @@ def train_loader(
         ViewError: if a view would leave files at the size that each of them has.
     """
     if batch_size % world_size:
-        raise DataError(f'batch_size {batch_size} cannot be shared out to {world_size} processes')
+        raise DataError(f'batch_size {batch_size} must be a multiple of the number of processes, {world_size}')
     if len(split) < batch_size:
         raise DataError(f'batch_size {batch_size} is larger than the training set: give {len(split)} or less')
     order = _Order(split.labels, batch_size, seed, rank, world_size, balanced_from)

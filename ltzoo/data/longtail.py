@@ -88,9 +88,9 @@ def longtail_indices(
     if (available < counts).any():
         c = int(np.argmax(available < counts))
         raise ValueError(
-            f'class {c} has {available[c]} images where the profile keeps {counts[c]}: a profile is cut from a '
-            f'balanced set (the average class has {len(labels) // num_classes} here) with at most that many in its '
-            f'largest class; use an unbalanced one as it is'
+            f'class {c} has {available[c]} images, but the long-tailed profile keeps {counts[c]}: it needs a balanced '
+            f'set (on average {len(labels) // num_classes} images a class here); use an unbalanced set without _lt, '
+            'or a smaller _n'
         )
     generator = np.random.RandomState(seed)
     kept = []

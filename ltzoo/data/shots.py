@@ -29,7 +29,7 @@ def check_thresholds(many_above: int, few_below: int, names: tuple[str, str] = (
         ShotError: if they would put a class into both Many and Few.
     """
     if few_below > many_above + 1:
-        raise ShotError(f'{names[1]} {few_below} must be at most {names[0]} + 1, which is {many_above + 1}')
+        raise ShotError(f'{names[1]} {few_below} must be at most {names[0]} + 1, which is {many_above + 1}: set both')
 
 
 def shot_classes(

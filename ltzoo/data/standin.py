@@ -137,7 +137,7 @@ def make_standin(
         raise DataError(f'no stand-in is called {name!r}; known: {", ".join(STANDINS)}')
     standin = STANDINS[name]
     if classes is not None and not 2 <= classes <= standin.classes:
-        raise DataError(f'classes must be 2 to {standin.classes}, as {name} has no more, not {classes}')
+        raise DataError(f'classes must be 2 to {standin.classes} ({name} has {standin.classes}), not {classes}')
     if share is not None and not 0 < share <= 1:
         raise DataError(f'share must be more than 0 and at most 1, not {share}')
     if size is not None and min(size) < 8:

@@ -84,9 +84,7 @@ def tau_normalize(model: _T, tau: float = 1.0) -> _T:
     _check_tau(tau)
     classifier, kind = classifier_of(model)
     if not isinstance(classifier, nn.Linear):
-        raise EvaluationError(
-            f'a linear layer is what tau-normalisation is for; the classifier of {type(model).__name__} is {kind}'
-        )
+        raise EvaluationError(f'tau-normalisation needs a linear classifier; that of {type(model).__name__} is {kind}')
     with torch.no_grad():
         norms = classifier.weight.norm(dim=1, keepdim=True)
         if not norms.all():
@@ -133,7 +131,7 @@ def correct(
         said = f'{name} does not say what it was trained on'
         if otherwise is None:
             raise EvaluationError(f'{said}: in Python, ltzoo.evaluation.adjust_logits takes the class counts')
-        logger.warning('%s: its logits are adjusted to the data named here', said)
+        logger.warning('%s: its logits are adjusted by the class counts of the data set given', said)
         counts = otherwise.tolist()
     adjust_logits(model, torch.tensor(counts), tau)
 

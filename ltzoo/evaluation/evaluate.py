@@ -176,7 +176,10 @@ def score_model(
     """
     config = resolve_input_data_config(model)
     if config['input_size'][0] != 3:
-        raise EvaluationError(f'the model takes images of shape {config["input_size"]}, {dataset.name} has 3 channels')
+        raise EvaluationError(
+            f'the model takes {config["input_size"][0]}-channel images, those of {dataset.name} have 3 channels: take '
+            'a model with in_chans=3'
+        )
     found = predict(model, dataset.test, config, batch_size=batch_size, device=device, workers=workers)
     scores = score(
         *found,
@@ -211,8 +214,12 @@ def check_classes(model: Any, dataset: Dataset, name: str, data: str) -> None:
     Raises:
         ClassesError: if their number or their order differs.
     """
+    if not model.num_classes:
+        raise ClassesError(f'{name} has no classifier: train one on it, or take a model with one')
     if model.num_classes != dataset.num_classes:
-        raise ClassesError(f'{name} has {model.num_classes} classes, {data} has {dataset.num_classes}')
+        raise ClassesError(
+            f'{name} has {model.num_classes} classes, {data} has {dataset.num_classes}: they must be the same classes'
+        )
     theirs, ours = (model.pretrained_cfg or {}).get('label_names'), dataset.class_names
     if not isinstance(theirs, (list, tuple)) or tuple(theirs) == ours or len(theirs) != len(ours):
         return

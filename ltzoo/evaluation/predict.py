@@ -127,7 +127,10 @@ def predict_files(
         raise PredictionError('the model has no classifier (num_classes is 0): what it gives are features')
     config = resolve_input_data_config(model)
     if config['input_size'][0] != 3:
-        raise PredictionError(f'the model takes images of shape {config["input_size"]}, pictures have 3 channels')
+        raise PredictionError(
+            f'the model takes {config["input_size"][0]}-channel images, image files are read with 3 channels: take a '
+            'model with in_chans=3'
+        )
     images = Split(FileImages(Path(), names), np.zeros(len(names), dtype=np.int64))
     device = _device_of(model) if device is None else torch.device(device)
     batches = _probabilities(model, images, config, batch_size, device, workers)

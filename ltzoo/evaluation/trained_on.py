@@ -65,7 +65,10 @@ def resolve_model(name: str) -> str:
                 f'{name} holds no run (recipe.yaml is missing); for an exported model write local-dir:{name}'
             )
         if '/' in name and ':' not in name and not name.startswith('timm/'):
-            raise EvaluationError(f'there is no folder {name} of a run, nor a model of that name')
+            raise EvaluationError(
+                f'there is no folder {name}; models are hf-hub:{name} on the Hub, timm/NAME, local-dir:PATH or a name '
+                'of the zoo'
+            )
         return name
     if not (run / 'model').is_dir():
         raise EvaluationError(f'the run {name} is not finished: continue it with resume=auto')
@@ -118,13 +121,15 @@ class TrainedOn:
                 self.name, trained_on, dataset.name,
             )  # fmt: skip
 
-    def check_draw(self, dataset: Dataset, unknown: str = 'are scored whole by tools/evaluate.py --split all') -> None:
+    def check_draw(
+        self, dataset: Dataset, otherwise: str = 'are scored whole by tools/evaluate.py --split all'
+    ) -> None:
         """Refuse a test set drawn from other images than when the model was trained, which may know some of it.
 
         Where that is not known, there is a warning.
 
         Args:
-            unknown: what can be done with images that the model knows none of.
+            otherwise: what can be done with images that the model was not trained on.
 
         Raises:
             EvaluationError: if so.
@@ -133,8 +138,8 @@ class TrainedOn:
         if drawn_from is not None and not self.lt.get('data') and not self.name.startswith(_PUBLIC):
             logger.warning(
                 'the test set of %s is drawn from its images, and whether %s was trained on some of them is not '
-                'known; images that it knows none of %s',
-                dataset.name, self.name, unknown,
+                'known: give images that it was not trained on as a test set of their own',
+                dataset.name, self.name,
             )  # fmt: skip
         # A run with a hold-out records what that was drawn from; a drawn test set comes from the same images. A run
         # whose test set was not drawn records None, and may have been trained on all that is there now.
@@ -142,7 +147,7 @@ class TrainedOn:
             raise EvaluationError(
                 f'{dataset.name} has other images, or other names for them, than when {self.name} was trained, and the '
                 'test set drawn from them would hold some that it was trained on: put them back, or give the test '
-                f'images their own part; images that it knows none of {unknown}'
+                f'images their own folder; images that it was not trained on {otherwise}'
             )
         if drawn_from is None and own.get('split') == 'test' and own.get('drawn_from') is not None:
             logger.warning(
@@ -153,9 +158,9 @@ class TrainedOn:
         of_own_images = ':' in str(self.lt.get('data')) and self.lt.get('drawn_from') != drawn_from
         if drawn_from is not None and not own and of_own_images:
             logger.warning(
-                'the test set of %s is drawn from its images: scores are too high if %s was trained on some of them; '
-                'images that it knows none of %s',
-                dataset.name, self.name, unknown,
+                'the test set of %s is drawn from its images: scores are too high if %s was trained on some of them: '
+                'give images that it was not trained on as a test set of their own',
+                dataset.name, self.name,
             )  # fmt: skip
 
     def in_classes(self, dataset: Dataset) -> Dataset:
@@ -190,12 +195,12 @@ class TrainedOn:
         if alike or drawn or counts == dataset.class_counts.tolist() or not dataset.users_own:
             others = ''
             if alike:
-                others = '; if these are, give them a place of another name'
+                others = '; if these are, rename their folder'
             elif dataset.users_own:
                 others = ', and these are as many of every class; if they are others, add one or leave one out'
             raise EvaluationError(
                 f'{self.name} may have been trained on images of {dataset.name} (it was on {self.lt.get("data")}): '
-                f'--split all is for images that it knows none of{others}'
+                f'--split all is for images that it was not trained on{others}'
             )
         whole = dataset.test
         for part in (dataset.train, dataset.validation, dataset.spare):

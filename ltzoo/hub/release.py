@@ -87,7 +87,7 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
         # All that a released folder holds is carried over: it may be replaced itself, what lies around it may not.
         taken = place.parents if released and run is first else (place, *place.parents)
         if folder.resolve() in taken:
-            raise ExportError(f'{folder} would take the place of the run {run}; give a new folder')
+            raise ExportError(f'{folder} would replace the run {run}; give a new folder')
     check_new_folder(folder, force)
     records = [(first, record) for record in (_released_records(first) if released else [_record(first)])]
     records += [(run, _record(run)) for run in others]
@@ -338,25 +338,30 @@ def _check_one_recipe(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> None
     seeds: dict[int, Path] = {}
     for run, record in records:
         if record['seed'] in seeds:
-            raise ExportError(f'{run} and {seeds[record["seed"]]} are both of seed {record["seed"]}')
+            raise ExportError(
+                f'{run} and {seeds[record["seed"]]} are both of seed {record["seed"]}: give one run for each seed'
+            )
         seeds[record['seed']] = run
     if len(records) > 1:
         (first, record), *others = records
         wanted = _what_decides(first, record)
         for run, record in others:
-            if _what_decides(run, record) != wanted:
-                raise ExportError(f'{run} is of another recipe than {first}; only the seed may differ')
+            given = _what_decides(run, record)
+            if differ := [key for key in {**wanted, **given} if wanted.get(key) != given.get(key)]:
+                raise ExportError(
+                    f'{run} is of another recipe than {first}: {differ[0]} differs, and only the seed may'
+                )
 
 
-def _what_decides(run: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any], list[int]]:
-    """Return a run's recipe, with today's defaults for what it does not say, and its class counts.
+def _what_decides(run: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a run's recipe, with today's defaults for what it does not say, and its class counts.
 
     The seed is left out, and so is where the images lie, which a released folder does not say.
     """
     try:
         # One run alone is exported without training's packages.
         # The one import against the order of the folders: training exports through this package.
-        from ltzoo.training.recipe import RecipeError, check_recipe
+        from ltzoo.training.recipe import RecipeError, check_recipe, flattened
     except ImportError as error:
         raise ExportError(
             f"recipes are compared by training's packages, {error.name} is missing: pip install 'ltzoo[train]'"
@@ -367,4 +372,4 @@ def _what_decides(run: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any],
         raise ExportError(str(error)) from error
     recipe['data']['name'], recipe['seed'] = record['data'], None
     recipe['model'] = model_as_published(recipe['model'])
-    return recipe, [row['train_count'] for row in record['per_class']]
+    return {**flattened(recipe), 'the number of training images': [row['train_count'] for row in record['per_class']]}

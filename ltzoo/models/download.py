@@ -147,7 +147,7 @@ def _ask(repo: str, file: str, revision: str, where: str) -> Any:
         status = error.response.status_code
         if status == 401:
             raise DownloadError(
-                f'{where} cannot be read: {constants.ENDPOINT} does not know the token; log in anew (hf auth login), '
+                f'{where} cannot be read: {constants.ENDPOINT} does not know the token; log in again (hf auth login), '
                 'or set another HF_TOKEN, or none'
             ) from error
         if status < 500 and status not in _BUSY:

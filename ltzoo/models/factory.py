@@ -402,7 +402,8 @@ def _locate(name: str, pretrained: bool, kwargs: dict[str, Any]) -> tuple[str, P
     if not cfg.has_weights:
         if ours is None:
             raise NoWeightsError(
-                f'{name} is an architecture without published weights: it comes untrained only (pretrained=False)'
+                f'{name} is an architecture without published weights: train it (pretrained=False creates it '
+                'untrained) or take a name of ltzoo.list_pretrained()'
             )
         none_yet = f'no weights are published yet for {ours.full_name}'
         command = f'accelerate launch recipes/train.py {ours.recipe}'

@@ -96,7 +96,7 @@ def _write_archive(
             checkpoint = len(smaller) < len(files) and _needed(smaller) <= whole
             files = smaller if checkpoint else []
             what = 'the checkpoint of the run' if checkpoint else 'the run'
-            left_out.append(f'{what} {folder} does not fit into {megabytes:g} MB, but into --max-mb {least:.1f}')
+            left_out.append(f'{what} {folder} is larger than {megabytes:g} MB: give --max-mb {least:.1f}')
         if files and _needed(files) > room:
             parts.append([])
             room = whole
@@ -164,7 +164,7 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
                 _check_recipe(archive, brought / name, recipes[name])
                 runs.append((brought, name))
         for brought, name in runs:
-            done.setdefault(name, 'nothing newer than here')
+            done.setdefault(name, 'the archive has nothing newer')
             place = output / name
             # A training that goes on here would go on writing into what takes its folder's place.
             with writing(place), alone(place) if place.is_dir() else nullcontext():
@@ -172,7 +172,7 @@ def collect(archives: Sequence[Path], output: Path, recipes: Mapping[str, Recipe
                 if new > there:
                     done[name] = 'finished' if new[0] else 'diverged' if new[3] else 'unfinished'
                     if not any(new[:2]):
-                        done[name] += ', its checkpoint did not come along: it will be begun anew'
+                        done[name] += ', without its checkpoint: training will start over'
                     with new_folder(place) as made:
                         shutil.copytree(brought / name, made, dirs_exist_ok=True)
             log = brought / f'{name}.log'

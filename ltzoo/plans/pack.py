@@ -123,7 +123,7 @@ def pack(
             )
         if recipe.data.name.partition(':')[2]:
             raise PackError(
-                f'the data {recipe.data.name} cannot be packed: its place is one of this machine; leave it out, and '
+                f'the data {recipe.data.name} cannot be packed: its path is of this machine; leave it out, and '
                 'give --data-dir'
             )
         if recipe.model.is_trained or recipe.model.name.startswith(('local-dir:', 'hf-hub:')):

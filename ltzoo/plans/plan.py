@@ -59,7 +59,7 @@ class Plan(BaseModel):
     def _names_of_folders(cls, runs: dict[str, PlannedRun]) -> dict[str, PlannedRun]:
         for name in runs:
             if name != Path(name).name:
-                raise ValueError(f'{name!r} is to be the name of a folder: leave out the slash')
+                raise ValueError(f'{name!r} is not a folder name: leave out the slash')
         return runs
 
     def folder(self, name: str, seed: int) -> Path:
@@ -107,7 +107,10 @@ def load_plan(path: Path, output: Path | None = None) -> Plan:
     except ValidationError as error:
         first = error.errors()[0]
         key = '.'.join(map(str, first['loc'])) or 'the file'
-        raise PlanError(f'{path}: {key}: {first["msg"]}') from error
+        if first['type'] == 'extra_forbidden':
+            known = (Plan if len(first['loc']) == 1 else PlannedRun).model_fields
+            raise PlanError(f'{path}: there is no key {key}; it can be {", ".join(known)}') from error
+        raise PlanError(f'{path}: {key}: {first["msg"].removeprefix("Value error, ")}') from error
 
 
 def plan_jobs(

@@ -70,7 +70,7 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
     lock = threading.Lock()
     diverged = len(jobs) - len(waiting) - len(finished)
     said = f', {diverged} diverged' if diverged else ''
-    print(f'{len(finished)} of {len(jobs)} trainings are finished{said}', flush=True)
+    print(f'finished trainings: {len(finished)} of {len(jobs)}{said}', flush=True)
     last_call = None if deadline is None else deadline - min(_GRACE, (deadline - time.monotonic()) / 4)
     running: set[subprocess.Popen[bytes]] = set()
 
@@ -124,7 +124,7 @@ def train(jobs: Sequence[Job], at_once: int, plan: Plan, deadline: float | None 
                     print(f'nothing more is begun: {error}', file=sys.stderr, flush=True)
                     stopped.set()
                     raise
-                ended = 'diverged' if code == 2 and job.diverged else f'exit code {code}' if code else 'finished'
+                ended = 'diverged' if code == 2 and job.diverged else _ending(code) if code else 'finished'
                 ending = 'out of time' if code is None else ended
                 refused = code == 2 and job.log.exists()
                 said = job.log.read_text(encoding='utf-8', errors='replace').splitlines() if refused else []
@@ -170,6 +170,12 @@ def _wait_for_others(job: Job, stopped: threading.Event, last_call: float | None
             print(f'{job.name}, seed {job.seed}: waits for another process that trains {job.folder}', flush=True)
         told = True
         stopped.wait(min(_PAUSE, left))
+
+
+def _ending(code: int) -> str:
+    if code < 0:
+        return f'killed by signal {-code}' + (', often for lack of memory' if -code == signal.SIGKILL else '')
+    return f'exit code {code}'
 
 
 def _is_held(job: Job) -> bool:

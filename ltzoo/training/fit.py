@@ -143,8 +143,9 @@ def _require_alike(accelerator: Accelerator, dataset: Dataset) -> None:
     for process, other in enumerate(others, start=1):
         if other != first:
             raise DataError(
-                f'process {process} found {sum(other["class_counts"]):,} training images in {dataset.name}, process 0 '
-                f'{sum(first["class_counts"]):,}, or others: each needs the same, all of them readable to it'
+                f'process {process} found other images in {dataset.name} than process 0 '
+                f'({sum(other["class_counts"]):,} and {sum(first["class_counts"]):,} for training): all processes need '
+                'the same, readable files'
             )
 
 
@@ -300,7 +301,7 @@ def _saying_what_is_wrong(folder: RunFolder) -> Iterator[None]:
     except CheckpointError:
         raise
     except LtzooError as error:
-        raise CheckpointError(f'{folder.checkpoint} cannot be gone on from: {error}') from error
+        raise CheckpointError(f'training cannot be resumed from {folder.checkpoint}: {error}') from error
     except (RuntimeError, KeyError, ValueError) as error:
         reason = one_line(error)[:300]
         raise CheckpointError(
@@ -320,10 +321,13 @@ def _check_data(folder: RunFolder, recipe: Recipe, now: dict[str, Any], state: d
     # A run that an unreadable image stopped goes on with fewer.
     fewer = len(before) == len(counts) and all(now <= then for now, then in zip(counts, before, strict=True))
     if before != counts and not (fewer and recipe.data.unreadable == 'skip'):
+        then, here = f'{sum(before):,} images in {len(before)} classes', f'{sum(counts):,} in {len(counts)}'
+        if (sum(before), len(before)) == (sum(counts), len(counts)):
+            c = next(c for c in range(len(counts)) if before[c] != counts[c])
+            then, here = f'{before[c]:,} images of class {now["class_names"][c]}', f'{counts[c]:,}'
         raise CheckpointError(
-            f'output={folder.path} was trained on {sum(before):,} images in {len(before)} classes, '
-            f'{recipe.data.name} now has {sum(counts):,} in {len(counts)}, or others in one of them: '
-            'put them back, or give another output'
+            f'output={folder.path} was trained on {then}, {recipe.data.name} now has {here}: put them back, or give '
+            'another output'
         )
     if state['class_names'] != now['class_names']:
         raise CheckpointError(

@@ -191,8 +191,8 @@ def train_one_epoch(
                 earliest = int(accelerator.gather(first_bad.reshape(1)).min())
                 if earliest < loader.steps_per_epoch:
                     raise DivergedError(
-                        f'the loss is not finite since step {earliest} of epoch {epoch + 1} '
-                        f'(step {epoch * loader.steps_per_epoch + earliest} of the run): try a lower optimizer.lr; '
+                        f'the loss has not been finite since step {earliest + 1} of epoch {epoch + 1} '
+                        f'(step {epoch * loader.steps_per_epoch + earliest + 1} of the run): try a lower optimizer.lr; '
                         'a checkpoint, if there is one, is from before it'
                     )
                 bar.set_postfix(loss=f'{total.item() / (number + 1):.3f}', lr=f'{learning_rate:.4g}', refresh=False)

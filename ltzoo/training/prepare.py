@@ -16,7 +16,7 @@ from torch import nn
 
 from ltzoo.data import Dataset, check_data_name, load_parts
 from ltzoo.data.loader import TrainLoader, train_loader
-from ltzoo.data.views import parse_views
+from ltzoo.data.views import PRESETS, parse_views
 from ltzoo.errors import did_you_mean, one_line
 from ltzoo.evaluation.evaluate import check_classes
 from ltzoo.evaluation.trained_on import TrainedOn
@@ -81,7 +81,7 @@ def prepare_training(
         LtzooError: if the parts do not go together, or not with the data; a step on noise is tried.
     """
     if recipe.method is not None and recipe.method.sharpness is not None and recipe.sync_batchnorm:
-        raise RecipeError('sync_batchnorm=true cannot be combined with method.sharpness: each process sees its own')
+        raise RecipeError('sync_batchnorm=true cannot be combined with method.sharpness: leave it out')
     alone_on_cpu = accelerator.device.type == 'cpu' and accelerator.num_processes == 1
     if recipe.method is not None and recipe.compile and not alone_on_cpu:
         raise RecipeError(
@@ -216,16 +216,16 @@ def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerato
         raise RecipeError('sync_batchnorm=true needs GPUs: PyTorch has no SyncBatchNorm for CPUs')
     if recipe.precision == 'bf16' and on_cpu and _is_slow_in_bf16():
         logger.warning(
-            'precision=bf16: this CPU has no AVX512-BF16 and convolves in bf16 slower than in fp32: use that'
+            'precision=bf16: this CPU has no AVX512-BF16 and is slower in bf16 than in fp32: use precision=fp32'
         )
     on_gpu = accelerator.device.type == 'cuda'
     if recipe.precision == 'bf16' and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
-        logger.warning('precision=bf16: this GPU only emulates it, which is slow: use fp16')
-    if recipe.batch_size % (accelerator.num_processes * recipe.accumulation):
+        logger.warning('precision=bf16: this GPU only emulates it, which is slow: use precision=fp16')
+    pieces = accelerator.num_processes * recipe.accumulation
+    if recipe.batch_size % pieces:
         raise RecipeError(
-            f'batch_size {recipe.batch_size} cannot be cut into {accelerator.num_processes} processes '
-            f'x {recipe.accumulation} pieces (accumulation): '
-            f'give a multiple of {accelerator.num_processes * recipe.accumulation}'
+            f'batch_size {recipe.batch_size} must be a multiple of {pieces}: processes ({accelerator.num_processes}) '
+            f'times accumulation ({recipe.accumulation})'
         )
     return accelerator
 
@@ -261,7 +261,7 @@ def _check_start(recipe: Recipe, dataset: Dataset) -> None:
     if not recipe.model.pretrained or name.startswith('timm/'):
         return
     training = TrainedOn(name, (recipe.model.model_extra or {}).get('cache_dir'))
-    training.check_draw(dataset, unknown='can be trained on in a folder of another name')
+    training.check_draw(dataset, otherwise='can be trained on in a folder of another name')
     before = training.on(dataset)
     if (
         recipe.evaluation.split == 'holdout'
@@ -333,7 +333,11 @@ def create_loader(recipe: Recipe, dataset: Dataset, learner: Learner, accelerato
     views = parse_views(recipe.views)
     needed = learner.objective.num_views
     if len(views) != needed:
-        raise RecipeError(f'objective {recipe.objective.name} takes {needed} views, the recipe has {len(views)}')
+        fitting = ', '.join(name for name, spec in PRESETS.items() if len(spec) == needed) or 'none'
+        raise RecipeError(
+            f'objective {recipe.objective.name} needs {needed} view{"s" * (needed > 1)}, and views has {len(views)}: '
+            f'presets with {needed} are {fitting}'
+        )
     return train_loader(
         dataset.train,
         views,
@@ -385,13 +389,13 @@ def _create_method(
 
 def warn_of_what_never_comes(recipe: Recipe) -> None:
     """Log what the recipe has and the run is too short for."""
-    run = f'a run of {recipe.epochs} epochs'
+    run = f'a run of {recipe.epochs} epoch{"s" * (recipe.epochs != 1)}'
     schedule, method, first = recipe.schedule, recipe.method, recipe.scheduled_epochs
-    stage = run if first == recipe.epochs else f'a first stage of {first} epochs'
+    stage = run if first == recipe.epochs else f'a first stage of {first} epoch{"s" * (first != 1)}'
     if schedule.warmup_epochs > first > 0:
         logger.warning('schedule.warmup_epochs=%d: %s ends before the full rate', schedule.warmup_epochs, stage)
     if schedule.name != 'multistep' and schedule.milestones:
-        logger.warning('schedule.milestones: the rate falls there with schedule.name=multistep, not %s', schedule.name)
+        logger.warning('schedule.milestones is ignored: it is for schedule.name=multistep, not %s', schedule.name)
     missed = [milestone for milestone in schedule.milestones if milestone >= first > 0]
     if schedule.name == 'multistep' and missed:
         logger.warning('schedule.milestones: %s ends before the rate falls at %s', stage, ', '.join(map(str, missed)))

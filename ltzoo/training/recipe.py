@@ -409,5 +409,5 @@ def _explain(error: ValidationError) -> str:
     )
     message = ', or: '.join(reasons)
     value = first['input']
-    shown = f'{value!r} ' if isinstance(value, (str, int, float, bool, type(None))) else ''
-    return f'{key}: {shown}{message[0].lower()}{message[1:]}'.removeprefix(': ')
+    shown = f' is {value!r}' if isinstance(value, (str, int, float, bool, type(None))) else ''
+    return f'{key}{shown}: {message[0].lower()}{message[1:]}'.removeprefix(': ')

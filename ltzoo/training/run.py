@@ -90,8 +90,8 @@ class RunFolder:
         if not (self.checkpoint.exists() or self.finished):
             if self.model.exists():
                 raise CheckpointError(
-                    f'output={self.path} holds a model without its results and its checkpoint, and would be begun '
-                    'anew: put one back, or give another output'
+                    f'output={self.path} holds a model without results.json and checkpoint.pt, and training would '
+                    'start over: restore one of them, or give another output'
                 )
             return
         if recipe.resume == 'never':
@@ -222,7 +222,7 @@ class RunFolder:
                 raise ValueError('it does not say training_seconds')
         except (OSError, ValueError, TypeError) as error:
             instead = (
-                'remove it to go on from the checkpoint' if self.checkpoint.exists() else 'bring the run home again'
+                'remove it to go on from the checkpoint' if self.checkpoint.exists() else 'copy the run here again'
             )
             raise CheckpointError(f'{self.results} is damaged: {error}; {instead}') from error
         return results

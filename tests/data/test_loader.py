@@ -164,7 +164,7 @@ def test_workers_change_nothing(files: Split) -> None:
 def test_batches_that_do_not_fit(make: Make) -> None:
     with pytest.raises(DataError, match='batch_size 51 is larger than the training set: give 50 or less'):
         make(batch_size=51)
-    with pytest.raises(DataError, match='batch_size 16 cannot be shared out to 3 processes'):
+    with pytest.raises(DataError, match='batch_size 16 must be a multiple of the number of processes, 3'):
         make(world_size=3)
 
 

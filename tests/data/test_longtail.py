@@ -132,7 +132,12 @@ def test_seed_alone_decides() -> None:
         (np.zeros(0, dtype=int), 2, 'exp', 'non-empty'),
         (np.array([0.0, 1.0]), 2, 'exp', 'integer'),
         (np.array([-1, 0, 1]), 2, 'exp', '0 or more'),
-        (np.array([0] * 2 + [1] * 18), 2, 'exp', 'class 0 has 2 images where the profile keeps 10.*unbalanced'),
+        (
+            np.array([0] * 2 + [1] * 18),
+            2,
+            'exp',
+            'class 0 has 2 images, but the .* keeps 10: .*unbalanced',
+        ),
         (np.array([0] * 10 + [2] * 10), 2, 'exp', 'class 1 has 0 images'),
     ],
 )
@@ -142,7 +147,7 @@ def test_unfit_input_is_refused(labels: np.ndarray, ratio: float, kind: str, mes
 
 
 def test_more_than_the_head_class_has_is_refused() -> None:
-    with pytest.raises(DataError, match='digits_lt_r50_n9999: class 0 has 134 images where the profile keeps 9999'):
+    with pytest.raises(DataError, match=r'digits_lt_r50_n9999: class 0 has 134 images, but the .* keeps 9999'):
         load_data('digits_lt_r50_n9999')
     with pytest.raises(DataError, match='take one below 40'):
         load_data('digits_lt_r50_n40')

@@ -213,7 +213,7 @@ def test_nothing_to_drop(tmp_path: Path) -> None:
     assert drop_unreadable(dataset.train) is dataset.train
     for file in tmp_path.glob('train/*/*.jpg'):
         truncate(file)
-    with pytest.raises(DataError, match='none of the 4 images can be decoded'):
+    with pytest.raises(DataError, match=r'no image can be decoded \(4 in all, the first is '):
         drop_unreadable(dataset.train)
 
 

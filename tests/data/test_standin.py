@@ -100,8 +100,8 @@ def test_official_lists_are_taken_where_they_are_there(tmp_path: Path) -> None:
     ('name', 'arguments', 'message'),
     [
         ('imagenet', {}, "no stand-in is called 'imagenet'; known: imagenet_lt, places_lt, inat18"),
-        ('places_lt', {'classes': 366}, 'classes must be 2 to 365'),
-        ('places_lt', {'classes': 1}, 'classes must be 2 to 365'),
+        ('places_lt', {'classes': 366}, 'classes must be 2 to 365 (places_lt has 365), not '),
+        ('places_lt', {'classes': 1}, 'classes must be 2 to 365 (places_lt has 365), not '),
         ('places_lt', {'share': 0.0}, 'share must be more than 0 and at most 1, not 0.0'),
         ('places_lt', {'size': (4, 400)}, 'size must be 8 pixels or more on either side, not 4 x 400'),
         ('places_lt', {'lists': 'empty', 'share': 0.5}, 'leave classes and share out'),

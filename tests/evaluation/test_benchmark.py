@@ -243,7 +243,10 @@ def test_what_is_wrong_with_the_call_is_a_failure_and_another_number_of_classes_
     for model, device, code in ((saved, 'cuda:99', FAILED), (HUNDRED, 'cpu', UNFIT)):
         monkeypatch.setattr(sys, 'argv', ['measure', model, 'digits_lt', out, '--device', device])
         assert main() == code
-    assert json.loads(Path(out).read_text())['reason'] == f'{HUNDRED} has 100 classes, digits_lt has 10'
+    assert (
+        json.loads(Path(out).read_text())['reason']
+        == f'{HUNDRED} has 100 classes, digits_lt has 10: they must be the same classes'
+    )
 
 
 def test_memory_is_that_of_the_process_and_not_of_its_parent() -> None:
@@ -421,7 +424,7 @@ def test_models_by_pattern(saved: str) -> None:
         ),
         ('timm/resnet5O', "no model is called 'timm/resnet5O': the nearest are timm/resnet50"),
         (f'{saved}s', f'{saved.removeprefix("local-dir:")}s holds no exported model: config.json is missing'),
-        ('some/place', 'there is no folder some/place of a run, nor a model of that name'),
+        ('some/place', 'there is no folder some/place; models are hf-hub:some/place on the Hub'),
         ('hf-hub:name', 'hf-hub:name is neither a folder'),
     ):
         with pytest.raises(ltzoo.LtzooError, match=re.escape(message)):

@@ -216,7 +216,7 @@ def test_what_is_no_model_and_where_one_is_working_is_not_replaced_by_force_eith
     for here in (mine.parent, mine.parent / 'below'):
         monkeypatch.chdir(here)
         for folder in (Path(), mine.parent) if here == mine.parent else (mine.parent, Path('..')):
-            with pytest.raises(ExportError, match='is the folder that this is called in, or above it'):
+            with pytest.raises(ExportError, match='is or contains the current folder'):
                 export(model, folder, lt, force=True)
     assert mine.read_text() == 'mine'
 

@@ -387,9 +387,9 @@ def test_what_does_not_belong_together_is_refused(
     changed['recipe']['epochs'] = 38
     (other / 'results.json').write_text(json.dumps(changed))
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(ExportError, match=f'{same} and {first} are both of seed 0'):
+    with pytest.raises(ExportError, match=f'{same} and {first} are both of seed 0: give one run for each seed'):
         release([first, same], tmp_path / 'out')
-    with pytest.raises(ExportError, match=r'is of another recipe than .*; only the seed may differ'):
+    with pytest.raises(ExportError, match=r'is of another recipe than .*: epochs differs, and only the seed may'):
         release([first, other], tmp_path / 'out')
     assert sorted(os.listdir(tmp_path)) == before
     (other / 'results.json').write_text(json.dumps(record))
@@ -444,7 +444,9 @@ def test_a_released_recipe_of_an_older_version_has_today_s_defaults(
         (run / 'results.json').write_text(json.dumps(record))
     release([old], tmp_path / 'out')
     assert release([tmp_path / 'out', new], tmp_path / 'both')['seeds'] == [0, 1]
-    with pytest.raises(ExportError, match=r'run\d is of another recipe than .*out; only the seed may differ'):
+    with pytest.raises(
+        ExportError, match=r'run\d is of another recipe than .*out: sync_batchnorm differs, and only the seed may'
+    ):
         release([tmp_path / 'out', other], tmp_path / 'all')
 
 
@@ -505,6 +507,6 @@ def test_what_lies_around_a_released_folder_is_not_replaced(make_run: Callable[.
     mine = tmp_path / 'place' / 'mine.txt'
     release([first], mine.parent / 'out')
     mine.write_text('mine')
-    with pytest.raises(ExportError, match='place would take the place of the run'):
+    with pytest.raises(ExportError, match='place would replace the run'):
         release([mine.parent / 'out', second], mine.parent, force=True)
     assert mine.read_text() == 'mine'

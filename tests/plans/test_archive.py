@@ -64,7 +64,7 @@ def test_a_run_that_diverged_comes_home_as_such(tmp_path: Path) -> None:
     (home / 'log.jsonl').write_text('{}')
     archives, _ = write_archive(tmp_path / 'runs.tar.gz', [run])
     # Begun again, it may be further by now.
-    assert collect(archives, home.parent, {run.name: recipe}) == {run.name: 'nothing newer than here'}
+    assert collect(archives, home.parent, {run.name: recipe}) == {run.name: 'the archive has nothing newer'}
     (run / 'log.jsonl').write_text('{}')
     archives, _ = write_archive(tmp_path / 'runs.tar.gz', [run])
     assert collect(archives, home.parent, {run.name: recipe}) == {run.name: 'diverged'}
@@ -104,7 +104,7 @@ def test_of_two_archives_of_one_run_the_further_one_is_taken_whole(
     (home / 'base_seed0.log').write_text('said here')
     archives[-1 if order == 1 else 0].parent.joinpath('second', 'base_seed0.log').write_text('said there')
     again = write_archive(tmp_path / 'again.tar.gz', [tmp_path / 'second' / 'base_seed0'])[0]
-    assert collect(again, home, {'base_seed0': recipe}) == {'base_seed0': 'nothing newer than here'}
+    assert collect(again, home, {'base_seed0': recipe}) == {'base_seed0': 'the archive has nothing newer'}
     assert (home / 'base_seed0.log').read_text() == 'said here'
     run.joinpath('log.jsonl').write_text('')
     with alone(run), pytest.raises(BusyError, match='base_seed0 is being written by another process'):
@@ -137,11 +137,11 @@ def test_what_is_too_large_for_a_file_leaves_the_other_runs_in(tmp_path: Path) -
     ]
     archives, left_out = write_archive(tmp_path / 'runs.tar.gz', runs, megabytes=0.2, to_continue=True)
     assert left_out == [
-        f'the run {runs[0]} does not fit into 0.2 MB, but into --max-mb 0.4',
-        f'the checkpoint of the run {runs[1]} does not fit into 0.2 MB, but into --max-mb 0.4',
+        f'the run {runs[0]} is larger than 0.2 MB: give --max-mb 0.4',
+        f'the checkpoint of the run {runs[1]} is larger than 0.2 MB: give --max-mb 0.4',
     ]
     done = collect(archives, tmp_path / 'home', {path.name: recipe for path in runs})
-    anew = 'unfinished, its checkpoint did not come along: it will be begun anew'
+    anew = 'unfinished, without its checkpoint: training will start over'
     assert done == {'begun': anew, 'done': 'finished'}
     whole, left_out = write_archive(tmp_path / 'runs.tar.gz', runs, megabytes=0.4, to_continue=True)
     assert not left_out

@@ -130,3 +130,11 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert line.startswith('benchmark.py: ')
     assert message in line
     assert torch.get_num_threads() == threads
+
+
+def test_what_to_compare_with_is_asked_for(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = tmp_path / 'alone.yaml'
+    alone.touch()
+    assert script('tools/benchmark.py', 'recipe', alone) == 2
+    wanted = f'there is no {tmp_path / "bcl.yaml"} to compare {alone} with: give --against RECIPE'
+    assert capsys.readouterr().err == f'benchmark.py: {wanted}\n'

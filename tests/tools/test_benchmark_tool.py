@@ -56,7 +56,7 @@ def test_views(
     # Of the medians, 256 and 64; the rounds' own ratios have the median 8.
     assert results['ratio'] == 4
     printed = capsys.readouterr().out
-    assert 'digits_bcl on digits_lt, 1 thread, median of 3 rounds' in printed
+    assert 'digits_bcl on digits_lt, threads: 1, median of 3 rounds' in printed
     assert '256 samples of 3 views per CPU-second' in printed
 
 
@@ -187,7 +187,8 @@ def test_a_bank_holds_every_epoch_and_no_more(script: Script, tmp_path: Path, mo
         (['views', '--data', 'digitz_lt'], 'did you mean digits_lt?'),
         (['views', '--data', 'digits_lt', '--views', 'cifr_bcl'], 'did you mean cifar_bcl?'),
         (['step', '--recipe', '{tmp}/nothing.yaml'], 'there is no recipe file {tmp}/nothing.yaml'),
-        (['step', '--method', '--only', 'SMA'], "--only 'SMA': with --method, the forms are 'base', 'SAM'"),
+        (['step', '--method', '--only', 'SMA'], "--only 'SMA': the forms are 'base', 'SAM'"),
+        (['step', '--only', 'SAM'], '--only picks forms of GKP/GSA: give --method too'),
         (['epoch', '--recipe', '{tmp}/nothing.yaml'], 'there is no recipe file {tmp}/nothing.yaml'),
         (['bank', '--folder', '{tmp}/no'], 'there is no folder {tmp}/no'),
         (['bank', '--classes', '0'], '--classes must be 1 or more, not 0'),

@@ -230,7 +230,7 @@ def test_mislas_takes_the_order_of_classes_from_the_data(
     assert script(*command[:-2]) == 2
     assert 'give --data NAME and --data-dir DIR' in capsys.readouterr().err
     assert script(*command) == 2
-    assert 'folder needs a place' in capsys.readouterr().err
+    assert 'folder needs a path' in capsys.readouterr().err
     assert script(*command, '--data-dir', tmp_path / 'images') == 0
     assert 'classes: numbered as folder numbers them' in capsys.readouterr().out
     assert 'Classes: in the order of the data set' in (tmp_path / 'out' / 'README.md').read_text()

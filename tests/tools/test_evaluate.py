@@ -161,8 +161,8 @@ def test_a_drawn_test_part_that_a_silent_model_may_know_is_told(
     shutil.rmtree(folder / 'test')
     evaluate_model(name, f'folder:{folder}')
     told = f'and whether {name} was trained on some of them is not known'
-    remedy = 'images that it knows none of are scored whole by tools/evaluate.py --split all'
-    assert caplog.messages == [f'the test set of folder:{folder} is drawn from its images, {told}; {remedy}']
+    remedy = 'give images that it was not trained on as a test set of their own'
+    assert caplog.messages == [f'the test set of folder:{folder} is drawn from its images, {told}: {remedy}']
     caplog.clear()
     TrainedOn('timm/resnet18').check_draw(load_data(f'folder:{folder}'))
     assert not caplog.messages
@@ -227,7 +227,8 @@ def test_the_prior_is_that_of_the_networks_own_training(
     plain = evaluate_model(f'local-dir:{alike}', f'folder:{folder}')['per_class']
     assert tops[1] == plain != tops[0] != tops[2]
     assert caplog.messages == [
-        f'local-dir:{alike} does not say what it was trained on: its logits are adjusted to the data named here'
+        f'local-dir:{alike} does not say what it was trained on: its logits are adjusted by the class counts of the '
+        'data set given'
     ]
 
 
@@ -407,7 +408,7 @@ def broken(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ('{broken}/truncated', ['--data', 'digits_lt'], '{broken}/truncated/model are damaged'),
         ('{broken}/overwritten', ['--data', 'digits_lt'], '{broken}/overwritten/model are damaged'),
         ('{broken}/of_another', ['--data', 'digits_lt'], 'damaged or of another model'),
-        ('{run}', ['--data', 'npz:{tmp}/three.npz'], 'has 10 classes, npz:{tmp}/three.npz has 3'),
+        ('{run}', ['--data', 'npz:{tmp}/three.npz'], 'has 10 classes, npz:{tmp}/three.npz has 3: they must'),
         ('{run}', ['--data', 'digits_lt', '--many-above', '10'], 'few_below 20 must be at most'),
         ('{run}', ['--data', 'digits_lt', '--split', 'holdout'], 'was not trained with evaluation.split=holdout'),
         (
@@ -429,11 +430,11 @@ def broken(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             ['--data', 'digits_lt', '--predictions', '{tmp}/s.json'],
             '{tmp}/s.json is given for --json and for --predictions: each',
         ),
-        ('{run}', ['--data', 'digits_lt', '--plot', ''], "--plot: the file's name is empty"),
+        ('{run}', ['--data', 'digits_lt', '--plot', ''], '--plot: the path is empty'),
         (
             'local-dir:{broken}/grey',
             ['--data', 'digits_lt'],
-            'takes images of shape (1, 8, 8), digits_lt has 3 channels',
+            'takes 1-channel images, those of digits_lt have 3 channels: take a model with in_chans=3',
         ),
         ('local-dir:{broken}/diverged', ['--data', 'digits_lt'], 'not finite for 400 of 400 images'),
         ('{run}', ['--data', 'digits_lt', '--csv', '{tmp}/no/c.csv'], 'there is no folder {tmp}/no'),
@@ -441,7 +442,7 @@ def broken(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ('{run}', ['--data', 'digits_lt', '--plot', '{tmp}/p.xyz'], 'no plot is made in the format xyz, take .png'),
         # Before data and model are looked for.
         ('local-dir:nowhere', ['--data', 'nothing', '--plot', '{tmp}/p.xyz'], 'no plot is made in the format xyz'),
-        ('runs/nowhere', ['--data', 'digits_lt'], 'there is no folder runs/nowhere of a run, nor a model of that name'),
+        ('runs/nowhere', ['--data', 'digits_lt'], 'there is no folder runs/nowhere; models are hf-hub:runs/nowhere on'),
         ('{run}', [], 'is to be scored on (--data): only names of the zoo say it'),
     ],
 )

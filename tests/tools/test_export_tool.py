@@ -50,7 +50,7 @@ def test_a_run_becomes_a_folder_that_loads(
     assert block['class_counts'] == [row['train_count'] for row in results['per_class']]
     assert block['recipe'] == results['recipe']
     assert block['scores'].items() <= results.items()
-    assert f'seeds 0, top-1 {results["top1"]:.2f}\n' in printed
+    assert f': seed 0, top-1 {results["top1"]:.2f} %\n' in printed
     assert (out / 'log.jsonl').read_bytes() == (digits_run / 'log.jsonl').read_bytes()
 
 
@@ -112,7 +112,7 @@ def test_a_later_seed_is_added(
     assert f'{out} is not empty; give a new folder, or --force' in capsys.readouterr().err
     assert contents(out) == before
     assert script('tools/export.py', out, later, '--to', out, '--force') == 0
-    assert f'{out}: seeds 0, 1, top-1 {results["top1"] - 1:.2f} ± 1.41\n' in capsys.readouterr().out
+    assert f'{out}: seeds 0, 1, top-1 {results["top1"] - 1:.2f} ± 1.41 %\n' in capsys.readouterr().out
     changed = {name for name, content in contents(out).items() if content != before[name]}
     assert changed == {'README.md', 'results.json'}
 
@@ -184,7 +184,7 @@ def test_force_does_not_replace_the_run_itself(
     (tmp_path / 'link').symlink_to(run)
     before = contents(tmp_path)
     assert script('tools/export.py', run, '--to', tmp_path / to, '--force') == 2
-    assert f'{tmp_path / to} would take the place of the run {run}; give a new folder' in capsys.readouterr().err
+    assert f'{tmp_path / to} would replace the run {run}; give a new folder' in capsys.readouterr().err
     assert contents(tmp_path) == before
     assert script('tools/export.py', run, '--to', run / 'release') == 0
 

@@ -128,7 +128,7 @@ def test_no_memory_is_one_sentence(
     images = [pictures] if tool == 'predict' else ['--data', 'digits_lt']
     assert script(f'tools/{tool}.py', digits_run, *images, '--batch-size', 8) == 2
     said = capsys.readouterr().err
-    less = 'there is no memory for the model with --batch-size 8: take a smaller one, or --device cpu'
+    less = 'there is not enough memory for the model with --batch-size 8: take a smaller one or, on a GPU, --device cpu'
     assert said.endswith(f'{tool}.py: {less}\n')
 
 
@@ -149,17 +149,17 @@ def test_what_cannot_be_read(
     (tmp_path / 'empty').mkdir()
     assert f'there is no image or folder {tmp_path / "none"}' in refused(tmp_path / 'none')
     assert f'{tmp_path / "empty"} holds no images: their names end in .jpg' in refused(tmp_path / 'empty')
-    assert f'1 files below {pictures} are left out' not in caplog.text
+    assert f'files left out below {pictures}: ' not in caplog.text
     assert '--top must be 1 or more, not 0' in refused(pictures, '--top', 0)
     assert 'there is no folder' in refused(pictures, '--csv', tmp_path / 'nowhere' / 'out.csv')
     (pictures / 'b.PNG').write_bytes(b'')
     said = refused(pictures)
     assert 'b.PNG' in said and '--skip-unreadable leaves such images out' in said
-    assert f'1 files below {pictures} are left out, as images end in' in caplog.text and '.txt (1)' in caplog.text
+    assert f'files left out below {pictures}: 1, as images end in' in caplog.text and '.txt (1)' in caplog.text
     # What is misspelled is said before all images are read.
     assert script('tools/predict.py', f'{digits_run}_', pictures, '--skip-unreadable') == 2
     assert 'left out: ' not in capsys.readouterr().err + caplog.text
     assert script('tools/predict.py', digits_run, pictures, '--skip-unreadable') == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert 'left out: ' in caplog.text and 'b.PNG' in caplog.text
-    assert 'none of the 1 images can be decoded' in refused(pictures / 'b.PNG', '--skip-unreadable')
+    assert 'no image can be decoded (1 in all, the first is ' in refused(pictures / 'b.PNG', '--skip-unreadable')

@@ -41,7 +41,7 @@ def test_thresholds_and_a_shot_without_classes(main: Main, capsys: pytest.Captur
     rows = [line.split() for line in output.splitlines()]
     assert ['Many', '>', '200', 'none'] in rows
     assert ['Few', '<', '5', 'none'] in rows
-    assert 'the images were not looked at' in output
+    assert 'images were not checked (--skip-images)' in output
 
 
 def test_large_sets_show_both_ends(main: Main, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

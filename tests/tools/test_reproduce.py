@@ -97,13 +97,13 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
     # Asked again, it trains only what is missing.
     before = (tmp_path / 'out' / 'base_seed3' / 'results.json').stat().st_mtime_ns
     assert script('tools/reproduce.py', plan, '--only', 'base') == 0
-    assert '2 of 2 trainings are finished' in capsys.readouterr().out
+    assert 'finished trainings: 2 of 2' in capsys.readouterr().out
     assert (tmp_path / 'out' / 'base_seed3' / 'results.json').stat().st_mtime_ns == before
     log = tmp_path / 'out' / 'bad_seed3.log'
     said = log.read_text()
     assert script('tools/reproduce.py', plan, '--only', 'bad', '--seeds', 3) == 1
     told = capsys.readouterr()
-    assert '0 of 1 trainings are finished, 1 diverged' in told.out and 'diverged: bad with seed 3' in told.err
+    assert 'finished trainings: 0 of 1, 1 diverged' in told.out and 'diverged: bad with seed 3' in told.err
     assert log.read_text() == said
     assert script('tools/reproduce.py', plan, '--only', 'base', '--set', 'optimizer.lr=0.002') == 2
     assert 'base_seed3 holds a run of another recipe: optimizer.lr was ' in capsys.readouterr().err
@@ -268,11 +268,11 @@ def test_a_pack_trains_elsewhere_and_its_archive_comes_home(
     assert script('tools/evaluate.py', home, '--data', 'digits_lt', '--json', scores) == 0
     small = ('--table', '--only', 'base', '--archive', tmp_path / 'small.tar.gz', '--max-mb', '0.1')
     assert script('tools/reproduce.py', plan, *small) == 1
-    assert f'not archived: the run {home} does not fit into 0.1 MB, but into --max-mb 0.' in capsys.readouterr().err
+    assert f'not archived: the run {home} is larger than 0.1 MB: give --max-mb 0.' in capsys.readouterr().err
     # What is finished at home stays; what is of another plan is refused.
     (home / 'mine').touch()
     assert script('tools/reproduce.py', plan, '--collect', *archives) == 0
-    assert 'base_seed3: nothing newer than here' in capsys.readouterr().out and (home / 'mine').exists()
+    assert 'base_seed3: the archive has nothing newer' in capsys.readouterr().out and (home / 'mine').exists()
     changed = tmp_path / 'changed'
     changed.mkdir()
     for runs, message in (({'base': ['epochs=2']}, 'of another recipe'), ({'new': []}, 'base_seed3, which is none of')):
@@ -289,7 +289,9 @@ def test_a_pack_trains_elsewhere_and_its_archive_comes_home(
     assert 'only those that git tracks' in capsys.readouterr().err
     place = ('--set', f'data.name=cifar100_lt_r100:{tmp_path}', '--pack', none)
     assert script('tools/reproduce.py', write_plan(changed, [3], {'base': []}), *place) == 2
-    assert f'the data cifar100_lt_r100:{tmp_path} cannot be packed: its place is one of this' in capsys.readouterr().err
+    assert (
+        f'the data cifar100_lt_r100:{tmp_path} cannot be packed: its path is of this machine' in capsys.readouterr().err
+    )
     file = ('--set', 'model.checkpoint_path=w.pt', '--pack', none)
     assert script('tools/reproduce.py', write_plan(changed, [3], {'base': []}), *file) == 2
     assert 'the weights that resnet8_cifar starts from cannot be packed' in capsys.readouterr().err
@@ -417,7 +419,11 @@ def test_the_plans_that_come_along_name_recipes_and_keys_that_exist(
         ('runs: {}', [], 'plan.yaml: output: Field required'),
         ('output: o\nruns: {}', [], 'plan.yaml: runs: '),
         ('output: o\nruns: {a: {recipe: no.yaml}}', [], 'there is no recipe file {tmp}/no.yaml'),
-        ('output: o\nruns: {a: {recipe: no.yaml, sedes: 1}}', [], 'runs.a.sedes: '),
+        (
+            'output: o\nruns: {a: {recipe: no.yaml, sedes: 1}}',
+            [],
+            'there is no key runs.a.sedes; it can be recipe, overrides',
+        ),
         ('output: o\nruns: {base: {recipe: no.yaml}}', ['--only', 'bass'], 'no run bass; did you mean base?'),
         (GOOD, ['--set', 'epochs=1', 'seed=7'], 'seed=7: a plan says its seeds itself, and --seeds picks some of them'),
         (GOOD, ['--seeds', '2', '7'], '--seeds: the plan has no seed 7; it has 0, 1, 2'),
@@ -425,7 +431,7 @@ def test_the_plans_that_come_along_name_recipes_and_keys_that_exist(
         (
             GOOD.replace('base', 'a/b'),
             [],
-            "runs: Value error, 'a/b' is to be the name of a folder",
+            "plan.yaml: runs: 'a/b' is not a folder name: leave out the slash",
         ),
         (GOOD, ['--minutes', '-1'], '--minutes must be above 0, not -1'),
         (GOOD, ['--archive', 'runs.zip'], '--archive runs.zip: its name must end in .tar.gz'),

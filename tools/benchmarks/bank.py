@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import environment, peak_memory, seconds_of
+from ltzoo.command_line import file_name
 from ltzoo.errors import LtzooError
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--model', default='timm/resnet50', help='whose parameters are stored')
-    parser.add_argument('--classes', type=int, default=8142)
-    parser.add_argument('--epochs', type=int, default=100)
-    parser.add_argument('--groups', type=int, default=4)
+    parser.add_argument('--classes', type=int, default=8142, help='classes in the bank (default: 8142)')
+    parser.add_argument('--epochs', type=int, default=100, help='epochs to store (default: 100)')
+    parser.add_argument('--groups', type=int, default=4, help='groups to form (default: 4)')
     parser.add_argument('--dtype', choices=('fp32', 'bf16'), default='fp32', help='of the stored snapshots')
-    parser.add_argument('--folder', type=Path, help="where they are stored for the time being (default: the system's)")
+    parser.add_argument(
+        '--folder', type=file_name, help="where they are stored for the time being (default: the system's)"
+    )
 
 
 def bench(args: argparse.Namespace) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         seconds['anchors'].append(seconds_of(lambda: [None for _ in group_anchors(bank, groups)]))
     print(
         f'{args.model}, {size / 1e6:.1f} M encoder parameters in {args.dtype}, {args.classes} classes, '
-        f'{args.epochs} epochs, {torch.get_num_threads()} threads'
+        f'{args.epochs} epochs, threads: {torch.get_num_threads()}'
     )
     print(f'  snapshots in use at the end  {len(bank.epochs)}, in {int(groups.max()) + 1} groups')
     print(f'  largest on disk              {disk / 1e9:.2f} GB')

@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import environment, seconds_of
+from ltzoo.command_line import file_name
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--recipe', type=Path, default=Path('recipes/cifar100_lt_r100/bcl.yaml'))
+    parser.add_argument(
+        '--recipe',
+        type=file_name,
+        default=Path('recipes/cifar100_lt_r100/bcl.yaml'),
+        help='recipe to time (default: %(default)s)',
+    )
     parser.add_argument('--groups', type=int, nargs='+', default=[2, 4, 8, 16])
     parser.add_argument('--data-dir', help='where the files of the data set are')
     parser.add_argument('--rounds', type=int, default=7, help='measurements of each, taken in turn')

@@ -43,7 +43,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             time.perf_counter,
         )
     medians = {key: statistics.median(values) for key, values in times.items()}
-    print(f'{args.model}, {torch.get_num_threads()} threads, median of {args.rounds} rounds')
+    print(f'{args.model}, threads: {torch.get_num_threads()}, median of {args.rounds} rounds')
     for key, value in medians.items():
         print(f'  {key:<16}{value:>8.3f} s')
     ratios = {

@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import environment, peak_of, seconds_of
+from ltzoo.command_line import file_name
+from ltzoo.errors import LtzooError
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('recipe', type=Path, metavar='RECIPE', help='a YAML file')
+    parser.add_argument('recipe', type=file_name, metavar='RECIPE', help='a YAML file')
     parser.add_argument(
-        '--against', type=Path, metavar='RECIPE', help='whose step is the unit (default: bcl beside it)'
+        '--against', type=file_name, metavar='RECIPE', help='recipe to compare with (default: the bcl recipe beside it)'
     )
-    parser.add_argument('--steps', type=int, default=200, help='of each that are timed, in five blocks')
-    parser.add_argument('--gpus', type=int, nargs='+', default=[1, 4, 8], help='numbers to predict hours for')
-    parser.add_argument('--loader-seconds', type=int, default=20, help='for which the loader is watched')
+    parser.add_argument('--steps', type=int, default=200, help='steps of each to time, in five blocks (default: 200)')
+    parser.add_argument(
+        '--gpus', type=int, nargs='+', default=[1, 4, 8], help='numbers of GPUs to predict hours for (default: 1 4 8)'
+    )
+    parser.add_argument('--loader-seconds', type=int, default=20, help='seconds to time the loader alone (default: 20)')
     parser.add_argument('--set', nargs='+', default=[], metavar='key=value', help='what to change in the recipes')
     parser.add_argument('--data-dir', help='where the images are, or a stand-in made before')
 
@@ -39,6 +43,8 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     # bcl_resnet50.yaml for gkpgsa_resnet50.yaml, bcl.yaml for gkpgsa.yaml.
     _, underscore, network = args.recipe.stem.partition('_')
     against = args.against or args.recipe.with_name(f'bcl{underscore}{network}.yaml')
+    if args.against is None and args.recipe.is_file() and not against.is_file():
+        raise LtzooError(f'there is no {against} to compare {args.recipe} with: give --against RECIPE')
     if against.resolve() == args.recipe.resolve():
         # Under one name, however it was written.
         against = args.recipe

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import environment, in_turn
+from ltzoo.command_line import file_name
 from ltzoo.errors import LtzooError
 
 _FIXED = 'method.group_by=frequency method.preservation=null'
@@ -31,7 +32,12 @@ METHODS: dict[str, str | None] = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--recipe', type=Path, default=Path('recipes/cifar100_lt_r100/bcl.yaml'))
+    parser.add_argument(
+        '--recipe',
+        type=file_name,
+        default=Path('recipes/cifar100_lt_r100/bcl.yaml'),
+        help='recipe to time (default: %(default)s)',
+    )
     parser.add_argument('--data', help="data set, if not the recipe's")
     parser.add_argument(
         '--method', action='store_true', help="forms of GKP/GSA instead, as ratios to the recipe's step"
@@ -51,9 +57,11 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     from ltzoo.training.prepare import can_record, create_accelerator, prepare_data, prepare_training
     from ltzoo.training.recipe import load_recipe
 
+    if args.only and not args.method:
+        raise LtzooError('--only picks forms of GKP/GSA: give --method too')
     for name in args.only or ():
-        if not args.method or name not in METHODS:
-            raise LtzooError(f'--only {name!r}: with --method, the forms are {", ".join(map(repr, METHODS))}')
+        if name not in METHODS:
+            raise LtzooError(f'--only {name!r}: the forms are {", ".join(map(repr, METHODS))}')
     overrides = [f'data.name={args.data}'] if args.data else []
     overrides += [f'data.data_dir={args.data_dir}'] if args.data_dir else []
     overrides += [f'batch_size={args.batch_size}'] if args.batch_size else []

@@ -28,7 +28,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
 
     dataset = load_data(args.data, args.data_dir)
     if not isinstance(dataset.train.images, ArrayImages):
-        raise LtzooError(f'{args.data} is read from files; this measures data held in memory')
+        raise LtzooError(f'{args.data} is read from files: take a data set held in memory, such as cifar100_lt_r100')
     batch = 256
     chosen = dataset.train.images.select(torch.randperm(len(dataset.train))[:batch].numpy())
     views = parse_views(args.views)
@@ -59,7 +59,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     }
     medians = {name: statistics.median(values) for name, values in rates.items()}
     ratio = medians['batched tensors'] / medians['torchvision, PIL']
-    print(f'{args.views} on {args.data}, {torch.get_num_threads()} thread, median of {args.rounds} rounds')
+    print(f'{args.views} on {args.data}, threads: {torch.get_num_threads()}, median of {args.rounds} rounds')
     for name, value in medians.items():
         print(f'  {name:<18}{value:>8.0f} samples of {len(views)} views per CPU-second')
     print(f'  ratio             {ratio:>8.1f}')

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from pathlib import Path
+
+from ltzoo.command_line import file_name
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--models', nargs='+', required=True, metavar='MODEL', help='names or wildcards, with weights')
-    parser.add_argument('--data', nargs='+', required=True, metavar='DATA')
-    parser.add_argument('--output', type=Path, required=True, metavar='DIR', help='new, or of an earlier call')
+    parser.add_argument('--data', nargs='+', required=True, metavar='DATA', help='names of data sets')
+    parser.add_argument('--output', type=file_name, required=True, metavar='DIR', help='new, or of an earlier call')
     parser.add_argument('--batch-size', type=int, default=256, help='halved where memory runs out')
     parser.add_argument('--device', help='cpu, cuda, mps (default: cuda where there is one, else cpu)')
     parser.add_argument('--rerun', action='store_true', help='also measure what is done')

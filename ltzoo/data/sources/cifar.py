@@ -31,8 +31,7 @@ def _read(reader: type[CIFAR10], location: Path, download: bool) -> Dataset:
             part = _part(reader, location, train, download)
         except BusyError as error:
             raise MissingDataError(
-                f'{location} is in the hands of another process that downloads, for an hour now: end it, or give '
-                'another folder'
+                f'another process has been downloading to {location} for an hour: end it, or give another folder'
             ) from error
         except RuntimeError as error:
             wanted = f'{location / reader.base_folder} does not hold the official {reader.__name__} files'

@@ -160,7 +160,7 @@ def _read(location: Path, root: Path, class_names: list[str], *, may_lack_some: 
     labels: list[int] = []
     others: Counter[str] = Counter()
     if loose := _number_of_images(root):
-        logger.warning('%d images in %s itself are left out, as they lie in no folder of a class', loose, root)
+        logger.warning('images left out in %s itself: %d, as they lie in no class folder', root, loose)
     for label, name in present:
         images, more = images_below(root / name)
         others += more
@@ -198,8 +198,8 @@ def warn_of_others(root: Path, others: Counter[str]) -> None:
     if others:
         found = ', '.join(f'{ending} ({number})' for ending, number in others.most_common(5))
         logger.warning(
-            '%d files below %s are left out, as images end in %s; these end in %s%s',
-            others.total(), root, ', '.join(IMG_EXTENSIONS), found, ', ...' if len(others) > 5 else '',
+            'files left out below %s: %d, as images end in %s; these end in %s%s',
+            root, others.total(), ', '.join(IMG_EXTENSIONS), found, ', ...' if len(others) > 5 else '',
         )  # fmt: skip
 
 
