@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 
 from ltzoo.models.entries import entry_of, method_of
 from ltzoo.models.lt_zoo import METHODS, ZooEntry
-from ltzoo.models.papers import citation
+from ltzoo.models.papers import PAPERS, citation
 
 __all__ = [
     'METRICS', 'PLACE', 'architecture_of', 'eval_results', 'front_matter', 'licence_of', 'model_card', 'planned_card',
@@ -75,7 +75,7 @@ def model_card(
     scores = {key: lt['scores'][key] for key in METRICS}
     counts = lt['class_counts']
     paper = pretrained_cfg.get('paper_name')
-    source = f'- Paper: {paper} ({pretrained_cfg.get("paper_ids")})\n' if paper else ''
+    source = f'- Reference: {paper} ({pretrained_cfg.get("paper_ids")})\n' if paper else ''
     part = 'the test set' if lt['split'] == 'test' else 'a hold-out, not the test set'
     front = front_matter(title, licence_of(pretrained_cfg, lt), data, lt['split'], scores)
     return f"""---
@@ -131,11 +131,9 @@ def planned_card(entry: ZooEntry, paper: Mapping[str, Any] | None) -> str:
     rows = ''
     if paper:
         rows = f"""
-## What the paper reports
+## What the GKP/GSA paper reports
 
 {_table({}, {'paper': paper})}
-
-The paper's numbers, not ours.
 """
     method = METHODS[entry.method]
     cited = citation(method.paper.title, method.paper.id) if method.paper else ''
@@ -303,7 +301,10 @@ def _table(scores: Mapping[str, float | None], results: Mapping[str, Any]) -> st
             lines.append(f'| {title} | ' + ' | '.join(column.get(key, '') for _, column in columns) + ' |')
     if paper:
         last = '; ours are of the last' if scores else ''
-        lines += ['', f'Paper: {paper["source"]}. It does not say which epoch its numbers are of{last}.']
+        lines += [
+            '',
+            f'Paper: *{PAPERS["gkpgsa"].title}* ({paper["source"]}). It does not say which epoch its numbers are of{last}.',
+        ]
     return '\n'.join(lines)
 
 

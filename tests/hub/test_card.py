@@ -127,7 +127,7 @@ def test_weights_that_name_no_licence_pass_none_on(lt: dict[str, Any]) -> None:
 def test_it_points_to_no_place_that_may_not_exist(lt: dict[str, Any]) -> None:
     assert not re.search(r'https?:|www\.|huggingface|hf-hub|github|pip install', model_card(lt, CFG))
     without_paper = model_card(lt, {'architecture': 'resnet20_cifar'})
-    assert 'Paper' not in without_paper
+    assert 'Reference' not in without_paper and '- Reference: A Paper (' in model_card(lt, CFG)
     assert 'None' not in without_paper
 
 
