@@ -301,10 +301,8 @@ def _table(scores: Mapping[str, float | None], results: Mapping[str, Any]) -> st
             lines.append(f'| {title} | ' + ' | '.join(column.get(key, '') for _, column in columns) + ' |')
     if paper:
         last = '; ours are of the last' if scores else ''
-        lines += [
-            '',
-            f'Paper: *{PAPERS["gkpgsa"].title}* ({paper["source"]}). It does not say which epoch its numbers are of{last}.',
-        ]
+        where = f'*{PAPERS["gkpgsa"].title}* ({paper["source"]})'
+        lines += ['', f'Paper: {where}. It does not say which epoch its numbers are of{last}.']
     return '\n'.join(lines)
 
 
