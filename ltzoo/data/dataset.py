@@ -215,7 +215,10 @@ class Dataset:
     def longtailed(
         self, imbalance_ratio: float, kind: ProfileKind = 'exp', seed: int = 0, largest: int | None = None
     ) -> Dataset:
-        """Return this set with a long-tailed training set, see `longtail_indices`; what is left out is `spare`."""
+        """Return this set with a long-tailed training set; what is left out is `spare`.
+
+        Args and Raises: as for `longtail_indices`.
+        """
         kept = longtail_indices(self.train.labels, imbalance_ratio, kind, seed, largest)
         left_out = np.setdiff1d(np.arange(len(self.train)), kept)
         spare = self.train.select(left_out) if len(left_out) else None
@@ -250,6 +253,9 @@ def register_source(
     name: str, *, needs_location: bool = False, default_ratio: float | None = None, takes_root: bool = False
 ) -> Callable[[Source], Source]:
     """Register a function that reads a data set under `name`.
+
+    It is called as `read(location, download)`; `location` is a path: what follows the colon, else data_dir,
+    $LTZOO_DATA or `data`. It raises MissingDataError for files that are not there, DataError for what is no such set.
 
     Args:
         name: what users write.

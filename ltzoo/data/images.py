@@ -73,6 +73,9 @@ class ArrayImages:
     Attributes:
         array: uint8, shape (N, H, W, 3).
         rows: int64, shape (N,): where each lay in the array that was read, for names; None for the same place.
+
+    Raises:
+        ValueError: if the array is another.
     """
 
     array: np.ndarray

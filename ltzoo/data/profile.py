@@ -111,8 +111,16 @@ def gini_coefficient(class_counts: np.ndarray) -> float:
     It is half the mean absolute difference between two classes' sizes, relative to the mean size.
 
     Source: Yang et al., A Survey on Long-Tailed Visual Recognition, IJCV 2022, which compares data sets by it.
+
+    Args:
+        class_counts: images per class, shape (C,); unlike in `imbalance_ratio` classes without any count.
+
+    Raises:
+        ValueError: if none has an image.
     """
     counts = np.sort(np.asarray(class_counts))
+    if not counts.any():
+        raise ValueError('no class has an image')
     n = len(counts)
     return float((2 * np.arange(1, n + 1) - n - 1) @ counts / (n * counts.sum()))
 
@@ -129,7 +137,7 @@ def profile_data(
             than once; takes minutes for a large set of files.
 
     Raises:
-        ValueError: if the thresholds do not fit each other.
+        ShotError: if the thresholds do not fit each other.
     """
     counts = dataset.class_counts
     test_counts = dataset.test_counts
@@ -175,6 +183,7 @@ def plot_profile(profile: Profile, path: Path) -> None:
     Raises:
         OSError: if the file cannot be written.
         ValueError: if its suffix names no format.
+        ImportError: without Matplotlib (`pip install 'ltzoo[plots]'`).
     """
     from matplotlib.figure import Figure
 

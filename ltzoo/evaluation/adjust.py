@@ -37,7 +37,7 @@ def adjust_logits(model: _T, class_counts: Tensor, tau: float = 1.0) -> _T:
 
     Args:
         model: its classifier must have a bias of every class; a cosine head has none.
-        class_counts: training images per class, shape (C,).
+        class_counts: training images per class, an integer tensor of shape (C,).
         tau: strength; 1 is right where the model's probabilities are those of its training data, 0 changes nothing, -1
             is right where they are those of equally frequent classes and are to be those of the training data.
 

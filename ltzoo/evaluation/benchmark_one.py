@@ -50,8 +50,8 @@ def measure(
 
     Returns:
         The scores in percent; `parameters`; `gmacs`, 10^9 multiply-adds for one image; `images_per_second` of batches
-        that lie on the device, in PyTorch's own arithmetic, median of 5; `memory_mb`, the most the process (CPU) or the
-        device held; `batch_size`, `device`, `threads`, `torch`.
+        that lie on the device, in PyTorch's own arithmetic, median of 5; `memory_mb`, in 10^6 bytes, the most the
+        process (CPU) or the device held; `batch_size`, `device`, `threads`, `torch`.
 
     Raises:
         LtzooError: as `evaluate_model`.
@@ -73,7 +73,7 @@ def measure(
         'parameters': sum(p.numel() for p in model.parameters()),
         'gmacs': gmacs,
         'images_per_second': rate,
-        'memory_mb': torch.cuda.max_memory_allocated(where) / 2**20 if cuda else _peak_memory() / 2**20,
+        'memory_mb': (torch.cuda.max_memory_allocated(where) if cuda else _peak_memory()) / 1e6,
         'batch_size': batch_size,
         'device': torch.cuda.get_device_name(where) if cuda else where,
         'threads': torch.get_num_threads(),

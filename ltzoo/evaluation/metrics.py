@@ -63,7 +63,10 @@ class Scores:
     per_class: tuple[ClassScore, ...]
 
     def to_json_dict(self) -> dict[str, Any]:
-        """Return the keys of `tools/evaluate.py --json`; a class's label stands under `class`."""
+        """Return the fields in JSON's types; a class's label stands under `class`.
+
+        `format_scores` needs `model` and `data` beside them, `plot_accuracy` also `many_above` and `few_below`.
+        """
         values = asdict(self)
         values['per_class'] = [{'class': row.pop('label'), **row} for row in values['per_class']]
         return values
@@ -159,7 +162,14 @@ def expected_calibration_error(correct: np.ndarray, confidences: np.ndarray, bin
     Args:
         correct: bool, shape (N,).
         confidences: in 0..1, shape (N,).
+        bins: how many, of equal width.
+
+    Raises:
+        ScoreError: if a confidence is not in 0..1, or there is none.
     """
+    correct, confidences = np.asarray(correct), np.asarray(confidences)
+    if not len(confidences) or not ((confidences >= 0) & (confidences <= 1 + 1e-6)).all():
+        raise ScoreError('confidences must be one or more probabilities, in 0 to 1')
     edges = np.linspace(0, 1, bins + 1)
     gap, _ = np.histogram(confidences, edges, weights=correct - confidences)
     return float(np.abs(gap).sum() / len(confidences))

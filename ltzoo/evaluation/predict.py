@@ -55,16 +55,15 @@ def predict(
 ) -> Predictions:
     """Classify every image of a split.
 
+    In full float32: by default a GPU's convolutions have ten bits, and a score would depend on the device. Where
+    torch.distributed runs, each process takes its share and all get the whole, no image counted twice.
+
     Args:
         model: returns logits (B, C); it is run in evaluation mode and left in the mode it was in.
         split: N images.
         config: how the model wants its images, as timm's `resolve_input_data_config` returns it.
         device: where the model lies; by default where its parameters do, the CPU for one without any.
         workers: processes that read files.
-
-    In full float32: by default a GPU's convolutions have ten bits, and a score would depend on the device.
-
-    Where torch.distributed runs, each process takes its share and all get the whole, no image counted twice.
 
     Raises:
         UnreadableImageError: if a file cannot be decoded.

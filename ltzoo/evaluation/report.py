@@ -20,7 +20,7 @@ _CLASS_COLUMNS = ('class', 'name', 'train_count', 'test_count', 'accuracy', 'pre
 
 
 def format_scores(results: Mapping[str, Any]) -> str:
-    """Return the table of a results dictionary, with the keys of `tools/evaluate.py --json`, in percent."""
+    """Return the table of a results dictionary, in percent: `Scores.to_json_dict` with `model` and `data`."""
     held_out = ' of a hold-out' if results.get('split') == 'holdout' else ''
     rows = [
         ('top-1', results['top1'], f'{results["samples"]:,} images{held_out}'),
@@ -66,12 +66,13 @@ def plot_accuracy(results: Mapping[str, Any], path: Path) -> None:
     """Draw the accuracy of every class against its number of training images.
 
     Args:
-        results: with the keys of `tools/evaluate.py --json`.
+        results: `Scores.to_json_dict` with `model`, `data`, `many_above` and `few_below`.
         path: a PNG, PDF or SVG file to write, whole or not at all.
 
     Raises:
         OSError: if it cannot be written.
         ValueError: if the ending of `path` is of no image format.
+        ImportError: without Matplotlib (`pip install 'ltzoo[plots]'`).
     """
     from matplotlib.figure import Figure
 

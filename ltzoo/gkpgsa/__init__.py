@@ -5,7 +5,7 @@ tensors, modules and labels; `ltzoo.training` composes it.
 """
 
 from ltzoo.errors import GkpGsaError
-from ltzoo.gkpgsa.affinity import GramMatrix, parameter_affinity
+from ltzoo.gkpgsa.affinity import SnapshotDistances, parameter_affinity
 from ltzoo.gkpgsa.bank import BankError, DiskStore, HostStore, MemoryBank
 from ltzoo.gkpgsa.direction import group_direction, group_radius
 from ltzoo.gkpgsa.fisher import diagonal_fisher
@@ -23,13 +23,13 @@ __all__ = [
     'GkpGsa',
     'GkpGsaError',
     'GkpGsaSettings',
-    'GramMatrix',
     'GroupedSharpness',
     'HostStore',
     'KnowledgePreservation',
     'MemoryBank',
     'PreservationSettings',
     'SharpnessSettings',
+    'SnapshotDistances',
     'diagonal_fisher',
     'group_anchors',
     'group_classes',

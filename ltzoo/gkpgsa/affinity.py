@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ltzoo.errors import GkpGsaError
 
-__all__ = ['GramMatrix', 'parameter_affinity']
+__all__ = ['SnapshotDistances', 'parameter_affinity']
 
 
-class GramMatrix:
+class SnapshotDistances:
     """Squared distances and norms of flattened snapshots, kept up to date as snapshots come and go.
 
     Distances are accumulated from the differences, not from inner products: neighbours on a training trajectory are so
@@ -91,7 +91,7 @@ class GramMatrix:
         self._distances_squared, self._norms_squared = state['distances_squared'].cpu(), state['norms_squared'].cpu()
 
 
-def parameter_affinity(gram: GramMatrix, kind: str = 'gaussian') -> Tensor:
+def parameter_affinity(gram: SnapshotDistances, kind: str = 'gaussian') -> Tensor:
     """Return the affinity of snapshots: symmetric, between 0 and 1, ones on the diagonal.
 
     Args:

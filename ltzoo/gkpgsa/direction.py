@@ -52,13 +52,14 @@ def group_direction(group_grad: Tensor, global_grad: Tensor, mode: Direction = '
 
 
 def group_radius(theta_norm: Tensor, grad_norm: Tensor, dim: int, samples: Tensor, scale: float | Tensor) -> Tensor:
-    """Return the radius rho*_g of Eq. 13 times `scale` (the paper's Z); the perturbation is sqrt(dim) as long.
+    """Return the radius rho*_g of Eq. 13 times `scale` (the paper's Z); the perturbation has sqrt(dim) times
+    that length.
 
     Eq. 37 has dim^(-1/2) where Eq. 8 and 13 have dim^(-1/4); minimising the bound gives the latter.
 
     Args:
-        theta_norm: norm of the weights, a scalar.
-        grad_norm: norm of each group's direction, shape (...).
+        theta_norm: L2 norm of the weights, a scalar.
+        grad_norm: L2 norm of each group's direction, shape (...).
         dim: number of weights.
         samples: training samples of each group, shape (...); fewer than 2 count as 2.
         scale: Z.

@@ -2,7 +2,8 @@
 
 Source: the F_j of Eq. 5 and 6 of Reframing Long-Tailed Learning via Loss Landscape Geometry (arXiv 2603.21217), after
 Kirkpatrick et al., Overcoming Catastrophic Forgetting in Neural Networks (PNAS 2017). That the two kinds of labels give
-different matrices: Kunstner et al., Limitations of the Empirical Fisher Approximation (NeurIPS 2019), Eq. 2 and 3.
+different matrices: Kunstner et al., Limitations of the Empirical Fisher Approximation for Natural Gradient
+Descent (NeurIPS 2019), Eq. 2 and 3.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltzoo.errors import GkpGsaError
-from ltzoo.gkpgsa.affinity import GramMatrix, parameter_affinity
+from ltzoo.gkpgsa.affinity import SnapshotDistances, parameter_affinity
 from ltzoo.gkpgsa.bank import DiskStore, HostStore, MemoryBank, SnapshotStore
 from ltzoo.gkpgsa.epoch_sums import EpochSums
 from ltzoo.gkpgsa.fisher import diagonal_fisher
@@ -41,7 +41,7 @@ class GkpGsa:
 
     Args:
         module: everything that is trained: the model and what the objective adds to it.
-        model: the classifier within it; `forward_head` hands its features to `get_classifier()`.
+        model: the network within it; its `forward_head` hands its features to `get_classifier()`.
         class_counts: training samples of every class, int64, shape (C,).
         labels: class of every training sample, in the order that `samples` of `end_epoch` counts in, int64, shape (N,).
         epochs: of the whole training, T of Eq. 20.
@@ -100,7 +100,7 @@ class GkpGsa:
         kept = settings.preservation is not None and settings.preservation.statistics == 'anchor'
         self.statistics: dict[str, Tensor] = _running_statistics(model) if kept else {}
         self.bank = MemoryBank(len(class_counts), _store(settings, folder))
-        self.gram = GramMatrix()
+        self.gram = SnapshotDistances()
         self.preservation: KnowledgePreservation | None = None
         self.class_groups = self._first_groups()
         self.has_groups = settings.group_by != 'bank'
@@ -169,7 +169,7 @@ class GkpGsa:
 
         These are the passes through the network; what they change, they change in place.
 
-        Args and Returns: as for `GroupedSharpness.step`.
+        Args, Returns and Raises: as for `GroupedSharpness.step`.
         """
         left = len(pieces) if self.needs_bank else 0
         seen: list[tuple[Tensor, Tensor]] = []
@@ -221,12 +221,14 @@ class GkpGsa:
 
         Args:
             epoch: counted from 0.
-            samples: see `Samples`.
+            samples: takes indices of training samples, int64, shape (n,); returns an iterator over batches of those
+                images, as evaluation sees them, and their labels, int64, both on the model's device.
 
         Raises:
             GkpGsaError: if the bank is needed and no features were seen, as the losses call something else than the
-                module that the model's `get_classifier()` returns; or if a batch-norm keeps no running statistics.
-            BankError: if a snapshot cannot be written.
+                module that the model's `get_classifier()` returns; if a batch-norm keeps no running statistics; or if
+                `samples` yields none, or the Fisher diagonal is not finite.
+            BankError: if the epoch is not later than those before, or a snapshot cannot be written or read.
         """
         log: dict[str, Any] = {'alpha': self._loss_weight}
         if self.sums.steps > 0:

@@ -63,7 +63,8 @@ class GroupedSharpness:
             where directions are refreshed now and then (`ascent` a number): there rows are `sliced`.
 
     Raises:
-        GkpGsaError: if the settings do not suit the groups.
+        GkpGsaError: if nothing of the module is trained, there is no group, or `radius_by_group` has another number of
+            them.
     """
 
     def __init__(
@@ -143,6 +144,10 @@ class GroupedSharpness:
 
         Returns:
             What there is to log, on the device.
+
+        Raises:
+            GkpGsaError: if the losses are not one of each sample, shape (B,), or the network brings weights to
+                activations whose first dimension is not the samples.
         """
         form: RowsForm = self.rows_form if self.static else 'sliced'
         if perturbed and form != 'one_hot':

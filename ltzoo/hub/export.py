@@ -48,8 +48,10 @@ def export_model(
         model: made by `ltzoo.create_model`, not wrapped for training.
         folder: where to; it appears whole or not at all.
         lt: what is known of the training, JSON-able; needed are data, class_counts, class_names, many_above, few_below,
-            recipe, seed, split, scores and drawn_from (`Dataset.drawn_from`, by which evaluation refuses to test on
-            images of the training); environment, if known. It becomes the block `lt` of config.json, which timm
+            recipe (as `Recipe.decides_result` returns it), seed, split (`test` or `holdout`), scores (`samples`, and
+            `top1`, `many`, `medium`, `few`, `balanced_accuracy` and `ece` in percent, None for a shot without classes)
+            and drawn_from (`Dataset.drawn_from`, by which evaluation refuses to test on images of the training);
+            environment, if known. It becomes the block `lt` of config.json, which timm
             ignores; the class names become timm's `label_names`.
         input_size: channels, height, width that the model was trained for.
         mean, std: per channel, of images scaled to 0..1.
@@ -58,6 +60,7 @@ def export_model(
 
     Raises:
         ExportError: if `folder` holds something and `force` is not given, or it cannot be written.
+        KeyError: if `lt` lacks one of these.
     """
     data_config = _as_tested({'input_size': input_size, 'mean': tuple(mean), 'std': tuple(std), 'crop_pct': crop_pct})
     config = {

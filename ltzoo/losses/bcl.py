@@ -92,7 +92,7 @@ class BCL(Objective):
 
     Args:
         model: its classifier must have one class vector per class (a linear or cosine layer).
-        class_counts: training images per class, shape (C,).
+        class_counts: training images per class, an integer tensor of shape (C,).
         ce_weight, contrastive_weight: of the two terms; 2.0 and 0.6 on CIFAR-LT, 1.0 and 0.35 on large data.
         temperature: of the contrastive term; 0.1 on CIFAR-LT, 0.07 on large data.
         hidden_dim, out_dim: of the projection heads; 512 and 128 on CIFAR-LT, 2048 and 1024 on large data.
@@ -132,7 +132,13 @@ class BCL(Objective):
         self.prototype_head = ProjectionMLP(features, hidden_dim, out_dim)
 
     def forward(self, model: Any, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
-        """Return the losses of three views; of a first view alone, its cross-entropy term."""
+        """Return the losses of three views; of a first view alone, `ce_weight` times its cross-entropy.
+
+        Raises:
+            ObjectiveError: if there are neither three views nor one.
+        """
+        if len(views) not in (1, 3):
+            raise ObjectiveError(f'objective bcl takes 3 views, not {len(views)}')
         # One pass for all views, so that batch-norm sees their joint statistics; a sample's views lie side by side.
         images = torch.stack(views, 1).flatten(0, 1)
         features = model.forward_head(model.forward_features(images), pre_logits=True)

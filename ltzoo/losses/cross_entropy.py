@@ -68,7 +68,7 @@ class LogitAdjusted(Objective):
 
     Args:
         model: unused.
-        class_counts: training images per class, shape (C,).
+        class_counts: training images per class, an integer tensor of shape (C,).
         tau: strength of the adjustment; 0 is plain cross-entropy.
     """
 

@@ -24,7 +24,8 @@ class LDAM(Objective):
 
     Args:
         model: its classifier must be a cosine head, whose scale is that of the margins.
-        class_counts: training images per class, shape (C,); a class without one has the margin of a class of one.
+        class_counts: training images per class, an integer tensor of shape (C,); a class without one has the margin of
+            a class of one.
         max_margin: of the rarest class, as a difference of cosines.
 
     Raises:
@@ -58,7 +59,7 @@ def class_margins(objective: str, class_counts: Tensor, max_margin: float) -> Te
         class_counts, max_margin: as `LDAM` takes them.
 
     Raises:
-        ObjectiveError: if the margin is below 0, or the counts are none.
+        ObjectiveError: if the margin is below 0, or the class counts are no such tensor or all 0.
     """
     if max_margin < 0:
         raise ObjectiveError(f'objective {objective}: max_margin must be 0 or more, not {max_margin}')

@@ -93,12 +93,13 @@ def create_objective(name: str, model: nn.Module, class_counts: Tensor, **option
 
     Args:
         name: one of `list_objectives()`.
-        model: the classifier that it will train.
+        model: the network that it will train.
         class_counts: training images per class, int64, shape (C,).
         **options: what the objective's constructor takes.
 
     Raises:
-        ObjectiveError: as `check_objective`, or if the class counts are not those of the model's classes.
+        ObjectiveError: as `check_objective` and the objective's constructor, or if the class counts are not those of
+            the model's classes.
     """
     check_objective(name, options)
     classes = getattr(model, 'num_classes', None)

@@ -21,11 +21,12 @@ def class_balanced_weights(class_counts: Tensor, beta: float = 0.9999) -> Tensor
     Source: Cui et al., Class-Balanced Loss Based on Effective Number of Samples, CVPR 2019, Proposition 1.
 
     Args:
-        class_counts: training images per class, shape (C,); a class without one counts as having one.
+        class_counts: training images per class, an integer tensor of shape (C,); a class without one counts as having
+            one.
         beta: 0 weighs all classes alike; towards 1 a class weighs one over its number of samples.
 
     Raises:
-        ObjectiveError: if beta is not in [0, 1), or the counts are none.
+        ObjectiveError: if beta is not in [0, 1), or the class counts are no such tensor or all 0.
     """
     if not 0 <= beta < 1:
         raise ObjectiveError(f'beta must be 0 or more and below 1, not {beta}')

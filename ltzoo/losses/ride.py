@@ -31,8 +31,8 @@ class RIDE(Objective):
 
     Args:
         model: its classifier must be that of several experts with cosine heads, such as `resnet32_cifar_experts` has.
-        class_counts: training images per class, shape (C,); a class without one counts as having one for its margin and
-            its weight.
+        class_counts: training images per class, an integer tensor of shape (C,); a class without one counts as having
+            one for its margin and its weight.
         reweighting_epoch: counted from 0.
         max_margin: as for `ldam`.
         diversity: weight of the second term; 0 leaves it out.

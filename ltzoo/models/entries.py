@@ -52,9 +52,10 @@ def get_results(name: str) -> dict[str, Any]:
     Returns:
         `name`, `hub_id`, `sha256` (of model.safetensors), `data`, `imbalance_ratio`, `method`, `recipe`, `commit`,
         `seeds`, `weights_seed` (that of the weights), `license`; `scores`: for top1, many, medium, few,
-        balanced_accuracy and ece the `mean`, the standard deviation `std` (None for one seed) and the `values` of the
-        seeds, in percent, or None for a shot without classes; `paper`: as `paper_results`; `runs`: the scores of each
-        seed with every class.
+        balanced_accuracy and ece the `mean`, the sample standard deviation `std` (n - 1; None for one seed) and the
+        `values` of the seeds, in percent, or None for a shot without classes; `paper`: as `paper_results`; `runs`: of
+        each seed, that of the weights first, `seed`, `split`, `samples`, the scores with `per_class`,
+        `training_seconds`, `environment`.
 
     Raises:
         NoWeightsError: if no weights are published, or the zoo has no such model.

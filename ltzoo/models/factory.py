@@ -150,7 +150,8 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
             `hf-hub:ORG/NAME[@REVISION]`.
         pretrained: load its weights. For `timm/NAME` with a cosine head these are the backbone's.
         **kwargs: what the model takes: `num_classes` (by default that of the tag; 0 leaves the classifier out),
-            `in_chans`, `drop_rate`, `features_only`; `head` ('linear' or 'cosine') and `head_scale`; and what
+            `in_chans`, `drop_rate`, `features_only`; `head` ('linear' or 'cosine') and `head_scale` (what a cosine head
+            multiplies cosines by, 30 by default); and what
             `timm.create_model` takes, such as `checkpoint_path`, `cache_dir`, `device`.
 
     Returns:

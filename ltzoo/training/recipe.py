@@ -169,7 +169,7 @@ class Recipe(_Part):
     seed: int = Field(0, ge=0, lt=2**32, description='of weights, order and views')
 
     precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
-    accumulation: int = Field(1, ge=1, description='pieces that a batch is computed in')
+    accumulation: int = Field(1, ge=1, description='pieces that batch_size is cut into; it does not grow with them')
     channels_last: bool = False
     compile: bool = Field(False, description='make one loop of what lies between convolutions and matrix products')
     cuda_graphs: bool = Field(False, description='on one GPU, replay a recorded step instead of launching its kernels')

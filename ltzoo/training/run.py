@@ -2,11 +2,11 @@
 
 recipe.yaml       everything that decided the run
 environment.json  versions, device, processes, commit
-log.jsonl         one line for every epoch
+log.jsonl         one line for every epoch, counted from 0: lr, loss, seconds, samples_per_second; holdout, method
 checkpoint.pt     the last epoch, to continue from
 diverged.txt      if the loss stopped being finite: at which step
 bank/             while a run with method.snapshots=disk goes on: its snapshots
-results.json      the final scores
+results.json      the final scores with every class, recipe, environment, seconds of training
 model/            the exported model: `ltzoo.create_model('local-dir:RUN/model', pretrained=True)`
 curves.png, accuracy.png
 """

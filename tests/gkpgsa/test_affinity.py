@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ltzoo.errors import GkpGsaError
-from ltzoo.gkpgsa.affinity import GramMatrix, parameter_affinity
+from ltzoo.gkpgsa.affinity import SnapshotDistances, parameter_affinity
 
 SHAPES = {'conv': (8, 3, 3, 3), 'scale': (), 'bias': (5,)}
 
@@ -27,8 +27,8 @@ def flat(snapshot: Mapping[str, Tensor]) -> np.ndarray:
     return np.concatenate([tensor.double().numpy().ravel() for tensor in snapshot.values()])
 
 
-def gram_of(snapshots: list[dict[str, Tensor]]) -> GramMatrix:
-    gram = GramMatrix()
+def gram_of(snapshots: list[dict[str, Tensor]]) -> SnapshotDistances:
+    gram = SnapshotDistances()
     gram.update(range(len(snapshots)), snapshots.__getitem__)
     return gram
 
@@ -58,7 +58,7 @@ def test_neighbours_do_not_cancel() -> None:
 
 def test_adding_and_removing_keeps_the_rows_in_order() -> None:
     snapshots = trajectory(8)
-    gram = GramMatrix()
+    gram = SnapshotDistances()
     for held in ([5], [1, 5], [5, 7, 1], [7, 2, 5, 1], [1, 2, 5]):
         gram.update(held, snapshots.__getitem__)
     gram.update([2, 0, 6, 5], snapshots.__getitem__)
@@ -84,7 +84,7 @@ def test_an_update_reads_only_what_is_new() -> None:
 
 def test_a_restored_matrix_goes_on_like_the_old_one() -> None:
     snapshots = trajectory(6)
-    gram, restored = gram_of(snapshots[:4]), GramMatrix()
+    gram, restored = gram_of(snapshots[:4]), SnapshotDistances()
     restored.load_state_dict(gram.state_dict())
     for one in (gram, restored):
         one.update([1, 3, 4, 5], snapshots.__getitem__)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ltzoo.errors import GkpGsaError
 from ltzoo.gkpgsa import grouping
-from ltzoo.gkpgsa.affinity import GramMatrix, parameter_affinity
+from ltzoo.gkpgsa.affinity import SnapshotDistances, parameter_affinity
 from ltzoo.gkpgsa.bank import HostStore, MemoryBank
 from ltzoo.gkpgsa.grouping import (
     classes_moved,
@@ -240,7 +240,7 @@ def filled_bank(best: list[int], dtype: torch.dtype = torch.float32) -> MemoryBa
 
 
 def affinity_of(bank: MemoryBank) -> Tensor:
-    gram = GramMatrix()
+    gram = SnapshotDistances()
     gram.update(bank.epochs, bank.snapshot)
     return parameter_affinity(gram)
 

@@ -30,7 +30,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     import ltzoo
-    from ltzoo.gkpgsa import DiskStore, GramMatrix, MemoryBank, group_anchors, group_classes, parameter_affinity
+    from ltzoo.gkpgsa import DiskStore, MemoryBank, SnapshotDistances, group_anchors, group_classes, parameter_affinity
 
     if args.folder is not None and not args.folder.is_dir():
         raise LtzooError(f'there is no folder {args.folder}: --folder takes one that is there')
@@ -41,7 +41,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     dtype = torch.bfloat16 if args.dtype == 'bf16' else torch.float32
     with tempfile.TemporaryDirectory(dir=args.folder) as folder, peak_memory() as peak:
-        bank, gram = MemoryBank(args.classes, DiskStore(folder, dtype)), GramMatrix()
+        bank, gram = MemoryBank(args.classes, DiskStore(folder, dtype)), SnapshotDistances()
         for epoch in range(args.epochs):
             for p in encoder.values():
                 p += 1e-3 * torch.randn(p.shape, generator=generator)

@@ -29,7 +29,10 @@ AMONG = [{pair[slot][0] for pair in v2.AutoAugment(AutoAugmentPolicy.CIFAR10)._p
 @register_op('auto_augment')
 @dataclass(frozen=True)
 class AutoAugment(Op):
-    """One of 25 pairs of operations, each done with its own probability."""
+    """One of the 25 pairs of the policy for CIFAR-10 (not torchvision's default, that for ImageNet).
+
+    Each operation of a pair is done with its own probability.
+    """
 
     def sample(self, n: int, height: int, width: int, generator: torch.Generator) -> Params:
         device = generator.device
