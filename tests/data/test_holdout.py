@@ -81,7 +81,7 @@ def test_only_classes_without_spares_give_up_training_images(longtailed: Dataset
     assert with_holdout(longtailed).class_counts.tolist() == [150, 79, 31, 12, 5, 2]
     # Class 1 has 121 spares, class 0 none: 150 would leave class 0 with less than half of its 200.
     assert with_holdout(longtailed, per_class=100).class_counts.tolist() == [100, 79, 31, 12, 5, 2]
-    with pytest.raises(DataError, match='class a of numbered: it can be at most 100'):
+    with pytest.raises(DataError, match='class a of numbered: give at most 100'):
         with_holdout(longtailed, per_class=101)
 
 
