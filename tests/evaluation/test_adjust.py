@@ -109,7 +109,7 @@ def test_a_linear_classifier_without_a_bias_is_normalised_too() -> None:
     ],
 )
 def test_only_a_linear_layer_is_normalised(name: str, options: dict[str, Any], kind: str) -> None:
-    with pytest.raises(EvaluationError, match=f'a linear layer is what.*the classifier of .* is .*{kind}'):
+    with pytest.raises(EvaluationError, match=f'tau-normalisation needs a linear classifier; that of .* is {kind}'):
         tau_normalize(ltzoo.create_model(name, **options))
 
 

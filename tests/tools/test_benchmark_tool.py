@@ -85,8 +85,8 @@ def test_step(
     assert lasting == [False, True]
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     # Median, least, 16 samples in the median, and the median of the rounds' ratios to the first form.
-    assert ['plain', '2.000', '1.000', '8.0', '1.00'] in rows
-    assert ['channels-last', '4.000', '2.000', '4.0', '4.00'] in rows
+    assert ['plain', '2000.00', '1000.00', '8.0', '1.00'] in rows
+    assert ['channels-last', '4000.00', '2000.00', '4.0', '4.00'] in rows
 
 
 def test_steps_of_the_method_are_compared_with_the_recipes_own(

@@ -56,8 +56,8 @@ def test_a_plan_becomes_a_table(script: Script, tmp_path: Path, capsys: pytest.C
     told = capsys.readouterr()
     assert 'diverged: bad with seed 3' in told.err
     assert 'failed' not in told.err
-    assert 'not finite' in (tmp_path / 'out' / 'bad_seed3.log').read_text()
-    assert re.search('^bad, seed 3: diverged, train.py: .*not finite', told.out, re.MULTILINE)
+    assert 'not been finite' in (tmp_path / 'out' / 'bad_seed3.log').read_text()
+    assert re.search('^bad, seed 3: diverged, train.py: .*not been finite', told.out, re.MULTILINE)
     base, gkp, bad = json.loads((tmp_path / 'out' / 'table.json').read_text())
     assert (base['name'], base['seeds'], gkp['name'], gkp['seeds']) == ('base', [3, 4], 'gkp', [3])
     assert (bad['name'], bad['seeds'], bad['diverged']) == ('bad', [], [3])
