@@ -347,21 +347,28 @@ def _check_one_recipe(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> None
         wanted = _what_decides(first, record)
         for run, record in others:
             given = _what_decides(run, record)
-            if differ := [key for key in {**wanted, **given} if wanted.get(key) != given.get(key)]:
-                raise ExportError(
-                    f'{run} is of another recipe than {first}: {differ[0]} differs, and only the seed may'
-                )
+            if given != wanted:
+                key = _first_difference(wanted, given)
+                raise ExportError(f'{run} is of another recipe than {first}: {key} differs, and only the seed may')
+
+
+def _first_difference(one: Any, other: Any, key: str = '') -> str:
+    """Return the whole key, such as data.name, of the first difference between two recipes."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return key
+    name = next(name for name in {**one, **other} if name not in one or name not in other or one[name] != other[name])
+    return _first_difference(one.get(name), other.get(name), f'{key}.{name}'.removeprefix('.'))
 
 
 def _what_decides(run: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a run's recipe, with today's defaults for what it does not say, and its class counts.
+    """Return a run's recipe, with today's defaults for what it does not say, and its class counts.
 
     The seed is left out, and so is where the images lie, which a released folder does not say.
     """
     try:
         # One run alone is exported without training's packages.
         # The one import against the order of the folders: training exports through this package.
-        from ltzoo.training.recipe import RecipeError, check_recipe, flattened
+        from ltzoo.training.recipe import RecipeError, check_recipe
     except ImportError as error:
         raise ExportError(
             f"recipes are compared by training's packages, {error.name} is missing: pip install 'ltzoo[train]'"
@@ -372,4 +379,4 @@ def _what_decides(run: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         raise ExportError(str(error)) from error
     recipe['data']['name'], recipe['seed'] = record['data'], None
     recipe['model'] = model_as_published(recipe['model'])
-    return {**flattened(recipe), 'the number of training images': [row['train_count'] for row in record['per_class']]}
+    return {**recipe, 'the number of training images': [row['train_count'] for row in record['per_class']]}

@@ -434,6 +434,15 @@ def test_the_stored_logits_stay_when_seeds_are_added(make_run: Callable[..., Pat
     assert torch.equal(load_file(tmp_path / 'out' / 'vectors.safetensors')['logits'], stored['logits'])
 
 
+def test_a_key_that_is_null_and_one_that_is_not_there_are_two(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    first, other = make_run(0, 50.0), make_run(1, 51.0)
+    record = json.loads((other / 'results.json').read_text())
+    record['recipe']['model']['drop_rate'] = None
+    (other / 'results.json').write_text(json.dumps(record))
+    with pytest.raises(ExportError, match=r'model\.drop_rate differs, and only the seed may'):
+        release([first, other], tmp_path / 'out')
+
+
 def test_a_released_recipe_of_an_older_version_has_today_s_defaults(
     make_run: Callable[..., Path], tmp_path: Path
 ) -> None:
