@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Sized
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ def profile_data(
     )
 
 
-def plot_profile(profile: Profile, path: Path) -> None:
+def plot_profile(profile: Profile, path: str | os.PathLike[str]) -> None:
     """Draw the number of training images of every class, from the head to the tail, coloured by shot.
 
     Args:
@@ -221,7 +222,7 @@ def plot_profile(profile: Profile, path: Path) -> None:
     # Below the axes, where no bar and no threshold can run through it.
     figure.legend(frameon=False, loc='outside lower center', ncols=len(profile.shots))
     axes.grid(axis='y', alpha=0.3)
-    save_figure(figure, path)
+    save_figure(figure, Path(path))
 
 
 def _check_images(dataset: Dataset) -> ImagesCheck:

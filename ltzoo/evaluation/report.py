@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def predictions_csv(predictions: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def plot_accuracy(results: Mapping[str, Any], path: Path) -> None:
+def plot_accuracy(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draw the accuracy of every class against its number of training images.
 
     Args:
@@ -103,4 +104,4 @@ def plot_accuracy(results: Mapping[str, Any], path: Path) -> None:
     axes.set_title(title, fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
-    save_figure(figure, path)
+    save_figure(figure, Path(path))

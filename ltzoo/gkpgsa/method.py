@@ -257,6 +257,8 @@ class GkpGsa:
         since = epoch + 1 - self.settings.first_grouping
         if since >= 0 and since % self.settings.regroup_every == 0:
             log.update(self._regroup(samples))
+        if self.preservation is not None and self.preservation.groups > 0:
+            log['penalty_curvature'] = self.preservation.curvature(self._penalty_weight)
         return log
 
     def state_dict(self) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class KnowledgePreservation:
     def gradient(self, params: Mapping[str, Tensor], weight: float = 1.0) -> dict[str, Tensor]:
         """Return the gradient of `penalty`, weight x lambda (G - 1) (A theta - B), without an autograd graph.
 
-        Plain gradient descent on it diverges where learning rate x lambda (G - 1) x A exceeds 2: for training take
+        Gradient descent on it diverges where learning rate x `curvature` is too large: for training take
         `proximal_step`.
 
         Raises:
@@ -138,6 +138,17 @@ class KnowledgePreservation:
         torch._foreach_mul_(gradients, importance)
         torch._foreach_mul_(gradients, _within(factor, importance[0].dtype))
         return dict(zip(self._importance, gradients, strict=True))
+
+    def curvature(self, weight: float = 1.0) -> float:
+        """Return the largest second derivative of `penalty`, weight x lambda (G - 1) max A: of its stiffest parameter.
+
+        On the penalty alone, gradient descent with momentum m is stable up to learning rate x curvature 2 (1 + m), with
+        Nesterov momentum up to 2 (1 + m) / (1 + 2 m).
+
+        Raises:
+            GkpGsaError: if the weight is not within 0 and 1.
+        """
+        return self._factor(weight) * max((value.max().item() for value in self._importance.values()), default=0.0)
 
     @torch.no_grad()
     def proximal_step(self, params: Mapping[str, Tensor], step: float) -> None:

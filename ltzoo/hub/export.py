@@ -30,7 +30,7 @@ class ExportError(LtzooError, OSError):
 
 def export_model(
     model: Any,
-    folder: Path,
+    folder: str | os.PathLike[str],
     lt: Mapping[str, Any],
     *,
     input_size: tuple[int, int, int],
@@ -69,7 +69,7 @@ def export_model(
         'pretrained_cfg': {'license': licence_of(model.pretrained_cfg, lt)},
         **({'label_names': list(lt['class_names'])} if lt.get('class_names') else {}),
     }
-    write_folder(model, folder, config, data_config, lambda cfg: model_card(lt, cfg), force=force)
+    write_folder(model, Path(folder), config, data_config, lambda cfg: model_card(lt, cfg), force=force)
 
 
 def write_folder(

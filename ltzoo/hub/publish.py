@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Publication:
 
 
 def publish(
-    folder: Path,
+    folder: str | os.PathLike[str],
     repo: str,
     *,
     force: bool = False,
@@ -88,7 +89,7 @@ def publish(
         raise PublishError(f'{repo!r} names no repository: write ORG/NAME')
     if _NO_BRANCH.search(revision):
         raise PublishError(f'{revision!r} is no name of a branch: write one such as candidate or v2/large')
-    content = check_folder(folder)
+    content = check_folder(Path(folder))
     results = json.loads(content['results.json'])
     name = f'hf-hub:{repo}' if revision == 'main' else f'hf-hub:{repo}@{revision}'
     place = results['name'] if name == f'hf-hub:{results.get("hub_id")}' and _is_in_package(results) else name

@@ -61,7 +61,9 @@ _NOT_RECIPE = (
 )  # fmt: skip
 
 
-def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[str, Any]:
+def release(
+    runs: Sequence[str | os.PathLike[str]], folder: str | os.PathLike[str], *, force: bool = False
+) -> dict[str, Any]:
     """Write the folder of one or several finished runs, which differ in their seed alone.
 
     Args:
@@ -78,11 +80,16 @@ def release(runs: Sequence[Path], folder: Path, *, force: bool = False) -> dict[
             them or cannot be written.
         ModelFilesError: if a run's model is damaged.
         VerificationError: if a released folder's model does not give the logits stored with it.
+        ValueError: if there are no runs, or they are one folder and no list of folders.
     """
-    first, *others = runs
+    if isinstance(runs, (str, os.PathLike)):
+        raise ValueError(f'runs is {os.fspath(runs)!r}, where a list of folders is needed: give [{os.fspath(runs)!r}]')
+    if not runs:
+        raise ValueError('runs is empty')
+    folder, (first, *others) = Path(folder), map(Path, runs)
     released = _is_released(first)
     model_folder = first if released else first / 'model'
-    for run in runs:
+    for run in (first, *others):
         place = (model_folder if run is first else run / 'model').resolve()
         # All that a released folder holds is carried over: it may be replaced itself, what lies around it may not.
         taken = place.parents if released and run is first else (place, *place.parents)

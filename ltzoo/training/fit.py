@@ -179,7 +179,7 @@ def _train_epochs(folder: RunFolder, training: Training, progress: bool) -> None
             ema.update(learner.model)
         return loss
 
-    seconds = None
+    remedy, seconds = _remedy(recipe), None
     for epoch in range(training.epoch, recipe.epochs):
         learner.train()
         learner.start_epoch(epoch)
@@ -198,6 +198,7 @@ def _train_epochs(folder: RunFolder, training: Training, progress: bool) -> None
             epochs=recipe.epochs,
             batch_size=recipe.batch_size,
             learning_rate=rate,
+            remedy=remedy,
             seconds_an_epoch=seconds,
             progress=progress,
         )
@@ -205,7 +206,7 @@ def _train_epochs(folder: RunFolder, training: Training, progress: bool) -> None
         training.epoch, training.seconds = epoch + 1, training.seconds + seconds
         line = {'epoch': epoch, 'lr': rate, **asdict(log)}
         _equalise(accelerator, learner, ema)
-        _require_finite(learner, epoch)
+        _require_finite(learner, epoch, remedy)
         if method is not None:
             started = time.perf_counter()
             line['method'] = method.end_epoch(epoch, training.samples)
@@ -252,7 +253,17 @@ def _equalise(accelerator: Accelerator, *modules: nn.Module | None) -> None:
                 torch.distributed.broadcast(tensor, 0)
 
 
-def _require_finite(learner: Learner, epoch: int) -> None:
+def _remedy(recipe: Recipe) -> str:
+    preservation = None if recipe.method is None else recipe.method.preservation
+    if preservation is not None and preservation.form == 'gradient':
+        return (
+            'try method.preservation.form=proximal, which is stable for every method.preservation.strength, or a lower '
+            'optimizer.lr'
+        )
+    return 'try a lower optimizer.lr'
+
+
+def _require_finite(learner: Learner, epoch: int, remedy: str) -> None:
     """Keep weights that an epoch's last step broke out of all that follows: no loss has been taken of them yet.
 
     Raises:
@@ -261,8 +272,8 @@ def _require_finite(learner: Learner, epoch: int) -> None:
     # The host waits for the device once.
     if not torch.stack([p.isfinite().all() for p in learner.parameters()]).all():
         raise DivergedError(
-            f'the weights are not finite after epoch {epoch + 1}: try a lower optimizer.lr; a checkpoint, if there is '
-            'one, is from before it'
+            f'the weights are not finite after epoch {epoch + 1}: {remedy}; a checkpoint, if there is one, is from '
+            'before it'
         )
 
 

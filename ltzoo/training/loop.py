@@ -155,6 +155,7 @@ def train_one_epoch(
     epochs: int,
     batch_size: int,
     learning_rate: float,
+    remedy: str = 'try a lower optimizer.lr',
     seconds_an_epoch: float | None = None,
     progress: bool = True,
 ) -> EpochLog:
@@ -164,6 +165,7 @@ def train_one_epoch(
         step: takes one optimiser step on a batch and returns the loss.
         epoch: counted from 0.
         batch_size: samples of a step over all processes.
+        remedy: what the error says to try where the loss stops being finite.
         seconds_an_epoch: that the last one took, for how long the bar says the run still takes; None if unknown.
         progress: show a bar on the main process.
 
@@ -192,7 +194,7 @@ def train_one_epoch(
                 if earliest < loader.steps_per_epoch:
                     raise DivergedError(
                         f'the loss has not been finite since step {earliest + 1} of epoch {epoch + 1} '
-                        f'(step {epoch * loader.steps_per_epoch + earliest + 1} of the run): try a lower optimizer.lr; '
+                        f'(step {epoch * loader.steps_per_epoch + earliest + 1} of the run): {remedy}; '
                         'a checkpoint, if there is one, is from before it'
                     )
                 bar.set_postfix(loss=f'{total.item() / (number + 1):.3f}', lr=f'{learning_rate:.4g}', refresh=False)

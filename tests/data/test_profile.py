@@ -242,7 +242,7 @@ def test_many_equal_images_make_no_endless_warning(tmp_path: Path) -> None:
 
 def test_dollars_in_class_names_are_no_formulas(tmp_path: Path) -> None:
     dataset = replace(load_data('digits_lt'), class_names=tuple(f'${c}_{{$' for c in range(10)), name='$x_{$')
-    plot_profile(profile_data(dataset, check_images=False), tmp_path / 'tail.png')
+    plot_profile(profile_data(dataset, check_images=False), str(tmp_path / 'tail.png'))
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.svg'])

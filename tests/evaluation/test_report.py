@@ -86,7 +86,7 @@ def test_the_plot_has_a_point_for_every_tested_class(
 
     monkeypatch.setattr(figure_module.Figure, 'savefig', keep_and_save)
     scores = score(np.array([0, 1, 1, 2]), np.array([0, 1, 0, 2]), np.full(4, 0.5), counts, NAMES)
-    plot_accuracy({'model': 'net', 'data': 'pets', **SHOTS, **scores.to_json_dict()}, tmp_path / 'plot.png')
+    plot_accuracy({'model': 'net', 'data': 'pets', **SHOTS, **scores.to_json_dict()}, str(tmp_path / 'plot.png'))
     with Image.open(tmp_path / 'plot.png') as image:
         assert image.format == 'PNG'
         assert image.width > 500

@@ -326,6 +326,8 @@ def test_the_log_shows_whether_terms_are_inert() -> None:
     assert len(log['perturbation']) >= 1
     log = run.epoch(2)
     assert log['penalty_to_loss_gradient'] > 0
+    assert run.method.preservation is not None
+    assert log['penalty_curvature'] == run.method.preservation.curvature(1 - log['alpha']) > 0
     assert min(log['perturbation']) > 0
 
 

@@ -200,6 +200,24 @@ def test_with_momentum_the_proximal_form_holds_as_a_part_of_lambda_does_in_the_l
     assert resting['proximal', 100.0] == pytest.approx(resting['gradient', 10.0], rel=0.01)
 
 
+@pytest.mark.parametrize(('nesterov', 'limit'), [(False, 2 * 1.9), (True, 2 * 1.9 / 2.8)])
+def test_gradient_descent_is_stable_up_to_a_curvature(nesterov: bool, limit: float) -> None:
+    (anchor, _), fishers = make_groups(2)
+    preservation = preserving([anchor, anchor], fishers, 0.3)
+    for times, stable in ((0.98, True), (1.02, False)):
+        params = leaves(randoms(99))
+        learning_rate = times * limit / preservation.curvature(0.5)
+        optimizer = torch.optim.SGD(params.values(), learning_rate, momentum=0.9, nesterov=nesterov)
+        for _ in range(200):
+            for name, gradient in preservation.gradient(params, 0.5).items():
+                params[name].grad = gradient
+            optimizer.step()
+        furthest = max((params[name] - anchor[name]).abs().max().item() for name in params)
+        assert (furthest < 10) == stable, furthest
+        assert (furthest > 1e3) != stable, furthest
+    assert KnowledgePreservation().curvature() == 0
+
+
 def test_one_group_has_no_other_to_preserve() -> None:
     anchors, fishers = make_groups(1)
     unfilled = KnowledgePreservation(counts_others=False)

@@ -141,7 +141,7 @@ def test_its_usage_runs_as_printed(train: Train, lt: dict[str, Any], tmp_path: P
     with torch.inference_mode(False):
         model = train('resnet20_cifar')
     folder = tmp_path / 'export'
-    export_model(model, folder, lt, input_size=(3, 16, 16), mean=MEAN, std=STD)
+    export_model(model, str(folder), lt, input_size=(3, 16, 16), mean=MEAN, std=STD)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     text = (folder / 'README.md').read_text(encoding='utf-8')
     (snippet,) = (code for language, code in BLOCK.findall(text) if language == 'python')

@@ -76,7 +76,7 @@ def make(model: nn.Module, lt: dict[str, Any], place: Path, name: str) -> Path:
 def test_all_of_it_is_one_commit_that_loads_back(
     hub: Hub, token: None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = publish(folder, REPO)
+    done = publish(str(folder), REPO)
     repository = hub.repositories[REPO]
     assert hub.pushes == 1
     assert done.url == f'{hub.url}/{REPO}/commit/{repository.branches["main"]}'

@@ -82,7 +82,12 @@ def make_run(train: Train, lt: dict[str, Any], tmp_path: Path) -> Callable[..., 
 
 def test_scores_of_three_seeds(make_run: Callable[..., Path], tmp_path: Path) -> None:
     top1 = [41.25, 39.5, 43.0]
-    results = release([make_run(seed, value) for seed, value in zip((7, 3, 5), top1, strict=True)], tmp_path / 'out')
+    runs = [str(make_run(seed, value)) for seed, value in zip((7, 3, 5), top1, strict=True)]
+    with pytest.raises(ValueError, match=re.escape(f"runs is '{runs[0]}', where a list of folders is needed")):
+        release(runs[0], tmp_path / 'out')
+    with pytest.raises(ValueError, match='runs is empty'):
+        release([], tmp_path / 'out')
+    results = release(runs, str(tmp_path / 'out'))
     assert results == json.loads((tmp_path / 'out' / 'results.json').read_text())
     assert (results['seeds'], results['weights_seed']) == ([7, 3, 5], 7)
     assert results['scores']['top1']['values'] == top1

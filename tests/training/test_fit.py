@@ -242,6 +242,13 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(
     assert not (tmp_path / 'bad' / 'diverged.txt').exists()
 
 
+def test_a_penalty_that_diverges_names_the_form_that_does_not(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    strong = (*GKPGSA, 'epochs=4', 'method.preservation.strength=1e30')
+    with pytest.raises(DivergedError, match=r'try method\.preservation\.form=proximal, .* or a lower optimizer\.lr;'):
+        fit(make_recipe(*strong, 'method.preservation.form=gradient'), tmp_path / 'gradient', progress=False)
+    fit(make_recipe(*strong), tmp_path / 'proximal', progress=False)
+
+
 def test_weights_that_the_last_step_of_an_epoch_breaks_are_not_kept(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
