@@ -9,24 +9,24 @@ Descent (NeurIPS 2019), Eq. 2 and 3.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltzoo.errors import GkpGsaError
 from ltzoo.models.mode import evaluating
 
-__all__ = ['FisherKind', 'diagonal_fisher']
+__all__ = ['FisherKind', 'diagonal_fisher', 'fisher_and_loss']
 
 FisherKind = Literal['empirical', 'sampled', 'batch']
 
 
 @torch.no_grad()
-def diagonal_fisher(
+def fisher_and_loss(
     model: nn.Module,
     parameters: Mapping[str, Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -36,7 +36,7 @@ def diagonal_fisher(
     chunk_size: int | None = None,
     log_prior: Tensor | None = None,
     generator: torch.Generator | None = None,
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], float]:
     """Return the mean over samples of the squared gradient of log p(y | x): F_j / |G_j| of Eq. 6 for a group's samples.
 
     The gradient is taken at `parameters`, usually a group's anchor, which stand in for the model's own; what is not
@@ -61,8 +61,8 @@ def diagonal_fisher(
         generator: of the labels drawn; by default the global one.
 
     Returns:
-        Names and shapes of `parameters`, with the strides and on the device of the model's own, in float32 or the
-        model's wider type.
+        The diagonal, with names and shapes of `parameters`, with the strides and on the device of the model's own, in
+        float32 or the model's wider type; and the mean loss, -log p(y | x), at `parameters`.
 
     Raises:
         GkpGsaError: if a parameter or buffer is unknown or of another shape, there is no sample, inputs, labels or the
@@ -88,8 +88,9 @@ def diagonal_fisher(
     def mean_log_likelihood(at: Mapping[str, Tensor], inputs: Tensor, labels: Tensor) -> Tensor:
         return logits(at, inputs).log_softmax(-1).gather(-1, labels[:, None]).mean()
 
-    of_units = vmap(grad(mean_log_likelihood), in_dims=(None, 0, 0))
-    classes = terms = 0
+    of_units = vmap(grad_and_value(mean_log_likelihood), in_dims=(None, 0, 0))
+    log_likelihood = next(iter(total.values())).new_zeros(())
+    classes = terms = samples = 0
     # Fused attention cannot be batched over samples: torch would loop, and warn.
     with evaluating(model), sdpa_kernel(SDPBackend.MATH):
         for inputs, labels in batches:
@@ -114,12 +115,27 @@ def diagonal_fisher(
             units = (inputs[None], labels[None]) if kind == 'batch' else (inputs[:, None], labels[:, None])
             for of_chunk in zip(*(unit.split(chunk_size) for unit in units), strict=True):
                 # Not squared in place: gradients can share memory, such as those of class token and position.
-                for name, gradient in of_units(point, *of_chunk).items():
+                gradients, means = of_units(point, *of_chunk)
+                for name, gradient in gradients.items():
                     total[name] += gradient.to(total[name].dtype).square().sum(0)
+                # A unit's mean counts as often as it has samples.
+                log_likelihood += means.sum() * units[1].shape[1]
             terms += len(units[1])
+            samples += len(labels)
     if terms == 0:
         raise GkpGsaError('there is no sample to take a Fisher diagonal over: batches is empty')
-    return {name: value.div_(terms) for name, value in total.items()}
+    return {name: value.div_(terms) for name, value in total.items()}, -log_likelihood.item() / samples
+
+
+def diagonal_fisher(
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    kind: FisherKind = 'empirical',
+    **options: Any,
+) -> dict[str, Tensor]:
+    """Return the diagonal alone; arguments and errors are those of `fisher_and_loss`."""
+    return fisher_and_loss(model, parameters, batches, kind, **options)[0]
 
 
 def _at(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

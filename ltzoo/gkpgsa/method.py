@@ -21,7 +21,7 @@ from ltzoo.errors import GkpGsaError
 from ltzoo.gkpgsa.affinity import SnapshotDistances, parameter_affinity
 from ltzoo.gkpgsa.bank import DiskStore, HostStore, MemoryBank, SnapshotStore
 from ltzoo.gkpgsa.epoch_sums import EpochSums
-from ltzoo.gkpgsa.fisher import diagonal_fisher
+from ltzoo.gkpgsa.fisher import fisher_and_loss
 from ltzoo.gkpgsa.grouping import classes_moved, group_anchors, group_classes
 from ltzoo.gkpgsa.passes import Losses, Views
 from ltzoo.gkpgsa.preservation import KnowledgePreservation
@@ -342,12 +342,15 @@ class GkpGsa:
             self.has_groups = True
         # After the last epoch there is no step that anchors could hold.
         if self.settings.preservation is not None and self.epoch + 1 < self.epochs:
-            self.preservation = self._new_preservation(self.settings.preservation, samples)
+            self.preservation, of_anchors = self._new_preservation(self.settings.preservation, samples)
+        else:
+            of_anchors = {}
         sizes = torch.bincount(self.class_groups).tolist()
         return {
             'group_sizes': sizes,
             'classes_moved': classes_moved(before, self.class_groups),
             'class_groups': self.class_groups.tolist(),
+            **of_anchors,
         }
 
     def _of_encoder(self, snapshot: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -357,7 +360,10 @@ class GkpGsa:
     def _empty_preservation(self, part: PreservationSettings) -> KnowledgePreservation:
         return KnowledgePreservation(part.strength, part.normalisation, counts_others=part.grouped)
 
-    def _new_preservation(self, part: PreservationSettings, samples: Samples) -> KnowledgePreservation:
+    def _new_preservation(
+        self, part: PreservationSettings, samples: Samples
+    ) -> tuple[KnowledgePreservation, dict[str, list[float]]]:
+        """Return what holds the groups' anchors, and what belongs in the log of each anchor."""
         groups = self.class_groups if part.grouped else torch.zeros_like(self.class_groups)
         device = next(iter(self.encoder.values())).device
         preservation = self._empty_preservation(part)
@@ -371,17 +377,20 @@ class GkpGsa:
         stored = self.bank.best_epoch >= 0
         held, places = groups[stored].unique(return_inverse=True)
         anchors = group_anchors(self.bank, torch.zeros_like(groups).masked_scatter(stored, places))
+        of_anchors: dict[str, list[float]] = {'anchor_epoch': [], 'anchor_loss': []}
         for g, anchor in zip(held.tolist(), anchors, strict=True):
             parameters = self._of_encoder(anchor)
             # NumPy's legacy generator has frozen streams. A group's draw depends on its own samples alone.
             drawn = np.random.RandomState(self.seed).permutation(np.flatnonzero(of_samples == g))
-            fisher = diagonal_fisher(
+            fisher, loss = fisher_and_loss(
                 self.model, parameters, samples(drawn[: part.samples_per_group]), part.fisher,
                 buffers={name: anchor[name] for name in self.statistics},
                 chunk_size=part.chunk_size, log_prior=self.log_prior, generator=generator,
             )  # fmt: skip
             preservation.add(parameters, fisher, None if sizes is None else max(sizes[g], 1))
-        return preservation.to(device)
+            of_anchors['anchor_epoch'].append(self.bank.best_epoch[stored & (groups == g)].double().mean().item())
+            of_anchors['anchor_loss'].append(loss)
+        return preservation.to(device), of_anchors
 
 
 def _checked(class_counts: Tensor | np.ndarray, labels: np.ndarray | Tensor) -> tuple[Tensor, np.ndarray]:

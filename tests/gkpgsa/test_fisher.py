@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ltzoo
 from ltzoo.errors import GkpGsaError
-from ltzoo.gkpgsa.fisher import FisherKind, _default_chunk_size, diagonal_fisher
+from ltzoo.gkpgsa.fisher import FisherKind, _default_chunk_size, diagonal_fisher, fisher_and_loss
 
 Setting = tuple[nn.Module, dict[str, Tensor], Tensor, Tensor]
 CLASSES = 4
@@ -110,6 +110,17 @@ def test_neither_chunks_nor_batches_matter(setting: Setting) -> None:
 def test_the_gradients_of_a_chunk_fit_in_two_gibibytes(parameters: int, chunk_size: int) -> None:
     point = {'weight': torch.empty(parameters // 2, 2, device='meta')}
     assert _default_chunk_size(point) == chunk_size
+
+
+@pytest.mark.parametrize('kind', ['empirical', 'batch'])
+def test_the_loss_is_that_at_the_anchor(setting: Setting, kind: FisherKind) -> None:
+    model, anchor, inputs, labels = setting
+    prior = torch.randn(CLASSES, dtype=torch.float64)
+    batches = [(inputs[:8], labels[:8]), (inputs[8:], labels[8:])]
+    _, loss = fisher_and_loss(model, anchor, batches, kind, log_prior=prior, chunk_size=3)
+    there = copy.deepcopy(model).eval()
+    there.load_state_dict(anchor, strict=False)
+    assert loss == pytest.approx(F.cross_entropy(there(inputs) + prior, labels).item(), rel=1e-12)
 
 
 def test_batch_squares_batch_means(setting: Setting) -> None:

@@ -225,13 +225,13 @@ def test_anchors_and_fisher_are_those_of_the_groups(size: Any) -> None:
 
 def test_the_anchors_running_statistics_are_the_means_of_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Tensor]] = []
-    own = method_module.diagonal_fisher
+    own = method_module.fisher_and_loss
 
-    def recording(*args: Any, buffers: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+    def recording(*args: Any, buffers: dict[str, Tensor], **options: Any) -> tuple[dict[str, Tensor], float]:
         calls.append(buffers)
         return own(*args, buffers=buffers, **options)
 
-    monkeypatch.setattr(method_module, 'diagonal_fisher', recording)
+    monkeypatch.setattr(method_module, 'fisher_and_loss', recording)
     qualities = iter([[1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 0.0, 2.0], [3.0, 0.0, 0.0, 0.0]])
     monkeypatch.setattr(FeatureQuality, 'compute', lambda _: torch.tensor(next(qualities)))
     run = Run(
@@ -253,21 +253,23 @@ def test_the_anchors_running_statistics_are_the_means_of_its_classes(monkeypatch
     assert run.method.preservation.state_dict()['centre'].keys() == run.method.encoder.keys()
     calls.clear()
     monkeypatch.undo()
-    monkeypatch.setattr(method_module, 'diagonal_fisher', recording)
+    monkeypatch.setattr(method_module, 'fisher_and_loss', recording)
     Run(network=SMALL_RESNET, side=16, first_grouping=1, groups=1).epoch(0)
     assert calls == [{}]
 
 
 def test_every_setting_reaches_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
-    own = method_module.diagonal_fisher
+    own = method_module.fisher_and_loss
 
-    def recording(model: Any, parameters: Any, samples: Any, kind: str, **options: Any) -> dict[str, Tensor]:
+    def recording(
+        model: Any, parameters: Any, samples: Any, kind: str, **options: Any
+    ) -> tuple[dict[str, Tensor], float]:
         batches = list(samples)
         calls.append((kind, options['chunk_size'], torch.cat([labels for _, labels in batches])))
         return own(model, parameters, iter(batches), kind, **options)
 
-    monkeypatch.setattr(method_module, 'diagonal_fisher', recording)
+    monkeypatch.setattr(method_module, 'fisher_and_loss', recording)
     # Of each class the best epoch is its own.
     qualities = iter(torch.eye(CLASSES))
     monkeypatch.setattr(FeatureQuality, 'compute', lambda quality: next(qualities))
@@ -322,6 +324,12 @@ def test_the_log_shows_whether_terms_are_inert() -> None:
     log = run.epoch(1)
     assert sum(log['group_sizes']) == CLASSES
     assert log['class_groups'] == run.method.class_groups.tolist()
+    for group, epoch in enumerate(log['anchor_epoch']):
+        of_classes = run.method.bank.best_epoch[run.method.class_groups == group].tolist()
+        assert epoch == pytest.approx(sum(of_classes) / len(of_classes))
+    # As many as there are groups, of a network that knows next to nothing yet.
+    assert len(log['anchor_loss']) == len(log['group_sizes'])
+    assert all(0.1 < loss < 10 for loss in log['anchor_loss'])
     assert [log['class_groups'].count(group) for group in range(len(log['group_sizes']))] == log['group_sizes']
     assert len(log['perturbation']) >= 1
     log = run.epoch(2)
