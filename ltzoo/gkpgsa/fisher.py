@@ -9,7 +9,7 @@ Descent (NeurIPS 2019), Eq. 2 and 3.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ltzoo.errors import GkpGsaError
 from ltzoo.models.mode import evaluating
 
-__all__ = ['FisherKind', 'diagonal_fisher', 'fisher_and_loss']
+__all__ = ['FisherKind', 'diagonal_fisher']
 
 FisherKind = Literal['empirical', 'sampled', 'batch']
 
 
 @torch.no_grad()
-def fisher_and_loss(
+def diagonal_fisher(
     model: nn.Module,
     parameters: Mapping[str, Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -125,17 +125,6 @@ def fisher_and_loss(
     if terms == 0:
         raise GkpGsaError('there is no sample to take a Fisher diagonal over: batches is empty')
     return {name: value.div_(terms) for name, value in total.items()}, -log_likelihood.item() / samples
-
-
-def diagonal_fisher(
-    model: nn.Module,
-    parameters: Mapping[str, Tensor],
-    batches: Iterable[tuple[Tensor, Tensor]],
-    kind: FisherKind = 'empirical',
-    **options: Any,
-) -> dict[str, Tensor]:
-    """Return the diagonal alone; arguments and errors are those of `fisher_and_loss`."""
-    return fisher_and_loss(model, parameters, batches, kind, **options)[0]
 
 
 def _at(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

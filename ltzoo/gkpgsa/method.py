@@ -21,7 +21,7 @@ from ltzoo.errors import GkpGsaError
 from ltzoo.gkpgsa.affinity import SnapshotDistances, parameter_affinity
 from ltzoo.gkpgsa.bank import DiskStore, HostStore, MemoryBank, SnapshotStore
 from ltzoo.gkpgsa.epoch_sums import EpochSums
-from ltzoo.gkpgsa.fisher import fisher_and_loss
+from ltzoo.gkpgsa.fisher import diagonal_fisher
 from ltzoo.gkpgsa.grouping import classes_moved, group_anchors, group_classes
 from ltzoo.gkpgsa.passes import Losses, Views
 from ltzoo.gkpgsa.preservation import KnowledgePreservation
@@ -382,7 +382,7 @@ class GkpGsa:
             parameters = self._of_encoder(anchor)
             # NumPy's legacy generator has frozen streams. A group's draw depends on its own samples alone.
             drawn = np.random.RandomState(self.seed).permutation(np.flatnonzero(of_samples == g))
-            fisher, loss = fisher_and_loss(
+            fisher, loss = diagonal_fisher(
                 self.model, parameters, samples(drawn[: part.samples_per_group]), part.fisher,
                 buffers={name: anchor[name] for name in self.statistics},
                 chunk_size=part.chunk_size, log_prior=self.log_prior, generator=generator,

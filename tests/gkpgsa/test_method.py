@@ -225,13 +225,13 @@ def test_anchors_and_fisher_are_those_of_the_groups(size: Any) -> None:
 
 def test_the_anchors_running_statistics_are_the_means_of_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Tensor]] = []
-    own = method_module.fisher_and_loss
+    own = method_module.diagonal_fisher
 
     def recording(*args: Any, buffers: dict[str, Tensor], **options: Any) -> tuple[dict[str, Tensor], float]:
         calls.append(buffers)
         return own(*args, buffers=buffers, **options)
 
-    monkeypatch.setattr(method_module, 'fisher_and_loss', recording)
+    monkeypatch.setattr(method_module, 'diagonal_fisher', recording)
     qualities = iter([[1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 0.0, 2.0], [3.0, 0.0, 0.0, 0.0]])
     monkeypatch.setattr(FeatureQuality, 'compute', lambda _: torch.tensor(next(qualities)))
     run = Run(
@@ -253,14 +253,14 @@ def test_the_anchors_running_statistics_are_the_means_of_its_classes(monkeypatch
     assert run.method.preservation.state_dict()['centre'].keys() == run.method.encoder.keys()
     calls.clear()
     monkeypatch.undo()
-    monkeypatch.setattr(method_module, 'fisher_and_loss', recording)
+    monkeypatch.setattr(method_module, 'diagonal_fisher', recording)
     Run(network=SMALL_RESNET, side=16, first_grouping=1, groups=1).epoch(0)
     assert calls == [{}]
 
 
 def test_every_setting_reaches_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
-    own = method_module.fisher_and_loss
+    own = method_module.diagonal_fisher
 
     def recording(
         model: Any, parameters: Any, samples: Any, kind: str, **options: Any
@@ -269,7 +269,7 @@ def test_every_setting_reaches_its_part(monkeypatch: pytest.MonkeyPatch) -> None
         calls.append((kind, options['chunk_size'], torch.cat([labels for _, labels in batches])))
         return own(model, parameters, iter(batches), kind, **options)
 
-    monkeypatch.setattr(method_module, 'fisher_and_loss', recording)
+    monkeypatch.setattr(method_module, 'diagonal_fisher', recording)
     # Of each class the best epoch is its own.
     qualities = iter(torch.eye(CLASSES))
     monkeypatch.setattr(FeatureQuality, 'compute', lambda quality: next(qualities))
