@@ -340,11 +340,10 @@ class GkpGsa:
             if not self.has_groups or not torch.equal(before, self.class_groups):
                 self.sharpness.set_groups(self.class_groups, self._samples_by_group(self.class_groups))
             self.has_groups = True
+        of_anchors: dict[str, list[float]] = {}
         # After the last epoch there is no step that anchors could hold.
         if self.settings.preservation is not None and self.epoch + 1 < self.epochs:
             self.preservation, of_anchors = self._new_preservation(self.settings.preservation, samples)
-        else:
-            of_anchors = {}
         sizes = torch.bincount(self.class_groups).tolist()
         return {
             'group_sizes': sizes,

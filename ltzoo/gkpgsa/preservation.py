@@ -148,7 +148,10 @@ class KnowledgePreservation:
         Raises:
             GkpGsaError: if the weight is not within 0 and 1.
         """
-        return self._factor(weight) * max((value.max().item() for value in self._importance.values()), default=0.0)
+        if not self._importance:
+            return 0.0
+        # The host waits for the device once.
+        return self._factor(weight) * torch.stack([value.max() for value in self._importance.values()]).max().item()
 
     @torch.no_grad()
     def proximal_step(self, params: Mapping[str, Tensor], step: float) -> None:
