@@ -12,12 +12,13 @@ from ltzoo.gkpgsa.fisher import diagonal_fisher
 from ltzoo.gkpgsa.grouping import group_anchors, group_classes, normalized_cut
 from ltzoo.gkpgsa.method import GkpGsa
 from ltzoo.gkpgsa.preservation import KnowledgePreservation
-from ltzoo.gkpgsa.quality import FeatureQuality
+from ltzoo.gkpgsa.quality import ClassQuality, FeatureQuality
 from ltzoo.gkpgsa.settings import GkpGsaSettings, PreservationSettings, SharpnessSettings
 from ltzoo.gkpgsa.sharpness import GroupedSharpness
 
 __all__ = [
     'BankError',
+    'ClassQuality',
     'DiskStore',
     'FeatureQuality',
     'GkpGsa',

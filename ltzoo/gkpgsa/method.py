@@ -250,7 +250,11 @@ class GkpGsa:
                 f'{type(self.model).__name__} returns, whose input is what classes are grouped by'
             )
         self.quality.all_reduce()
-        won = self.bank.update(epoch, self.quality.compute(), {**self.encoder, **self.statistics})
+        found = self.quality.compute()
+        log.update(distance=float(found.distance.nanmean()), variance=float(found.variance.nanmean()))
+        if epoch < self.settings.first_snapshot:
+            return log
+        won = self.bank.update(epoch, found.quality, {**self.encoder, **self.statistics})
         if self.settings.group_by == 'bank':
             self.gram.update(self.bank.epochs, lambda other: self._of_encoder(self.bank.snapshot(other)))
         log.update(best_now=int(won.sum()), snapshots=len(self.bank.epochs))
@@ -313,8 +317,9 @@ class GkpGsa:
     def _observe(self, features: Tensor, labels: Tensor) -> None:
         if self.quality is None:
             self.quality = FeatureQuality(
-                len(self.class_counts), features.shape[1], self.settings.beta, features.device, self.class_counts
-            )
+                len(self.class_counts), features.shape[1], self.settings.beta, features.device, self.class_counts,
+                self.settings.quality,
+            )  # fmt: skip
         self.quality.update(features, labels)
 
     def _first_groups(self) -> Tensor:

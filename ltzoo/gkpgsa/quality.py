@@ -6,17 +6,29 @@ training samples only.
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ltzoo.processes import rank_and_number
 
-__all__ = ['FeatureQuality']
+__all__ = ['ClassQuality', 'FeatureQuality', 'QualityForm']
 
 _VARIANCE_FLOOR = 1e-12
 # Entries of the block of distances in memory at a time: 64 MiB.
 _BLOCK = 2**23
+
+QualityForm = Literal['difference', 'ratio']
+
+
+class ClassQuality(NamedTuple):
+    """Quality, Dis(c) (Eq. 17) and Var(c) (Eq. 18) of every class: shape (C,) each, float64."""
+
+    quality: Tensor
+    distance: Tensor
+    variance: Tensor
 
 
 class FeatureQuality:
@@ -28,6 +40,9 @@ class FeatureQuality:
         beta: weight of the log variance in Eq. 19; the paper's is 0.5.
         device: where the sums are kept; where the features are, an update never waits for the device.
         class_counts: samples that every class has, shape (C,); None for those that are seen.
+        form: `difference`, Dis(c) - beta log Var(c), Eq. 19, in which the scale of the features counts; `ratio`,
+            log Dis(c) - beta log Var(c), which with beta 0.5 is the logarithm of the distance in standard deviations,
+            whatever the scale.
     """
 
     def __init__(
@@ -37,8 +52,9 @@ class FeatureQuality:
         beta: float = 0.5,
         device: torch.device | str | None = None,
         class_counts: Tensor | None = None,
+        form: QualityForm = 'difference',
     ) -> None:
-        self.beta = beta
+        self.beta, self.form = beta, form
         self.several = None if class_counts is None else (class_counts > 1).to(device or 'cpu')
         self.counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
         self.sums = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
@@ -76,32 +92,35 @@ class FeatureQuality:
             sums.zero_()
 
     @torch.no_grad()
-    def compute(self) -> Tensor:
-        """Return Q(c) = Dis(c) - beta log Var(c) of every class: shape (C,), float64.
+    def compute(self) -> ClassQuality:
+        """Return the quality of every class and what it is made of.
 
         Dis(c) is the distance to the nearest centroid of another class that was seen (Eq. 17), Var(c) the mean squared
         distance to the own centroid (Eq. 18). Var is at least 1e-12 for a class of one sample, whose Var is 0, and at
         least 1e-12 (1 + mean |a|^2) for any other, below which it would be rounding; the floor does no harm, as a class
         is only ever compared with itself.
 
-        The quality is nan, and the class nobody's neighbour, where a class was never seen or has a feature that is not
-        finite. If only one class is left, Dis is not defined and its quality is nan too. It is also nan where only one
-        of a class's several samples was seen: the floor would outdo every epoch in which more were.
+        All three are nan, and the class nobody's neighbour, where a class was never seen or has a feature that is not
+        finite. If only one class is left, Dis is not defined and they are nan too. They are also nan where only one of
+        a class's several samples was seen: the floor would outdo every epoch in which more were.
         """
-        quality = torch.full_like(self.counts, torch.nan)
+        found = ClassQuality(*(torch.full_like(self.counts, torch.nan) for _ in ClassQuality._fields))
         seen = ((self.counts > 0) & self.squares.isfinite()).nonzero()[:, 0]
         if len(seen) < 2:
-            return quality
+            return found
         counts = self.counts[seen]
         centroids = self.sums[seen].div_(counts[:, None])
         mean_squares = self.squares[seen] / counts
         several = counts > 1
         variance = torch.where(several, mean_squares - centroids.square().sum(1), 0)
         variance = variance.maximum(_VARIANCE_FLOOR * (1 + torch.where(several, mean_squares, 0)))
-        quality[seen] = _nearest(centroids) - self.beta * variance.log()
-        if self.several is not None:
-            quality[self.several & (self.counts == 1)] = torch.nan
-        return quality
+        distance = _nearest(centroids)
+        separation = distance if self.form == 'difference' else distance.log()
+        for whole, part in zip(found, (separation - self.beta * variance.log(), distance, variance), strict=True):
+            whole[seen] = part
+            if self.several is not None:
+                whole[self.several & (self.counts == 1)] = torch.nan
+        return found
 
 
 def _nearest(centroids: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from ltzoo.errors import GkpGsaError
 from ltzoo.gkpgsa.direction import Direction
 from ltzoo.gkpgsa.fisher import FisherKind
 from ltzoo.gkpgsa.preservation import Normalisation
+from ltzoo.gkpgsa.quality import QualityForm
 
 __all__ = ['GkpGsaSettings', 'PreservationSettings', 'SharpnessSettings']
 
@@ -139,7 +140,8 @@ class GkpGsaSettings:
         group_by: `bank` (Eq. 2); `frequency`, as many classes in each, by training samples; `class`, one for each
             (CC-SAM); `none`, one for all (SAM).
         affinity: `gaussian` or `cosine`, see `parameter_affinity`.
-        beta: of feature quality, Eq. 19.
+        quality, beta: form of feature quality, see `FeatureQuality`, and its beta, Eq. 19.
+        first_snapshot: epochs before the first snapshot; their qualities do not count.
         first_grouping: epochs before the first groups of the bank; until then training is the base method's.
         regroup_every: epochs between groupings.
         snapshots: where the bank keeps them: `memory` (and every checkpoint), or `disk` for large networks.
@@ -155,7 +157,9 @@ class GkpGsaSettings:
     groups: int = 4
     group_by: Literal['bank', 'frequency', 'class', 'none'] = 'bank'
     affinity: Literal['gaussian', 'cosine'] = 'gaussian'
+    quality: QualityForm = 'difference'
     beta: float = 0.5
+    first_snapshot: int = 0
     first_grouping: int = 5
     regroup_every: int = 5
     snapshots: Literal['memory', 'disk'] = 'memory'
@@ -167,8 +171,13 @@ class GkpGsaSettings:
 
     def __post_init__(self) -> None:
         _check_names(self)
-        _check_range(self, 0, 'beta')
+        _check_range(self, 0, 'beta', 'first_snapshot')
         _check_range(self, 1, 'groups', 'first_grouping', 'regroup_every')
+        if self.first_snapshot >= self.first_grouping:
+            raise GkpGsaError(
+                f'first_snapshot must be below first_grouping, {self.first_grouping}, '
+                f'as groups and anchors need a snapshot, not {self.first_snapshot}'
+            )
         if self.group_by == 'bank' and self.sharpness is not None and self.sharpness.radius_by_group is not None:
             raise GkpGsaError('radius_by_group needs groups that stay as they are: group_by frequency or class')
         if (self.alpha_start is None) != (self.alpha_end is None):

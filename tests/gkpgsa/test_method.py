@@ -22,7 +22,7 @@ from ltzoo.gkpgsa import method as method_module
 from ltzoo.gkpgsa.affinity import parameter_affinity
 from ltzoo.gkpgsa.grouping import group_classes
 from ltzoo.gkpgsa.method import GkpGsa
-from ltzoo.gkpgsa.quality import FeatureQuality
+from ltzoo.gkpgsa.quality import ClassQuality, FeatureQuality
 from ltzoo.gkpgsa.rows import RowsForm
 from ltzoo.gkpgsa.settings import GkpGsaSettings, PreservationSettings, SharpnessSettings
 from ltzoo.losses import create_objective
@@ -233,7 +233,7 @@ def test_the_anchors_running_statistics_are_the_means_of_its_classes(monkeypatch
 
     monkeypatch.setattr(method_module, 'diagonal_fisher', recording)
     qualities = iter([[1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 0.0, 2.0], [3.0, 0.0, 0.0, 0.0]])
-    monkeypatch.setattr(FeatureQuality, 'compute', lambda _: torch.tensor(next(qualities)))
+    monkeypatch.setattr(FeatureQuality, 'compute', lambda _: ClassQuality(*[torch.tensor(next(qualities))] * 3))
     run = Run(
         network=SMALL_RESNET, side=16, group_by='frequency', sharpness=None,
         preservation=PreservationSettings(statistics='anchor'), first_grouping=3,
@@ -272,7 +272,7 @@ def test_every_setting_reaches_its_part(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(method_module, 'diagonal_fisher', recording)
     # Of each class the best epoch is its own.
     qualities = iter(torch.eye(CLASSES))
-    monkeypatch.setattr(FeatureQuality, 'compute', lambda quality: next(qualities))
+    monkeypatch.setattr(FeatureQuality, 'compute', lambda _: ClassQuality(*[next(qualities)] * 3))
     run = Run(
         epochs=5, groups=2, first_grouping=2, regroup_every=2, affinity='cosine', beta=0.25,
         preservation=PreservationSettings(
@@ -295,6 +295,25 @@ def test_every_setting_reaches_its_part(monkeypatch: pytest.MonkeyPatch) -> None
     assert method.preservation is not None and method.quality is not None
     assert (method.preservation.normalisation, method.preservation.strength) == ('max', 0.1)
     assert method.quality.beta == 0.25 and method.quality.several is not None
+
+
+@pytest.mark.parametrize('group_by', ['bank', 'frequency'])
+def test_no_snapshot_is_of_an_earlier_epoch_than_the_first(group_by: str) -> None:
+    run = Run(epochs=5, groups=2, group_by=group_by, first_snapshot=2, first_grouping=4, regroup_every=1)
+    logs = [run.epoch(epoch) for epoch in range(4)]
+    assert ['snapshots' in log for log in logs] == [False, False, True, True]
+    assert logs[2]['best_now'] == CLASSES
+    assert all(log['distance'] > 0 and log['variance'] > 0 for log in logs)
+    assert min(logs[3]['anchor_epoch']) >= 2
+    assert run.method.bank.epochs[0] >= 2
+
+
+def test_the_quality_has_the_form_of_the_settings() -> None:
+    run = Run(quality='ratio', beta=1.5)
+    run.epoch(0)
+    assert run.method.quality is not None
+    _, distance, variance = run.method.quality.compute()
+    torch.testing.assert_close(run.method.bank.best_quality, distance.log() - 1.5 * variance.log())
 
 
 def test_the_gradient_form_adds_the_gradient_of_the_penalty() -> None:
@@ -392,7 +411,8 @@ def test_quality_is_that_of_the_features_of_the_first_pass() -> None:
     expected = FeatureQuality(CLASSES, features.shape[1])
     expected.update(features, LABELS)
     assert run.method.quality is not None
-    torch.testing.assert_close(run.method.quality.compute(), expected.compute(), rtol=1e-5, atol=1e-6)
+    for found, told in zip(run.method.quality.compute(), expected.compute(), strict=True):
+        torch.testing.assert_close(found, told, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -560,6 +580,8 @@ def test_settings_that_contradict_each_other() -> None:
         GkpGsaSettings(sharpness=SharpnessSettings(radius_by_group=(0.0, 1.0)))
     with pytest.raises(GkpGsaError, match='given both or not at all'):
         GkpGsaSettings(alpha_end=None)
+    with pytest.raises(GkpGsaError, match='first_snapshot must be below first_grouping, 5'):
+        GkpGsaSettings(first_snapshot=5)
     with pytest.raises(GkpGsaError, match='snapshots=disk needs a folder'):
         Run(snapshots='disk')
 
@@ -570,7 +592,9 @@ def test_settings_that_contradict_each_other() -> None:
         ({'affinity': 'linear'}, "affinity: 'linear' does not exist; known: gaussian, cosine"),
         ({'snapshots': 'tape'}, "snapshots: 'tape' does not exist; known: memory, disk"),
         ({'snapshot_dtype': 'fp8'}, "snapshot_dtype: 'fp8' does not exist; known: fp32, bf16"),
+        ({'quality': 'rank'}, "quality: 'rank' does not exist; known: difference, ratio"),
         ({'groups': 0}, 'groups must be 1 or more, not 0'),
+        ({'first_snapshot': -1}, 'first_snapshot must be 0 or more, not -1'),
         ({'beta': float('nan')}, 'beta must be 0 or more, not nan'),
         ({'alpha_start': 2.0}, r'alpha_start must lie between 0 and 1, not 2\.0'),
     ],

@@ -12,13 +12,19 @@ from torch import Tensor
 from two_ranks import of_both
 
 from ltzoo.gkpgsa import quality as module
-from ltzoo.gkpgsa.quality import FeatureQuality
+from ltzoo.gkpgsa.quality import ClassQuality, FeatureQuality, QualityForm
+
+
+def class_quality(
+    features: Tensor, labels: Tensor, num_classes: int, beta: float = 0.5, form: QualityForm = 'difference'
+) -> ClassQuality:
+    quality = FeatureQuality(num_classes, features.shape[1], beta, form=form)
+    quality.update(features, labels)
+    return quality.compute()
 
 
 def feature_quality(features: Tensor, labels: Tensor, num_classes: int, beta: float = 0.5) -> Tensor:
-    quality = FeatureQuality(num_classes, features.shape[1], beta)
-    quality.update(features, labels)
-    return quality.compute()
+    return class_quality(features, labels, num_classes, beta).quality
 
 
 def reference(features: Tensor, labels: Tensor, num_classes: int, beta: float) -> np.ndarray:
@@ -52,6 +58,21 @@ def test_equals_a_loop_over_classes(beta: float) -> None:
     np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize('beta', [0.5, 1.5])
+def test_the_ratio_is_the_distance_in_standard_deviations_whatever_the_scale(beta: float) -> None:
+    features, labels = long_tailed(20, 8)
+    features, labels = torch.cat([features, features + 0.1]), torch.cat([labels, labels])
+    once, scaled = (class_quality(scale * features, labels, 20, beta, 'ratio') for scale in (1.0, 4.0))
+    expected = (once.distance / once.variance**beta).log()
+    torch.testing.assert_close(once.quality, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(scaled.distance, 4 * once.distance)
+    torch.testing.assert_close(scaled.variance, 16 * once.variance)
+    torch.testing.assert_close(scaled.quality, once.quality + (1 - 2 * beta) * math.log(4), rtol=0, atol=1e-6)
+    # Eq. 19 prefers one scale to another, each class its own.
+    difference = [feature_quality(scale * features, labels, 20, beta) for scale in (1.0, 4.0)]
+    assert (difference[1] - difference[0]).std() > 0.1
+
+
 def test_streaming_equals_the_whole() -> None:
     features, labels = long_tailed(30, 8)
     whole = feature_quality(features, labels, 30)
@@ -60,9 +81,9 @@ def test_streaming_equals_the_whole() -> None:
     stream.reset()
     for batch in torch.randperm(len(labels)).split(7):
         stream.update(features[batch], labels[batch])
-    torch.testing.assert_close(stream.compute(), whole, rtol=0, atol=1e-10)
+    torch.testing.assert_close(stream.compute().quality, whole, rtol=0, atol=1e-10)
     # Looking does not disturb the sums.
-    torch.testing.assert_close(stream.compute(), whole, rtol=0, atol=1e-10)
+    torch.testing.assert_close(stream.compute().quality, whole, rtol=0, atol=1e-10)
 
 
 def test_blocks_of_distances_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +172,7 @@ def test_features_that_are_not_finite_spoil_their_class_alone() -> None:
 
 def test_one_seen_class_has_no_neighbour() -> None:
     assert feature_quality(torch.randn(4, 3), torch.full((4,), 1), 3).isnan().all()
-    assert FeatureQuality(3, 3).compute().isnan().all()
+    assert all(part.isnan().all() for part in FeatureQuality(3, 3).compute())
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
@@ -168,7 +189,7 @@ def _share(rank: int) -> list[float]:
     mine = labels < 4 if rank == 0 else labels >= 4
     stream.update(features[mine], labels[mine])
     stream.all_reduce()
-    return stream.compute().tolist()
+    return stream.compute().quality.tolist()
 
 
 def test_two_processes_have_the_quality_of_one(tmp_path: Path) -> None:
@@ -182,7 +203,9 @@ def test_one_of_several_samples_says_nothing_of_a_class() -> None:
     labels = torch.tensor([0, 0, 1, 2])
     told = FeatureQuality(3, 2, class_counts=torch.tensor([2, 2, 1]))
     told.update(features, labels)
-    quality = told.compute()
-    assert quality.isnan().tolist() == [False, True, False]
+    found = told.compute()
+    for part in found:
+        assert part.isnan().tolist() == [False, True, False]
+    quality = found.quality
     # As a neighbour the class counts as it is.
     torch.testing.assert_close(quality[[0, 2]], feature_quality(features, labels, 3)[[0, 2]])
