@@ -251,7 +251,8 @@ class GkpGsa:
             )
         self.quality.all_reduce()
         found = self.quality.compute()
-        log.update(distance=float(found.distance.nanmean()), variance=float(found.variance.nanmean()))
+        means = {'distance': found.distance.nanmean().item(), 'variance': found.variance.nanmean().item()}
+        log.update({name: mean for name, mean in means.items() if math.isfinite(mean)})
         if epoch < self.settings.first_snapshot:
             return log
         won = self.bank.update(epoch, found.quality, {**self.encoder, **self.statistics})
@@ -259,7 +260,7 @@ class GkpGsa:
             self.gram.update(self.bank.epochs, lambda other: self._of_encoder(self.bank.snapshot(other)))
         log.update(best_now=int(won.sum()), snapshots=len(self.bank.epochs))
         since = epoch + 1 - self.settings.first_grouping
-        if since >= 0 and since % self.settings.regroup_every == 0:
+        if since >= 0 and since % self.settings.regroup_every == 0 and self.bank.epochs:
             log.update(self._regroup(samples))
         if self.preservation is not None and self.preservation.groups > 0:
             log['penalty_curvature'] = self.preservation.curvature(self._penalty_weight)

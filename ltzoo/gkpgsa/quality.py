@@ -97,8 +97,9 @@ class FeatureQuality:
 
         Dis(c) is the distance to the nearest centroid of another class that was seen (Eq. 17), Var(c) the mean squared
         distance to the own centroid (Eq. 18). Var is at least 1e-12 for a class of one sample, whose Var is 0, and at
-        least 1e-12 (1 + mean |a|^2) for any other, below which it would be rounding; the floor does no harm, as a class
-        is only ever compared with itself.
+        least 1e-12 (1 + mean |a|^2) for any other, below which it would be rounding; in the form `ratio` at least 1e-12
+        mean |a|^2 for all, as the scale must not count. The floor does no harm, as a class is only ever compared with
+        itself. With centroids that coincide the ratio is -inf, which never wins.
 
         All three are nan, and the class nobody's neighbour, where a class was never seen or has a feature that is not
         finite. If only one class is left, Dis is not defined and they are nan too. They are also nan where only one of
@@ -113,7 +114,9 @@ class FeatureQuality:
         mean_squares = self.squares[seen] / counts
         several = counts > 1
         variance = torch.where(several, mean_squares - centroids.square().sum(1), 0)
-        variance = variance.maximum(_VARIANCE_FLOOR * (1 + torch.where(several, mean_squares, 0)))
+        # A single sample has no variance; its norm, not a constant, leaves the ratio free of the features' scale.
+        floor = mean_squares if self.form == 'ratio' else 1 + torch.where(several, mean_squares, 0)
+        variance = variance.maximum(_VARIANCE_FLOOR * floor.clamp_min(_VARIANCE_FLOOR))
         distance = _nearest(centroids)
         separation = distance if self.form == 'difference' else distance.log()
         for whole, part in zip(found, (separation - self.beta * variance.log(), distance, variance), strict=True):

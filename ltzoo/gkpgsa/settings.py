@@ -175,8 +175,8 @@ class GkpGsaSettings:
         _check_range(self, 1, 'groups', 'first_grouping', 'regroup_every')
         if self.first_snapshot >= self.first_grouping:
             raise GkpGsaError(
-                f'first_snapshot must be below first_grouping, {self.first_grouping}, '
-                f'as groups and anchors need a snapshot, not {self.first_snapshot}'
+                f'first_snapshot must be below first_grouping, {self.first_grouping}, not {self.first_snapshot}: '
+                'groups and anchors need a snapshot'
             )
         if self.group_by == 'bank' and self.sharpness is not None and self.sharpness.radius_by_group is not None:
             raise GkpGsaError('radius_by_group needs groups that stay as they are: group_by frequency or class')
