@@ -308,6 +308,18 @@ def test_no_snapshot_is_of_an_earlier_epoch_than_the_first(group_by: str) -> Non
     assert run.method.bank.epochs[0] >= 2
 
 
+@pytest.mark.parametrize('group_by', ['bank', 'frequency'])
+def test_a_grouping_without_any_snapshot_waits_for_the_next(monkeypatch: pytest.MonkeyPatch, group_by: str) -> None:
+    unknown = torch.full((CLASSES,), torch.nan)
+    found = iter([ClassQuality(*[unknown] * 3), ClassQuality(*[torch.ones(CLASSES)] * 3)])
+    monkeypatch.setattr(FeatureQuality, 'compute', lambda _: next(found))
+    run = Run(group_by=group_by, groups=2, first_grouping=1, regroup_every=1)
+    logs = [run.epoch(epoch) for epoch in range(2)]
+    assert ['group_sizes' in log for log in logs] == [False, True]
+    # What is not a number does not belong in the log.
+    assert ['distance' in log for log in logs] == ['variance' in log for log in logs] == [False, True]
+
+
 def test_the_quality_has_the_form_of_the_settings() -> None:
     run = Run(quality='ratio', beta=1.5)
     run.epoch(0)
