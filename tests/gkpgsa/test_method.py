@@ -432,6 +432,7 @@ def test_quality_is_that_of_the_features_of_the_first_pass() -> None:
     [
         {},
         {'snapshots': 'disk', 'snapshot_dtype': 'bf16', 'affinity': 'cosine'},
+        {'snapshots': 'disk', 'first_snapshot': 2, 'first_grouping': 3},
         {'sharpness': SharpnessSettings(global_gradient='ema', mode='combined', ascent=3), 'regroup_every': 3},
         {'sharpness': SharpnessSettings(ascent='ema', scale=0.01), 'group_by': 'frequency'},
         {
@@ -441,7 +442,7 @@ def test_quality_is_that_of_the_features_of_the_first_pass() -> None:
         {'preservation': PreservationSettings(statistics='anchor'), 'network': SMALL_RESNET, 'side': 16},
         {'preservation': PreservationSettings(grouped=False, size='classes', fisher='batch'), 'sharpness': None},
     ],
-    ids=['defaults', 'disk', 'kept', 'averages', 'frequency', 'statistics', 'ewc'],
+    ids=['defaults', 'disk', 'before', 'kept', 'averages', 'frequency', 'statistics', 'ewc'],
 )
 def test_state_goes_on_bit_for_bit(settings: dict[str, Any], tmp_path: Path) -> None:
     whole = Run(folder=tmp_path / 'whole', **settings)
