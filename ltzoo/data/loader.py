@@ -31,6 +31,7 @@ __all__ = [
     'ImageLoader',
     'TrainLoader',
     'is_killed_worker',
+    'seed_of',
     'train_loader',
 ]
 
@@ -41,7 +42,7 @@ class Batch:
 
     Attributes:
         views: one float32 tensor (B, 3, H, W) for each view, normalised.
-        labels: int64, shape (B,).
+        labels: int64, shape (B,); of mixed images their classes' shares, float32, shape (B, C).
     """
 
     views: tuple[Tensor, ...]
@@ -102,7 +103,7 @@ def train_loader(
     return FileLoader(split, FileViews(views, mean, std), order, device, workers)
 
 
-def _mix(*numbers: int) -> int:
+def seed_of(*numbers: int) -> int:
     """Return a 63-bit seed of these numbers; a 0 at the end makes no difference."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
@@ -129,7 +130,7 @@ class _Order:
 
     def batches(self, epoch: int) -> Tensor:
         """Return the indices of an epoch's whole batches: int64, shape (steps, batch_size)."""
-        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
         wanted = self.steps * self.batch_size
         if self.balanced(epoch):
             shares = torch.from_numpy(1 / np.bincount(self.labels)[self.labels])
@@ -167,7 +168,7 @@ class ArrayLoader:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         batches = self.order.batches(epoch)[:, self.order.rows].to(self.device)
         for step, indices in enumerate(batches):
-            self.generator.manual_seed(_mix(self.order.seed, epoch, step))
+            self.generator.manual_seed(seed_of(self.order.seed, epoch, step))
             yield Batch(*self.look(indices))
 
     def _look(self, indices: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -302,5 +303,5 @@ class _ViewedSamples(TorchDataset[tuple[tuple[Tensor, ...], int]]):
         image = self.split.images[index]
         with torch.random.fork_rng(devices=()):
             # That of the CPU alone: a GPU's belongs to the training.
-            torch.default_generator.manual_seed(_mix(self.seed, epoch, index, place))
+            torch.default_generator.manual_seed(seed_of(self.seed, epoch, index, place))
             return self.views.pixels(image), int(self.split.labels[index])

@@ -52,6 +52,8 @@ def check_class_counts(class_counts: Tensor) -> None:
 class CrossEntropy(Objective):
     """Cross-entropy of the first and only view."""
 
+    takes_shares = True
+
     def __init__(self, model: nn.Module, class_counts: Tensor) -> None:
         super().__init__()
 
@@ -72,6 +74,7 @@ class LogitAdjusted(Objective):
         tau: strength of the adjustment; 0 is plain cross-entropy.
     """
 
+    takes_shares = True
     balanced = True
     logit_adjustment: Tensor
 

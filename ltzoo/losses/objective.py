@@ -34,10 +34,12 @@ class Objective(nn.Module):
 
     Attributes:
         num_views: how many views of every image it takes.
+        takes_shares: whether labels may be shares of classes, float32, shape (B, C), as mixed images have them.
         balanced: whether it makes up for the classes' numbers by itself; where it adds to the logits, it does.
     """
 
     num_views: int = 1
+    takes_shares: bool = False
     balanced: bool = False
     logit_adjustment: Tensor | None
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from ltzoo.data import Dataset, check_data_name, load_parts
 from ltzoo.data.loader import TrainLoader, train_loader
+from ltzoo.data.mixing import MixedLoader
 from ltzoo.data.views import PRESETS, parse_views
 from ltzoo.errors import did_you_mean, one_line
 from ltzoo.evaluation.evaluate import check_classes
@@ -328,7 +329,7 @@ def create_loader(recipe: Recipe, dataset: Dataset, learner: Learner, accelerato
     """Create the loader of the training set.
 
     Raises:
-        RecipeError: if the number of views is not what the objective takes.
+        RecipeError: if the number of views is not what the objective takes, or it does not take mixed images.
     """
     views = parse_views(recipe.views)
     needed = learner.objective.num_views
@@ -338,7 +339,7 @@ def create_loader(recipe: Recipe, dataset: Dataset, learner: Learner, accelerato
             f'objective {recipe.objective.name} needs {needed} view{"s" * (needed > 1)}, and views has {len(views)}: '
             f'presets with {needed} are {fitting}'
         )
-    return train_loader(
+    loader = train_loader(
         dataset.train,
         views,
         dataset.mean,
@@ -352,6 +353,17 @@ def create_loader(recipe: Recipe, dataset: Dataset, learner: Learner, accelerato
         recorded=can_record(recipe, accelerator),
         balanced_from=recipe.scheduled_epochs,
     )
+    if recipe.mixing is None:
+        return loader
+    if not learner.objective.takes_shares or len(views) > 1:
+        raise RecipeError(
+            f'objective {recipe.objective.name} does not take mixed images, whose labels are shares of classes: leave '
+            'mixing out, or take objective.name=ce or logit_adjusted'
+        )
+    if recipe.method is not None:
+        raise RecipeError('mixing cannot be combined with a method, which tells images by their class: leave it out')
+    mixing = recipe.mixing.model_dump()
+    return MixedLoader(loader, dataset.num_classes, recipe.seed, **mixing, until=recipe.scheduled_epochs)
 
 
 def can_record(recipe: Recipe, accelerator: Accelerator) -> bool:

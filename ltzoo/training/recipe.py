@@ -94,6 +94,24 @@ class RetrainingPart(_Part):
     lr: float | None = Field(None, gt=0)
 
 
+class MixingPart(_Part):
+    """Images of a batch are mixed with one another, their classes in the same shares: `ltzoo.data.mixing.MixedLoader`.
+
+    `mixup` and `cutmix` are the alpha of each, 0 for none; of both, each batch takes one. `probability` is that of a
+    batch to be mixed. In a second stage none is.
+    """
+
+    mixup: float = Field(0.0, ge=0)
+    cutmix: float = Field(0.0, ge=0)
+    probability: float = Field(1.0, gt=0, le=1)
+
+    @model_validator(mode='after')
+    def _consistent(self) -> MixingPart:
+        if not self.mixup and not self.cutmix:
+            raise ValueError('give the alpha of mixup or of cutmix, such as {mixup: 0.2}')
+        return self
+
+
 class OptimizerPart(_Part):
     """Optimiser by timm's name. `decay_norm_and_bias` applies weight decay to every parameter, as LDAM and BCL do."""
 
@@ -157,6 +175,7 @@ class Recipe(_Part):
     model: ModelPart
     objective: ObjectivePart
     views: str | list[list[str | dict[str, Any]]]
+    mixing: MixingPart | None = Field(None, description='mixup and CutMix')
     optimizer: OptimizerPart
     schedule: SchedulePart = SchedulePart()
     reweighting: ReweightingPart | None = Field(None, description='rare classes weigh more')

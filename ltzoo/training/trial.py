@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -55,7 +56,8 @@ def try_step(
             trial.scale_logits()
         try:
             with accelerator.autocast():
-                losses = of_each(trial(views, labels), labels)
+                shares = None if recipe.mixing is None else F.one_hot(labels, num_classes).float()
+                losses = of_each(trial(views, labels if shares is None else shares), labels)
             losses.sum().backward()
             if trial.class_scales is not None and trial.class_scales.grad is None:
                 raise ValueError(

@@ -169,6 +169,12 @@ def test_class_weights_belong_to_the_method_of_a_saved_model(
     assert benchmark._method_of(f'local-dir:{tmp_path}') == told
 
 
+def test_mixed_images_belong_to_the_method_of_a_saved_model(tmp_path: Path) -> None:
+    recipe = {'objective': {'name': 'ce'}, 'mixing': {'mixup': 0.2}, 'model': {'name': 'resnet32_cifar'}, 'epochs': 9}
+    (tmp_path / 'config.json').write_text(json.dumps({'lt': {'recipe': recipe}}))
+    assert benchmark._method_of(f'local-dir:{tmp_path}') == 'ce + mixing'
+
+
 def test_attention_is_counted_whether_it_is_fused_or_not() -> None:
     model = ltzoo.create_model('timm/vit_tiny_patch16_224', num_classes=10).eval()
     fused = macs(model, (3, 224, 224))

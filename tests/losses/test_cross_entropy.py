@@ -59,6 +59,16 @@ def test_extreme_logits_and_half_precision_stay_finite() -> None:
     assert losses.isfinite().all()
 
 
+@pytest.mark.parametrize('name', ['ce', 'logit_adjusted'])
+def test_the_loss_of_shares_is_that_of_the_classes_by_their_shares(name: str) -> None:
+    made = create_objective(name, Logits(), COUNTS)
+    assert made.takes_shares
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    shares = torch.tensor([[1, 0, 0], [0, 0.25, 0.75], [0.5, 0.5, 0], [0, 0, 1]])
+    of_class = torch.stack([made(Logits(), (logits,), torch.full((4,), c)) for c in range(3)], 1)
+    torch.testing.assert_close(made(Logits(), (logits,), shares), (of_class * shares).sum(1))
+
+
 def test_a_class_without_images_counts_as_one_image() -> None:
     torch.testing.assert_close(log_prior(torch.tensor([3, 1, 0])), torch.tensor([0.6, 0.2, 0.2]).log())
     with pytest.raises(ObjectiveError, match='all 0'):

@@ -49,6 +49,7 @@ FORMS: dict[str, dict[str, Any]] = {
     'ldam': {**CE, 'objective': {'name': 'ldam'}, 'reweighting': {'start_epoch': 3}, 'method': SAM},
     'retraining': {**CE, 'retraining': {'start_epoch': 3}},
     'scales': {**CE, **SCALES},
+    'mixing': {**CE, 'mixing': {'mixup': 1.0, 'cutmix': 1.0, 'probability': 0.5}, 'retraining': {'start_epoch': 3}},
     'ride': {**CE, **RIDE},
     'bcl': BCL,
     'sam': {**BCL, 'method': SAM},

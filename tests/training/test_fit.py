@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,6 +69,7 @@ MakeRecipe = Callable[..., Recipe]
         ('retraining.start_epoch=2', 'objective.name=ce'),
         ('retraining.start_epoch=1', 'objective.name=ce', 'accumulation=2', 'optimizer.name=lamb'),
         ('retraining={start_epoch: 1, part: scales}', 'objective.name=ce'),
+        ('mixing={mixup: 0.4, cutmix: 1.0}', 'accumulation=2', 'reweighting.start_epoch=1'),
         (*GKPGSA, 'accumulation=2'),
         (*GKPGSA, 'method.snapshots=disk', 'method.sharpness.global_gradient=ema', 'method.sharpness.mode=combined'),
     ],
@@ -983,6 +984,30 @@ def test_a_second_stage_that_comes_too_late_is_told(make_recipe: MakeRecipe, cap
     )
     assert describe(*weighed) == ['objective.reweighting_epoch=4: a run of 4 epochs ends before any class is weighed']
     assert describe(*weighed, 'objective.reweighting_epoch=3') == []
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (GKPGSA, 'mixing cannot be combined with a method, which tells images by their class: leave it out'),
+        (
+            ['objective.name=bcl', f'views=[{",".join(["[horizontal_flip]"] * 3)}]'],
+            'objective bcl does not take mixed images, whose labels are shares of classes: leave mixing out, or take',
+        ),
+        (['objective.name=focal'], 'objective focal does not take mixed images'),
+    ],
+)
+def test_what_mixed_images_do_not_go_with(make_recipe: MakeRecipe, options: Sequence[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        describe_batch(make_recipe('mixing.mixup=0.4', *options))
+
+
+def test_an_objective_of_ones_own_that_takes_no_shares_after_all(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CrossEntropy, 'forward', lambda _, model, views, labels: model(views[0])[range(2), labels])
+    with pytest.raises(RecipeError, match='no step can be taken with model'):
+        describe_batch(make_recipe('objective.name=ce', 'mixing.cutmix=1'))
 
 
 def test_a_model_cut_up_among_processes_is_refused(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
