@@ -21,6 +21,10 @@ def test_losses_are_multiplied_by_the_weights_of_their_classes_from_an_epoch_on(
     for epoch, expected in ((0, [1, 2, 4]), (1, [1, 2, 4]), (2, [3, 1, 12]), (3, [3, 1, 12]), (1, [1, 2, 4])):
         weighted.start_epoch(epoch)
         assert weighted((losses,), labels).tolist() == expected
+    # Mixed images weigh as their classes do, by their shares.
+    weighted.start_epoch(2)
+    shares = torch.tensor([[0, 0.5, 0.5], [1, 0, 0], [0.5, 0, 0.5]])
+    assert weighted((losses,), shares).tolist() == [2, 1, 7]
     assert weighted.weights_now.data_ptr() == place, 'a recorded step would read the former'
     assert not weighted.state_dict()
     # A learner that has not been told yet is in its first epoch.
