@@ -17,6 +17,8 @@ __all__ = ['add_correction', 'at_least', 'check_outputs', 'command_line', 'file_
 
 # What the optional dependencies of training are imported as.
 _TRAINING = ('accelerate', 'matplotlib', 'omegaconf', 'psutil', 'pydantic', 'tqdm', 'yaml')
+# There on kernels that have them; on others PyTorch would warn.
+_HUGE_PAGES = Path('/sys/kernel/mm/transparent_hugepage')
 
 
 def import_named() -> None:
@@ -107,8 +109,8 @@ def command_line(main: Callable[[], int]) -> Callable[[], int]:
     and exit code 2, Ctrl-C exit code 130, and a reader that has gone, as `head` does when it has its lines, exit code
     141, as the shell has it of a program that knows nothing of this.
 
-    Before it, `import_named` imports what the user's environment asks for. Names of files that are no UTF-8 are printed
-    as their bytes.
+    Before it, `import_named` imports what the user's environment asks for, and PyTorch is told to use huge pages where
+    Linux has them. Names of files that are no UTF-8 are printed as their bytes.
     """
 
     @functools.wraps(main)
@@ -117,6 +119,9 @@ def command_line(main: Callable[[], int]) -> Callable[[], int]:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors='surrogateescape')
         try:
+            if _HUGE_PAGES.is_dir():
+                # A step on a CPU gets the memory of its activations from the system anew, else in pages of 4 kB.
+                os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
             import_named()
             code = main()
             sys.stdout.flush()

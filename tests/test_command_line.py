@@ -13,6 +13,7 @@ import pytest
 from ltzoo.command_line import at_least, check_outputs, command_line
 from ltzoo.errors import LtzooError
 
+HUGE_PAGES = Path('/sys/kernel/mm/transparent_hugepage/enabled')
 ROOT = Path(__file__).resolve().parents[1]
 # What needs the standard library alone is spared the import of all that `ltzoo` itself imports.
 BARE = 'import sys, types; sys.modules["ltzoo"] = bare = types.ModuleType("ltzoo"); bare.__path__ = ["ltzoo"]'
@@ -38,6 +39,30 @@ def test_what_a_tool_ends_with(
 
     assert main() == code
     assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize(('asked', 'huge'), [(None, True), ('0', False)])
+def test_large_tensors_lie_in_huge_pages_unless_the_user_says_no(asked: str | None, huge: bool) -> None:
+    if '[madvise]' not in (HUGE_PAGES.read_text() if HUGE_PAGES.exists() else ''):
+        pytest.skip(f'the kernel does not leave huge pages to the process: {HUGE_PAGES} is not on madvise')
+    program = """
+import resource, sys, torch
+from ltzoo.command_line import command_line
+
+@command_line
+def main():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**26)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return 0
+
+sys.exit(main())
+"""
+    environment = {key: value for key, value in os.environ.items() if key != 'THP_MEM_ALLOC_ENABLE'}
+    environment |= {} if asked is None else {'THP_MEM_ALLOC_ENABLE': asked}
+    done = subprocess.run([sys.executable, '-c', program], env=environment, capture_output=True, text=True, check=True)
+    # 256 MB are 65,536 pages of 4 kB and 128 of 2 MB.
+    assert (int(done.stdout) < 20_000) == huge
 
 
 @pytest.mark.parametrize('tool', ['recipes/train.py', 'tools/reproduce.py'])
