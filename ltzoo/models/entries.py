@@ -33,9 +33,9 @@ def entry_of(name: str) -> ZooEntry | None:
 def method_of(recipe: Mapping[str, Any]) -> str:
     """Return what a recipe trains with: `gkpgsa` as the paper has it, else the objective and the parts added to it."""
     method = recipe.get('method') or {}
-    late = (key for key in ('mixing', 'reweighting', 'retraining') if recipe.get(key))
+    given = (key for key in ('mixing', 'reweighting', 'retraining') if recipe.get(key))
     # What such a run ends before is no part of it.
-    added = [key for key in late if recipe[key].get('start_epoch', 0) < recipe.get('epochs', math.inf)]
+    added = [key for key in given if recipe[key].get('start_epoch', 0) < recipe.get('epochs', math.inf)]
     if 'retraining' in added and recipe['retraining'].get('part') == 'scales':
         added[added.index('retraining')] = 'scaling'
     added += [key for key in ('preservation', 'sharpness') if method.get(key)]

@@ -99,6 +99,8 @@ def prepare_training(
         )
     if recipe.retraining is not None:
         _check_retraining(recipe, recipe.retraining, learner, dataset)
+    if recipe.mixing is not None:
+        _check_mixing(recipe, learner)
     if recipe.channels_last:
         learner.to(memory_format=torch.channels_last)
     if recipe.sync_batchnorm:
@@ -175,6 +177,21 @@ def _check_retraining(recipe: Recipe, stage: RetrainingPart, learner: Learner, d
                 f'classes for the {model.num_classes} here: take retraining.part=classifier'
             )
         check_classes(model, dataset, recipe.model.name, dataset.name)
+
+
+def _check_mixing(recipe: Recipe, learner: Learner) -> None:
+    """Refuse mixed images where the objective takes none, or a method tells images by their class.
+
+    Raises:
+        RecipeError: if so.
+    """
+    if not learner.objective.takes_shares or learner.objective.num_views > 1:
+        raise RecipeError(
+            f'objective {recipe.objective.name} does not take mixed images, whose labels are shares of classes: leave '
+            'mixing out, or take objective.name=ce or logit_adjusted'
+        )
+    if recipe.method is not None:
+        raise RecipeError('mixing cannot be combined with a method, which tells images by their class: leave it out')
 
 
 def create_accelerator(recipe: Recipe, output: Path | None = None) -> Accelerator:
@@ -329,7 +346,7 @@ def create_loader(recipe: Recipe, dataset: Dataset, learner: Learner, accelerato
     """Create the loader of the training set.
 
     Raises:
-        RecipeError: if the number of views is not what the objective takes, or it does not take mixed images.
+        RecipeError: if the number of views is not what the objective takes.
     """
     views = parse_views(recipe.views)
     needed = learner.objective.num_views
@@ -355,13 +372,6 @@ def create_loader(recipe: Recipe, dataset: Dataset, learner: Learner, accelerato
     )
     if recipe.mixing is None:
         return loader
-    if not learner.objective.takes_shares or len(views) > 1:
-        raise RecipeError(
-            f'objective {recipe.objective.name} does not take mixed images, whose labels are shares of classes: leave '
-            'mixing out, or take objective.name=ce or logit_adjusted'
-        )
-    if recipe.method is not None:
-        raise RecipeError('mixing cannot be combined with a method, which tells images by their class: leave it out')
     mixing = recipe.mixing.model_dump()
     return MixedLoader(loader, dataset.num_classes, recipe.seed, **mixing, until=recipe.scheduled_epochs)
 
