@@ -42,11 +42,13 @@ class Batch:
 
     Attributes:
         views: one float32 tensor (B, 3, H, W) for each view, normalised.
-        labels: int64, shape (B,); of mixed images their classes' shares, float32, shape (B, C).
+        labels: int64, shape (B,).
+        shares: where the images of the first view are mixed, those of the classes in each: float32, shape (B, C).
     """
 
     views: tuple[Tensor, ...]
     labels: Tensor
+    shares: Tensor | None = None
 
 
 class TrainLoader(Protocol):

@@ -14,10 +14,11 @@ __all__ = ['MixedLoader']
 
 
 class MixedLoader:
-    """Gives a loader's batches mixed: images of one view, and shares of the classes in the place of labels.
+    """Gives a loader's batches with the images of the first view mixed, and the classes' shares in them.
 
     All images of a batch are mixed in one way, each with its neighbour in the batch. Which way, and how much, follows
     from (seed, epoch, position) and is the same on all processes, each of which mixes its own share of the batch.
+    Further views stay as they are, for objectives that compare them by class.
 
     Args:
         num_classes: C, of the shares: float32, shape (B, C), each row of sum 1.
@@ -52,10 +53,10 @@ class MixedLoader:
             yield from batches
             return
         for step, batch in enumerate(batches):
-            (view,) = batch.views
+            view, *others = batch.views
             shares = F.one_hot(batch.labels, self.num_classes).float()
             with torch.random.fork_rng(devices=()):
                 # That of the CPU alone, which draws; not as the views are seeded.
                 torch.default_generator.manual_seed(seed_of(self.seed, epoch, step, 1))
                 view, shares = self.mix(view, shares)
-            yield Batch((view,), shares)
+            yield Batch((view, *others), batch.labels, shares)

@@ -102,6 +102,7 @@ class BCL(Objective):
     """
 
     num_views = 3
+    takes_shares = True
     balanced = True
     logit_adjustment: Tensor
 
@@ -131,8 +132,10 @@ class BCL(Objective):
         self.feature_head = ProjectionMLP(features, hidden_dim, out_dim)
         self.prototype_head = ProjectionMLP(features, hidden_dim, out_dim)
 
-    def forward(self, model: Any, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    def forward(self, model: Any, views: tuple[Tensor, ...], labels: Tensor, shares: Tensor | None = None) -> Tensor:
         """Return the losses of three views; of a first view alone, `ce_weight` times its cross-entropy.
+
+        Where the images of the first view are mixed, cross-entropy is with their shares of classes, (B, C).
 
         Raises:
             ObjectiveError: if there are neither three views nor one.
@@ -144,7 +147,8 @@ class BCL(Objective):
         features = model.forward_head(model.forward_features(images), pre_logits=True)
         features = features.unflatten(0, (len(labels), len(views)))
         logits = widen(model.get_classifier()(features[:, 0])) + self.logit_adjustment
-        loss = self.ce_weight * F.cross_entropy(logits, labels, reduction='none')
+        targets = labels if shares is None else shares
+        loss = self.ce_weight * F.cross_entropy(logits, targets, reduction='none')
         if len(views) == 1:
             return loss
         contrastive = balanced_contrastive_loss(

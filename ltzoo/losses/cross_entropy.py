@@ -57,8 +57,10 @@ class CrossEntropy(Objective):
     def __init__(self, model: nn.Module, class_counts: Tensor) -> None:
         super().__init__()
 
-    def forward(self, model: nn.Module, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
-        return F.cross_entropy(widen(model(views[0])), labels, reduction='none')
+    def forward(
+        self, model: nn.Module, views: tuple[Tensor, ...], labels: Tensor, shares: Tensor | None = None
+    ) -> Tensor:
+        return F.cross_entropy(widen(model(views[0])), labels if shares is None else shares, reduction='none')
 
 
 @register_objective('logit_adjusted')
@@ -81,5 +83,8 @@ class LogitAdjusted(Objective):
     def __init__(self, model: nn.Module, class_counts: Tensor, tau: float = 1.0) -> None:
         super().__init__(tau * log_prior(class_counts))
 
-    def forward(self, model: nn.Module, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
-        return F.cross_entropy(widen(model(views[0])) + self.logit_adjustment, labels, reduction='none')
+    def forward(
+        self, model: nn.Module, views: tuple[Tensor, ...], labels: Tensor, shares: Tensor | None = None
+    ) -> Tensor:
+        logits = widen(model(views[0])) + self.logit_adjustment
+        return F.cross_entropy(logits, labels if shares is None else shares, reduction='none')

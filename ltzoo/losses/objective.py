@@ -34,7 +34,7 @@ class Objective(nn.Module):
 
     Attributes:
         num_views: how many views of every image it takes.
-        takes_shares: whether labels may be shares of classes, float32, shape (B, C), as mixed images have them.
+        takes_shares: whether the images of the first view may be mixed ones; `forward` then takes a fourth argument.
         balanced: whether it makes up for the classes' numbers by itself; where it adds to the logits, it does.
     """
 
@@ -53,7 +53,11 @@ class Objective(nn.Module):
         """Be told which epoch begins, counted from 0; what changes by it is a buffer that is changed in place."""
 
     def forward(self, model: nn.Module, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
-        """Return the loss of every sample, shape (B,), of views (B, 3, H, W) and labels (B,)."""
+        """Return the loss of every sample, shape (B,), of views (B, 3, H, W) and labels (B,).
+
+        One that `takes_shares` has the argument `shares`, by default None: the shares of the classes in the images of
+        the first view where these are mixed, float32, shape (B, C).
+        """
         raise NotImplementedError
 
 

@@ -15,8 +15,8 @@ __all__ = ['Learner']
 class Learner(nn.Module):
     """A model with the objective that trains it; only `model` is exported.
 
-    Called with views, (B, 3, H, W) each, and labels, (B,), or shares of classes, (B, C), it returns the objective's
-    per-sample losses, shape (B,).
+    Called with views, (B, 3, H, W) each, labels, (B,), and the shares of classes in mixed images, (B, C), where there
+    are some, it returns the objective's per-sample losses, shape (B,).
 
     Args:
         class_weights: what a sample's loss is multiplied by, by its class, shape (C,); None for nothing.
@@ -76,11 +76,12 @@ class Learner(nn.Module):
             classifier.bias *= self.class_scales
         self.class_scales.fill_(1)
 
-    def forward(self, views: tuple[Tensor, ...], labels: Tensor) -> Tensor:
-        losses = self.objective(self.model, views, labels)
+    def forward(self, views: tuple[Tensor, ...], labels: Tensor, shares: Tensor | None = None) -> Tensor:
+        mixed = () if shares is None else (shares,)
+        losses = self.objective(self.model, views, labels, *mixed)
         if self.weights_now is None:
             return losses
-        return losses * (self.weights_now[labels] if labels.ndim == 1 else labels @ self.weights_now)
+        return losses * (self.weights_now[labels] if shares is None else shares @ self.weights_now)
 
     def no_weight_decay(self) -> set[str]:
         """Return what timm leaves undecayed beside biases and norms: the list of the model, such as its tokens."""

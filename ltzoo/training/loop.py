@@ -73,6 +73,7 @@ class Step:
         self.replay = replayed(self.gradient, list(learner.parameters())) if replayed else None
         self.form = None if method is None else method.form
         self.told = False
+        self.num_views = 0
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the mean loss over this process's share, on the device, until the next step.
@@ -80,8 +81,10 @@ class Step:
         Raises:
             CompileError: if the step is compiled and cannot be.
         """
+        targets = (batch.labels,) if batch.shares is None else (batch.labels, batch.shares)
+        self.num_views = len(batch.views)
         with compiler_errors():
-            loss = self._replayed_or_not()(*batch.views, batch.labels)
+            loss = self._replayed_or_not()(*batch.views, *targets)
         if self.method is not None:
             self.method.weigh(self._loss_scale())
         if self.clip_grad_norm is not None:
@@ -114,14 +117,14 @@ class Step:
 
     def _ordinary_gradient(self, *tensors: Tensor) -> Tensor:
         pieces = self._pieces(tensors)
-        labels = tensors[-1]
-        total = torch.zeros((), device=labels.device)
-        for i, (views, part) in enumerate(pieces):
+        samples = len(tensors[0])
+        total = torch.zeros((), device=tensors[0].device)
+        for i, (views, targets) in enumerate(pieces):
             last = i == len(pieces) - 1
             # The forward pass belongs inside too: DistributedDataParallel decides there whether it will synchronise.
             with nullcontext() if last else self.accelerator.no_sync(self.learner):
                 with self.accelerator.autocast():
-                    loss = self.learner(views, part).sum() / len(labels)
+                    loss = self.learner(views, *targets).sum() / samples
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
@@ -130,16 +133,16 @@ class Step:
         assert self.method is not None
         report = self.method.gradient(
             self.learner.forward,
-            self._pieces(tensors),
+            [(views, labels) for views, (labels,) in self._pieces(tensors)],
             loss_scale=self._loss_scale(),
             autocast=self.accelerator.autocast,
         )
         return report.loss
 
-    def _pieces(self, tensors: tuple[Tensor, ...]) -> list[tuple[tuple[Tensor, ...], Tensor]]:
-        """Return views and labels of a batch's pieces, of the views followed by the labels."""
-        *views, labels = (tensor.chunk(self.accumulation) for tensor in tensors)
-        return list(zip(zip(*views, strict=True), labels, strict=True))
+    def _pieces(self, tensors: tuple[Tensor, ...]) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """Return each piece's views, and what follows them: its labels, and shares if its images are mixed."""
+        pieces = zip(*(tensor.chunk(self.accumulation) for tensor in tensors), strict=True)
+        return [(piece[: self.num_views], piece[self.num_views :]) for piece in pieces]
 
     def _loss_scale(self) -> Tensor | float:
         scaler = self.accelerator.scaler

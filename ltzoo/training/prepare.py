@@ -185,10 +185,10 @@ def _check_mixing(recipe: Recipe, learner: Learner) -> None:
     Raises:
         RecipeError: if so.
     """
-    if not learner.objective.takes_shares or learner.objective.num_views > 1:
+    if not learner.objective.takes_shares:
         raise RecipeError(
-            f'objective {recipe.objective.name} does not take mixed images, whose labels are shares of classes: leave '
-            'mixing out, or take objective.name=ce or logit_adjusted'
+            f'objective {recipe.objective.name} does not take mixed images, which have shares of classes for labels: '
+            'leave mixing out, or take objective.name=ce, logit_adjusted or bcl'
         )
     if recipe.method is not None:
         raise RecipeError('mixing cannot be combined with a method, which tells images by their class: leave it out')
@@ -453,7 +453,7 @@ def describe_batch(recipe: Recipe) -> str:
     batch = next(loader.epoch(0))
     with torch.no_grad():
         # Called itself, a compiled learner would be compiled first.
-        losses = learner.forward(batch.views, batch.labels)
+        losses = learner.forward(batch.views, batch.labels, batch.shares)
     parameters = sum(p.numel() for p in learner.model.parameters())
     extra = sum(p.numel() for p in learner.objective.parameters())
     return '\n'.join(

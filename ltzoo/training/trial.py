@@ -56,8 +56,8 @@ def try_step(
             trial.scale_logits()
         try:
             with accelerator.autocast():
-                targets = labels if recipe.mixing is None else F.one_hot(labels, num_classes).float()
-                losses = of_each(trial(views, targets), labels)
+                shares = None if recipe.mixing is None else F.one_hot(labels, num_classes).float()
+                losses = of_each(trial(views, labels, shares), labels)
             losses.sum().backward()
             if trial.class_scales is not None and trial.class_scales.grad is None:
                 raise ValueError(

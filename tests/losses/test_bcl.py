@@ -97,6 +97,17 @@ def test_the_objective_is_the_papers_sum(learned: tuple[torch.nn.Module, BCL, tu
     torch.testing.assert_close(losses, expected, rtol=0, atol=1e-10)
 
 
+def test_shares_are_those_of_the_first_view_alone(
+    learned: tuple[torch.nn.Module, BCL, tuple[Tensor, ...], Tensor],
+) -> None:
+    model, objective, views, labels = learned
+    shares = F.one_hot(torch.tensor([1, 0, 1, 4, 3, 4]), 5) * 0.25 + F.one_hot(labels, 5) * 0.75
+    logits = model.get_classifier()(model.forward_head(model.forward_features(torch.cat(views)), pre_logits=True)[:6])
+    of_classes = -(logits + (torch.tensor([50, 20, 5, 2, 1]) / 78).log()).log_softmax(1)
+    expected = objective(model, views, labels) + 2.0 * (of_classes * (shares - F.one_hot(labels, 5))).sum(1)
+    torch.testing.assert_close(objective(model, views, labels, shares), expected, rtol=0, atol=1e-10)
+
+
 def test_parameters_of_the_published_model() -> None:
     model = ltzoo.create_model('resnet32_cifar_bcl.cifar100_lt_r100')
     objective = create_objective('bcl', model, torch.arange(1, 101))

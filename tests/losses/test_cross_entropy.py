@@ -66,7 +66,8 @@ def test_the_loss_of_shares_is_that_of_the_classes_by_their_shares(name: str) ->
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     shares = torch.tensor([[1, 0, 0], [0, 0.25, 0.75], [0.5, 0.5, 0], [0, 0, 1]])
     of_class = torch.stack([made(Logits(), (logits,), torch.full((4,), c)) for c in range(3)], 1)
-    torch.testing.assert_close(made(Logits(), (logits,), shares), (of_class * shares).sum(1))
+    labels = torch.tensor([0, 2, 1, 1])
+    torch.testing.assert_close(made(Logits(), (logits,), labels, shares), (of_class * shares).sum(1))
 
 
 def test_a_class_without_images_counts_as_one_image() -> None:

@@ -52,6 +52,7 @@ FORMS: dict[str, dict[str, Any]] = {
     'mixing': {**CE, 'mixing': {'mixup': 1.0, 'cutmix': 1.0, 'probability': 0.5}, 'retraining': {'start_epoch': 3}},
     'ride': {**CE, **RIDE},
     'bcl': BCL,
+    'mixed bcl': {**BCL, 'accumulation': 2, 'mixing': {'mixup': 1.0, 'cutmix': 1.0}},
     'sam': {**BCL, 'method': SAM},
     'preservation': {**BCL, 'method': {**GKPGSA, 'sharpness': None}},
     'gkpgsa': {**BCL, 'method': GKPGSA},

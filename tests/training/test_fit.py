@@ -70,6 +70,7 @@ MakeRecipe = Callable[..., Recipe]
         ('retraining.start_epoch=1', 'objective.name=ce', 'accumulation=2', 'optimizer.name=lamb'),
         ('retraining={start_epoch: 1, part: scales}', 'objective.name=ce'),
         ('mixing={mixup: 0.4, cutmix: 1.0}', 'accumulation=2', 'reweighting.start_epoch=1'),
+        (f'views=[{",".join(["[horizontal_flip]"] * 3)}]', 'objective.name=bcl', 'mixing.cutmix=1', 'accumulation=2'),
         (*GKPGSA, 'accumulation=2'),
         (*GKPGSA, 'method.snapshots=disk', 'method.sharpness.global_gradient=ema', 'method.sharpness.mode=combined'),
     ],
@@ -991,10 +992,9 @@ def test_a_second_stage_that_comes_too_late_is_told(make_recipe: MakeRecipe, cap
     [
         (GKPGSA, 'mixing cannot be combined with a method, which tells images by their class: leave it out'),
         (
-            ['objective.name=bcl', f'views=[{",".join(["[horizontal_flip]"] * 3)}]'],
-            'objective bcl does not take mixed images, whose labels are shares of classes: leave mixing out, or take',
+            ['objective.name=focal'],
+            'objective focal does not take mixed images, which have shares of classes for labels: leave mixing out, or',
         ),
-        (['objective.name=focal'], 'objective focal does not take mixed images'),
     ],
 )
 def test_what_mixed_images_do_not_go_with(make_recipe: MakeRecipe, options: Sequence[str], message: str) -> None:

@@ -12,7 +12,13 @@ from ltzoo.training.learner import Learner
 
 def test_losses_are_multiplied_by_the_weights_of_their_classes_from_an_epoch_on() -> None:
     class Given(Objective):
-        def forward(self, model: nn.Module, views: tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
+        def forward(
+            self,
+            model: nn.Module,
+            views: tuple[torch.Tensor, ...],
+            labels: torch.Tensor,
+            shares: torch.Tensor | None = None,
+        ) -> torch.Tensor:
             return views[0]
 
     losses, labels = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 2])
@@ -24,7 +30,7 @@ def test_losses_are_multiplied_by_the_weights_of_their_classes_from_an_epoch_on(
     # Mixed images weigh as their classes do, by their shares.
     weighted.start_epoch(2)
     shares = torch.tensor([[0, 0.5, 0.5], [1, 0, 0], [0.5, 0, 0.5]])
-    assert weighted((losses,), shares).tolist() == [2, 1, 7]
+    assert weighted((losses,), labels, shares).tolist() == [2, 1, 7]
     assert weighted.weights_now.data_ptr() == place, 'a recorded step would read the former'
     assert not weighted.state_dict()
     # A learner that has not been told yet is in its first epoch.
