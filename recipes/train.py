@@ -50,7 +50,11 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         if first_here():
-            print('\nstopped: continue from the last checkpoint with the same command and resume=auto', file=sys.stderr)
+            print(
+                '\nstopped: continue from the last checkpoint with the same command and resume=auto, and with '
+                'stop_epoch=N to end after N epochs',
+                file=sys.stderr,
+            )
         return 130
 
 

@@ -77,6 +77,11 @@ def model_card(
     paper = pretrained_cfg.get('paper_name')
     source = f'- Reference: {paper} ({pretrained_cfg.get("paper_ids")})\n' if paper else ''
     part = 'the test set' if lt['split'] == 'test' else 'a hold-out, not the test set'
+    stop, epochs = recipe.get('stop_epoch'), recipe['epochs']
+    if stop is not None:
+        epochs, end = f'{stop} of {epochs}', f'epoch {stop}, at which training was ended'
+    else:
+        end = 'the last epoch'
     front = front_matter(title, licence_of(pretrained_cfg, lt), data, lt['split'], scores)
     return f"""---
 {front.to_yaml()}
@@ -88,7 +93,7 @@ An image classifier for long-tailed data, trained with ltzoo.
 
 - Architecture: {pretrained_cfg['architecture'] if entry is None else entry.backbone}
 - Classes: {len(counts)}, with {max(counts)} to {min(counts)} training images ({sum(counts):,} in all)
-{source}- Method: {method_of(recipe)}, {recipe['epochs']} epochs of batches of {recipe['batch_size']}
+{source}- Method: {method_of(recipe)}, {epochs} epochs of batches of {recipe['batch_size']}
 - Seed: {lt['seed']}
 
 ## Use
@@ -97,7 +102,7 @@ An image classifier for long-tailed data, trained with ltzoo.
 
 ## Scores
 
-In percent, on {lt['scores']['samples']:,} images of {part}, after the last epoch{_seeds(results)}.
+In percent, on {lt['scores']['samples']:,} images of {part}, after {end}{_seeds(results)}.
 
 {_table(scores, results)}
 

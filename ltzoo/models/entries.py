@@ -35,7 +35,8 @@ def method_of(recipe: Mapping[str, Any]) -> str:
     method = recipe.get('method') or {}
     given = (key for key in ('mixing', 'reweighting', 'retraining') if recipe.get(key))
     # What such a run ends before is no part of it.
-    added = [key for key in given if recipe[key].get('start_epoch', 0) < recipe.get('epochs', math.inf)]
+    last = recipe.get('stop_epoch') or recipe.get('epochs', math.inf)
+    added = [key for key in given if recipe[key].get('start_epoch', 0) < last]
     if 'retraining' in added and recipe['retraining'].get('part') == 'scales':
         added[added.index('retraining')] = 'scaling'
     added += [key for key in ('preservation', 'sharpness') if method.get(key)]

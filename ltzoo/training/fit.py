@@ -105,7 +105,7 @@ def _train(
         require_readable(dataset.test)
     if recipe.ema_decay is not None:
         training.ema = ModelEmaV3(training.learner.model, decay=recipe.ema_decay)
-        left = recipe.ema_decay ** (recipe.epochs * training.loader.steps_per_epoch)
+        left = recipe.ema_decay ** (recipe.trained_epochs * training.loader.steps_per_epoch)
         if left > 0.05:
             logger.warning(
                 'ema_decay=%s: at the end of so short a run the average is still %.0f %% of the weights it starts from',
@@ -180,7 +180,7 @@ def _train_epochs(folder: RunFolder, training: Training, progress: bool) -> None
         return loss
 
     remedy, seconds = _remedy(recipe), None
-    for epoch in range(training.epoch, recipe.epochs):
+    for epoch in range(training.epoch, recipe.trained_epochs):
         learner.train()
         learner.start_epoch(epoch)
         if epoch >= recipe.scheduled_epochs:
@@ -195,7 +195,7 @@ def _train_epochs(folder: RunFolder, training: Training, progress: bool) -> None
             training.loader,
             accelerator,
             epoch=epoch,
-            epochs=recipe.epochs,
+            epochs=recipe.trained_epochs,
             batch_size=recipe.batch_size,
             learning_rate=rate,
             remedy=remedy,
@@ -221,7 +221,7 @@ def _train_epochs(folder: RunFolder, training: Training, progress: bool) -> None
             accelerator.log(_numbers(line), step=epoch)
         if accelerator.is_main_process:
             folder.append_log(line)
-        if (epoch + 1) % recipe.checkpoint_every == 0 or epoch + 1 == recipe.epochs:
+        if (epoch + 1) % recipe.checkpoint_every == 0 or epoch + 1 == recipe.trained_epochs:
             _save(folder, training)
 
 
@@ -232,7 +232,7 @@ def _score_and_finish(folder: RunFolder, training: Training) -> dict[str, Any]:
     results = _results(folder, training, training.measure(dataset.test))
     if recipe.trackers:
         final = {f'{recipe.evaluation.split}/{key}': results[key] for key in SCORES if key != 'samples'}
-        accelerator.log(_numbers(final), step=recipe.epochs)
+        accelerator.log(_numbers(final), step=recipe.trained_epochs)
     if recipe.evaluation.train:
         results['train_top1'] = training.measure(dataset.train).top1
     if accelerator.is_main_process:
@@ -297,6 +297,11 @@ def _restore(folder: RunFolder, training: Training) -> None:
             f'the processes find different checkpoints in output={folder.path}: give a folder that all machines share'
         )
     if state is not None:
+        if state['epoch'] > recipe.trained_epochs:
+            raise CheckpointError(
+                f'output={folder.path} has been trained for {state["epoch"]} epochs, which is more than stop_epoch='
+                f'{recipe.stop_epoch}: give {state["epoch"]} to end it there, or more'
+            )
         with _saying_what_is_wrong(folder):
             training.load_state_dict(state)
     # Only now: what cannot be gone on from stays as it is.
@@ -383,7 +388,7 @@ def _results(folder: RunFolder, training: Training, scores: Scores) -> dict[str,
         'split': recipe.evaluation.split,
         'many_above': recipe.evaluation.many_above,
         'few_below': recipe.evaluation.few_below,
-        'epochs': recipe.epochs,
+        'epochs': recipe.trained_epochs,
         'seed': recipe.seed,
         'split_seed': recipe.data.split_seed,
         'parameters': sum(p.numel() for p in training.learner.model.parameters()),

@@ -411,9 +411,10 @@ def _create_method(
 
 def warn_of_what_never_comes(recipe: Recipe) -> None:
     """Log what the recipe has and the run is too short for."""
-    run = f'a run of {recipe.epochs} epoch{"s" * (recipe.epochs != 1)}'
-    schedule, method, first = recipe.schedule, recipe.method, recipe.scheduled_epochs
-    stage = run if first == recipe.epochs else f'a first stage of {first} epoch{"s" * (first != 1)}'
+    last = recipe.trained_epochs
+    run = f'a run of {last} epoch{"s" * (last != 1)}'
+    schedule, method, first = recipe.schedule, recipe.method, min(recipe.scheduled_epochs, last)
+    stage = run if first == last else f'a first stage of {first} epoch{"s" * (first != 1)}'
     if schedule.warmup_epochs > first > 0:
         logger.warning('schedule.warmup_epochs=%d: %s ends before the full rate', schedule.warmup_epochs, stage)
     if schedule.name != 'multistep' and schedule.milestones:
@@ -421,24 +422,24 @@ def warn_of_what_never_comes(recipe: Recipe) -> None:
     missed = [milestone for milestone in schedule.milestones if milestone >= first > 0]
     if schedule.name == 'multistep' and missed:
         logger.warning('schedule.milestones: %s ends before the rate falls at %s', stage, ', '.join(map(str, missed)))
-    if recipe.retraining is not None and recipe.retraining.start_epoch >= recipe.epochs:
+    if recipe.retraining is not None and recipe.retraining.start_epoch >= last:
         start = recipe.retraining.start_epoch
         logger.warning('retraining.start_epoch=%d: %s ends before the classifier is trained alone', start, run)
-    if recipe.reweighting is not None and recipe.reweighting.start_epoch >= recipe.epochs:
+    if recipe.reweighting is not None and recipe.reweighting.start_epoch >= last:
         start = recipe.reweighting.start_epoch
         logger.warning('reweighting.start_epoch=%d: %s ends before any class is weighed', start, run)
     weighed = (recipe.objective.model_extra or {}).get('reweighting_epoch')
-    if isinstance(weighed, int) and weighed >= recipe.epochs:
+    if isinstance(weighed, int) and weighed >= last:
         logger.warning('objective.reweighting_epoch=%d: %s ends before any class is weighed', weighed, run)
     if method is None:
         return
-    late = method.first_grouping >= recipe.epochs
+    late = method.first_grouping >= last
     if late and method.preservation is not None:
         logger.warning('method.first_grouping=%d: %s has no anchors before its end', method.first_grouping, run)
     if method.sharpness is not None:
         if late and method.group_by == 'bank':
             logger.warning('method.first_grouping=%d: %s has no groups before its end', method.first_grouping, run)
-        elif method.sharpness.start_epoch >= recipe.epochs:
+        elif method.sharpness.start_epoch >= last:
             start = method.sharpness.start_epoch
             logger.warning('method.sharpness.start_epoch=%d: %s ends before any step is perturbed', start, run)
 
@@ -461,7 +462,7 @@ def describe_batch(recipe: Recipe) -> str:
             f'data: {dataset.name}, {len(dataset.train)} training images in {dataset.num_classes} classes, '
             f'{len(dataset.test)} to measure on ({recipe.evaluation.split})',
             f'model: {recipe.model.name}, {parameters:,} parameters; the objective adds {extra:,}',
-            f'steps: {loader.steps_per_epoch} an epoch, {loader.steps_per_epoch * recipe.epochs:,} in all',
+            f'steps: {loader.steps_per_epoch} an epoch, {loader.steps_per_epoch * recipe.trained_epochs:,} in all',
             *(f'view {i + 1}: {tuple(view.shape)} {view.dtype}' for i, view in enumerate(batch.views)),
             f'labels: {tuple(batch.labels.shape)}; losses: {tuple(losses.shape)}, mean {losses.mean():.4f}',
         ]

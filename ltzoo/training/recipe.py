@@ -184,6 +184,7 @@ class Recipe(_Part):
     evaluation: EvaluationPart = EvaluationPart()
 
     epochs: int = Field(ge=1)
+    stop_epoch: int | None = Field(None, ge=1, description='end after so many epochs of a schedule for `epochs`')
     batch_size: int = Field(ge=1, description='samples in one optimiser step, over all processes')
     seed: int = Field(0, ge=0, lt=2**32, description='of weights, order and views')
 
@@ -215,6 +216,17 @@ class Recipe(_Part):
         if not lists and not isinstance(value, str):
             raise ValueError('input should be the name of a preset, or a list of operations for each view')
         return value
+
+    @model_validator(mode='after')
+    def _stops_before_the_end(self) -> Recipe:
+        if self.stop_epoch is not None and self.stop_epoch > self.epochs:
+            raise ValueError(f'stop_epoch {self.stop_epoch} is after the last of {self.epochs} epochs: give fewer')
+        return self
+
+    @property
+    def trained_epochs(self) -> int:
+        """The epochs that are trained: all, or those before the run is ended early."""
+        return self.epochs if self.stop_epoch is None else self.stop_epoch
 
     @property
     def scheduled_epochs(self) -> int:

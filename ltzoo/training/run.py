@@ -104,8 +104,9 @@ class RunFolder:
                 'another output'
             )
         # The images may lie in another folder by now; that they are the same is seen from the checkpoint. A run that an
-        # unreadable image stopped may go on without it.
-        changed = difference(self.read_recipe(), recipe, {'data.unreadable'}, with_place=self.finished)
+        # unreadable image stopped may go on without it, and one that is not finished may be ended earlier or later.
+        free = {'data.unreadable'} if self.finished else {'data.unreadable', 'stop_epoch'}
+        changed = difference(self.read_recipe(), recipe, free, with_place=self.finished)
         if changed:
             raise CheckpointError(f'output={self.path} holds a run of another recipe: {changed}; give another output')
 
@@ -174,7 +175,7 @@ class RunFolder:
             before = dict(json.loads(self.environment.read_text()))
         except (OSError, ValueError, TypeError):
             return environment
-        if state['epoch'] >= recipe.epochs:
+        if state['epoch'] >= recipe.trained_epochs:
             # Nothing is left to be trained.
             return before
         earlier = before.pop('earlier', [])

@@ -140,7 +140,7 @@ class Training:
         if self.ema is not None:
             self.ema.load_state_dict(state['ema'])
         # After the last epoch no step follows, and the snapshots of a finished run are gone.
-        if self.method is not None and state['epoch'] < self.method.epochs:
+        if self.method is not None and state['epoch'] < self.recipe.trained_epochs:
             self.method.load_state_dict(state['method'])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state['scaler'])

@@ -94,6 +94,32 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     assert json.loads(results.read_text()) == before
 
 
+@pytest.mark.parametrize('options', [(), (*GKPGSA, 'method.snapshots=disk')])
+def test_a_run_can_be_ended_early(make_recipe: MakeRecipe, tmp_path: Path, options: tuple[str, ...]) -> None:
+    cut = tmp_path / 'cut'
+    fit_until(2, make_recipe(*options), cut)
+    with pytest.raises(
+        CheckpointError, match='trained for 2 epochs, which is more than stop_epoch=1: give 2 to end it'
+    ):
+        fit(make_recipe(*options, 'resume=auto', 'stop_epoch=1'), cut, progress=False)
+    for epochs in (2, 3):
+        ended = make_recipe(*options, 'resume=auto', f'stop_epoch={epochs}')
+        results = fit(ended, cut, progress=False)
+        assert results['epochs'] == results['recipe']['stop_epoch'] == epochs
+        card = (cut / 'model' / 'README.md').read_text()
+        assert f'{epochs} of 4 epochs' in card and f'after epoch {epochs}, at which training was ended' in card
+        fit(make_recipe(*options, f'stop_epoch={epochs}'), tmp_path / str(epochs), progress=False)
+        assert_equal_runs(tmp_path / str(epochs), cut)
+        # It is finished, and is gone on with only where its results are taken away, and its snapshots are still there.
+        with pytest.raises(CheckpointError, match=f'another recipe: stop_epoch was {epochs}, is None'):
+            fit(make_recipe(*options, 'resume=auto'), cut, progress=False)
+        (cut / 'results.json').unlink()
+        assert fit(ended, cut, progress=False) == results
+        if options:
+            return
+        (cut / 'results.json').unlink()
+
+
 def test_random_numbers_of_python_and_numpy_go_on_too(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def test_a_recipe_written_out_reads_back_the_same(tmp_path: Path) -> None:
         ('optimizer.weight_deacy=1', 'no key optimizer.weight_deacy; did you mean optimizer.weight_decay?'),
         ('data_dir=x', 'no key data_dir; did you mean data.data_dir?'),
         ('retraining.start_epch=1', 'no key retraining.start_epch; did you mean retraining.start_epoch?'),
+        ('stop_epoch=201', 'stop_epoch 201 is after the last of 200 epochs: give fewer'),
         ('mixing.mixup_alpha=1', 'no key mixing.mixup_alpha; did you mean mixing.mixup?'),
         ('mixing.probability=0.5', 'mixing: give the alpha of mixup or of cutmix, such as {mixup: 0.2}'),
         ('retraining.lr=1', 'the key retraining.start_epoch is missing'),
