@@ -71,7 +71,9 @@ def resolve_model(name: str) -> str:
             )
         return name
     if not (run / 'model').is_dir():
-        raise EvaluationError(f'the run {name} is not finished: continue it with resume=auto')
+        raise EvaluationError(
+            f'the run {name} is not finished: continue it with resume=auto, or end it with stop_epoch=N too'
+        )
     return f'local-dir:{run / "model"}'
 
 

@@ -223,7 +223,9 @@ def _record(run: Path) -> dict[str, Any]:
     if not (run / 'recipe.yaml').is_file():
         raise ExportError(f'{run} holds no run: recipe.yaml is missing')
     if not (run / 'results.json').is_file():
-        raise ExportError(f'the run {run} is not finished: continue it with resume=auto')
+        raise ExportError(
+            f'the run {run} is not finished: continue it with resume=auto, or end it with stop_epoch=N too'
+        )
     record = _read(run / 'results.json', _RECORD)
     _check_types(run, record)
     record['recipe_file'] = _recipe_file(record['environment'].get('command') or '')
