@@ -28,7 +28,7 @@ class MixedLoader:
             CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, ICCV 2019). Where
             both are given, one of the two is drawn for each batch.
         probability: that a batch is mixed at all.
-        until: from this epoch on, counted from 0, batches are as the loader gives them.
+        until: from this epoch on, counted from 0, no batch is mixed; an image's share of its own class is 1 then.
     """
 
     def __init__(
@@ -48,15 +48,12 @@ class MixedLoader:
         self.mix = v2.RandomApply([v2.RandomChoice(ways)], probability)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        batches = self.loader.epoch(epoch)
-        if epoch >= self.until:
-            yield from batches
-            return
-        for step, batch in enumerate(batches):
+        for step, batch in enumerate(self.loader.epoch(epoch)):
             view, *others = batch.views
             shares = F.one_hot(batch.labels, self.num_classes).float()
-            with torch.random.fork_rng(devices=()):
-                # That of the CPU alone, which draws; not as the views are seeded.
-                torch.default_generator.manual_seed(seed_of(self.seed, epoch, step, 1))
-                view, shares = self.mix(view, shares)
+            if epoch < self.until:
+                with torch.random.fork_rng(devices=()):
+                    # That of the CPU alone, which draws; not as the views are seeded.
+                    torch.default_generator.manual_seed(seed_of(self.seed, epoch, step, 1))
+                    view, shares = self.mix(view, shares)
             yield Batch((view, *others), batch.labels, shares)

@@ -373,7 +373,9 @@ def create_loader(recipe: Recipe, dataset: Dataset, learner: Learner, accelerato
     if recipe.mixing is None:
         return loader
     mixing = recipe.mixing.model_dump()
-    return MixedLoader(loader, dataset.num_classes, recipe.seed, **mixing, until=recipe.scheduled_epochs)
+    end = mixing.pop('end_epoch')
+    until = recipe.scheduled_epochs if end is None else min(end, recipe.scheduled_epochs)
+    return MixedLoader(loader, dataset.num_classes, recipe.seed, **mixing, until=until)
 
 
 def can_record(recipe: Recipe, accelerator: Accelerator) -> bool:

@@ -98,12 +98,13 @@ class MixingPart(_Part):
     """Images of a batch are mixed with one another, their classes in the same shares: `ltzoo.data.mixing.MixedLoader`.
 
     `mixup` and `cutmix` are the alpha of each, 0 for none; of both, each batch takes one. `probability` is that of a
-    batch to be mixed. In a second stage none is.
+    batch to be mixed. From `end_epoch` on, counted from 0, and in a second stage, none is.
     """
 
     mixup: float = Field(0.0, ge=0)
     cutmix: float = Field(0.0, ge=0)
     probability: float = Field(1.0, gt=0, le=1)
+    end_epoch: int | None = Field(None, ge=1)
 
     @model_validator(mode='after')
     def _consistent(self) -> MixingPart:

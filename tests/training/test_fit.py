@@ -348,6 +348,25 @@ def test_the_hold_out_is_measured_during_training(make_recipe: MakeRecipe, tmp_p
     assert lines[-1]['holdout']['top1'] == results['top1']
 
 
+@pytest.mark.parametrize(
+    ('options', 'mixed'),
+    [
+        ((), [True] * 4),
+        (('mixing.end_epoch=3',), [True, True, True, False]),
+        (('retraining.start_epoch=1',), [True, False, False, False]),
+        (('retraining.start_epoch=1', 'mixing.end_epoch=3'), [True, False, False, False]),
+        (('retraining.start_epoch=3', 'mixing.end_epoch=1'), [True, False, False, False]),
+    ],
+)
+def test_images_are_mixed_until_an_epoch_and_never_in_a_second_stage(
+    make_recipe: MakeRecipe, tmp_path: Path, options: tuple[str, ...], mixed: list[bool]
+) -> None:
+    recipe = make_recipe('objective.name=ce', 'mixing.mixup=1', *options)
+    loader = prepare_training(recipe, prepare_data(recipe), create_accelerator(recipe), tmp_path).loader
+    shares = [[batch.shares for batch in loader.epoch(epoch)] for epoch in range(recipe.epochs)]
+    assert [any((part.amax(1) < 1).any() for part in of_epoch) for of_epoch in shares] == mixed  # type: ignore[union-attr]
+
+
 def test_the_seed_reaches_the_weights_the_order_and_the_method(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
