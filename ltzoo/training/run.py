@@ -176,8 +176,8 @@ class RunFolder:
         except (OSError, ValueError, TypeError):
             return environment
         if state['epoch'] >= recipe.trained_epochs:
-            # Nothing is left to be trained.
-            return before
+            # Nothing is left to be trained; how it was ended is said by the last command alone.
+            return {**before, 'command': environment['command']}
         earlier = before.pop('earlier', [])
         former, present = ({k: v for k, v in part.items() if k != 'command'} for part in (before, environment))
         if former != present:

@@ -95,7 +95,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
 
 
 @pytest.mark.parametrize('options', [(), (*GKPGSA, 'method.snapshots=disk')])
-def test_a_run_can_be_ended_early(make_recipe: MakeRecipe, tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_a_run_can_be_ended_early(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
     cut = tmp_path / 'cut'
     fit_until(2, make_recipe(*options), cut)
     with pytest.raises(
@@ -104,8 +106,10 @@ def test_a_run_can_be_ended_early(make_recipe: MakeRecipe, tmp_path: Path, optio
         fit(make_recipe(*options, 'resume=auto', 'stop_epoch=1'), cut, progress=False)
     for epochs in (2, 3):
         ended = make_recipe(*options, 'resume=auto', f'stop_epoch={epochs}')
+        monkeypatch.setattr(sys, 'argv', ['python', f'ended={epochs}'])
         results = fit(ended, cut, progress=False)
         assert results['epochs'] == results['recipe']['stop_epoch'] == epochs
+        assert results['environment']['command'] == f'ended={epochs}'
         card = (cut / 'model' / 'README.md').read_text()
         assert f'{epochs} of 4 epochs' in card and f'after epoch {epochs}, at which training was ended' in card
         fit(make_recipe(*options, f'stop_epoch={epochs}'), tmp_path / str(epochs), progress=False)
@@ -1331,7 +1335,7 @@ def test_the_environments_that_a_run_was_trained_in_are_all_kept(make_recipe: Ma
     earlier = [{'commit': 'a', 'threads': 2, 'until_epoch': 3}, {'commit': 'b', 'threads': 2, 'until_epoch': 5}]
     assert json.loads(folder.environment.read_text()) == {**one, 'earlier': earlier}
     folder.start(recipe, other, {'epoch': 9})
-    assert json.loads(folder.environment.read_text()) == {**one, 'earlier': earlier}
+    assert json.loads(folder.environment.read_text()) == {**one, 'command': 'b', 'earlier': earlier}
 
 
 def test_two_trainings_in_a_process_have_each_its_own_precision(make_recipe: MakeRecipe, tmp_path: Path) -> None:
