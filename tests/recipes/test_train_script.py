@@ -292,8 +292,8 @@ def test_ctrl_c(interrupted: tuple[Path, list[str], subprocess.CompletedProcess[
     assert process.returncode == 130, process.stderr
     # Not always the last line: a progress bar that is interrupted while it is made complains when it is taken away.
     told = (
-        'stopped: continue from the last checkpoint with the same command and resume=auto, and with stop_epoch=N to end '
-        'after N epochs'
+        'stopped: continue from the last checkpoint with the same command and resume=auto, and with stop_epoch=N to '
+        'end after N epochs'
     )
     assert told in process.stderr.splitlines()
     assert 'Traceback' not in process.stderr
