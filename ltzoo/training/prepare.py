@@ -372,9 +372,8 @@ def create_loader(recipe: Recipe, dataset: Dataset, learner: Learner, accelerato
     )
     if recipe.mixing is None:
         return loader
-    mixing = recipe.mixing.model_dump()
-    end = mixing.pop('end_epoch')
-    until = recipe.scheduled_epochs if end is None else min(end, recipe.scheduled_epochs)
+    mixing = recipe.mixing.model_dump(exclude={'end_epoch'})
+    until = min(recipe.mixing.end_epoch or recipe.epochs, recipe.scheduled_epochs)
     return MixedLoader(loader, dataset.num_classes, recipe.seed, **mixing, until=until)
 
 
