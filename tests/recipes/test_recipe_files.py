@@ -130,6 +130,20 @@ def test_the_objective_takes_these_options_and_views(file: Path, recipe: Recipe)
     assert size == (side, side) or (file.parent.name == 'study' and recipe.model.name.startswith('timm/'))
 
 
+def test_a_recipe_says_nothing_that_its_base_has(file: Path) -> None:
+    said = yaml.safe_load(file.read_text(encoding='utf-8'))
+    if 'base' not in said:
+        return
+    base = load(file.parent / said.pop('base'))
+    # A schedule is given whole.
+    for part, value in ((part, value) for part, value in said.items() if part != 'schedule'):
+        old = getattr(base, part)
+        assert value != old, part
+        if isinstance(value, dict) and old is not None:
+            same = [key for key, new in value.items() if new == getattr(old, key, ...)]
+            assert not same, f'{part}: {same}'
+
+
 @pytest.mark.parametrize('name', IN_PAPER)
 def test_optimisation_is_the_papers(name: str) -> None:
     recipe = load(ROOT / 'recipes' / f'{name}.yaml')
