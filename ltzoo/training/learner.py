@@ -81,7 +81,7 @@ class Learner(nn.Module):
         losses = self.objective(self.model, views, labels, *mixed)
         if self.weights_now is None:
             return losses
-        return losses * (self.weights_now[labels] if shares is None else shares @ self.weights_now)
+        return losses * (self.weights_now[labels] if shares is None else (shares * self.weights_now).sum(1))
 
     def no_weight_decay(self) -> set[str]:
         """Return what timm leaves undecayed beside biases and norms: the list of the model, such as its tokens."""

@@ -232,7 +232,7 @@ def test_recorded_views_on_a_gpu_are_the_views(tmp_path: Path, monkeypatch: pyte
         ).loader
         assert isinstance(loader.look, Recorded) == (graphed == 'true')  # type: ignore[attr-defined]
         # Those of the second epoch are replayed.
-        batches = [batch for epoch in range(2) for batch in loader.epoch(epoch)]
+        batches = (batch for epoch in range(2) for batch in loader.epoch(epoch))
         seen.append([torch.stack([view.clone() for view in batch.views]) for batch in batches])
     for one, other in zip(*seen, strict=True):
         torch.testing.assert_close(one, other)
