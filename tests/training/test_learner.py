@@ -31,6 +31,10 @@ def test_losses_are_multiplied_by_the_weights_of_their_classes_from_an_epoch_on(
     weighted.start_epoch(2)
     shares = torch.tensor([[0, 0.5, 0.5], [1, 0, 0], [0.5, 0, 0.5]])
     assert weighted((losses,), labels, shares).tolist() == [2, 1, 7]
+    # In full precision also where the rest of the step has half.
+    third = Learner(nn.Identity(), Given(), torch.tensor([1 / 3, 1.0, 3.0]))
+    with torch.autocast('cpu', torch.bfloat16):
+        assert third((losses,), labels, torch.eye(3)[labels]).equal(third((losses,), labels))
     assert weighted.weights_now.data_ptr() == place, 'a recorded step would read the former'
     assert not weighted.state_dict()
     # A learner that has not been told yet is in its first epoch.
