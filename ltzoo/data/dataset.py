@@ -77,7 +77,10 @@ class Split:
         return len(self.labels)
 
     def select(self, indices: np.ndarray) -> Split:
-        """Return the samples at `indices` (int64, any order)."""
+        """Return the samples at `indices` (int64, any order), or those where a mask (bool, one of each) is true."""
+        indices = np.asarray(indices)
+        if indices.dtype == bool:
+            indices = np.flatnonzero(indices)
         return Split(self.images.select(indices), self.labels[indices])
 
     def digest(self) -> str:
@@ -302,6 +305,8 @@ def load_data(
             that has its place, or `split_seed` for a set that is not drawn by it.
         MissingDataError: if files are missing; the message says which and where they come from.
     """
+    if not isinstance(name, str):
+        raise DataError(f'a data set has a name, such as cifar100_lt_r100 or folder:/my/images, not {name!r}')
     base, _, place = name.partition(':')
     entry, longtail = _resolve(base)
     if split_seed and longtail is None:

@@ -137,6 +137,8 @@ def _check_predictions(
 ) -> None:
     if class_counts.shape != (num_classes,):
         raise ScoreError(f'class_counts has shape {class_counts.shape}, for {num_classes} class_names ({num_classes},)')
+    if class_counts.dtype.kind not in 'iu' or (class_counts < 0).any():
+        raise ScoreError(f'class_counts must be whole numbers, 0 or more, not {class_counts.tolist()}')
     if labels.ndim != 1 or len(labels) == 0:
         raise ScoreError(f'labels have shape {labels.shape}, where (N,) is needed, of at least one image')
     for name, values in (('predictions', predictions), ('confidences', confidences)):

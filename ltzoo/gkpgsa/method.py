@@ -7,7 +7,7 @@ groups' anchors (GKP). Per epoch: feature quality, memory bank and, when it is d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ltzoo.gkpgsa.quality import FeatureQuality
 from ltzoo.gkpgsa.rows import RowsForm
 from ltzoo.gkpgsa.settings import GkpGsaSettings, PreservationSettings
 from ltzoo.gkpgsa.sharpness import GroupedSharpness, StepReport
+from ltzoo.models.heads import classifier_of
 
 __all__ = ['GkpGsa']
 
@@ -76,7 +77,11 @@ class GkpGsa:
         self.class_counts, self.labels = _checked(class_counts, labels)
         self.epochs, self.seed = epochs, seed
         self.log_prior = None if log_prior is None else log_prior.to(next(module.parameters()).device)
-        heads = model.get_classifier()
+        heads, _ = classifier_of(model)
+        if heads is None:
+            raise GkpGsaError(
+                f'{type(model).__name__} has no get_classifier() that returns its classifier, as timm models have it'
+            )
         # Distilled transformers have two; the first is the classifier that features are looked at for.
         self.heads: Sequence[nn.Module] = heads if isinstance(heads, (tuple, list)) else (heads,)
         classifier = {id(p) for head in self.heads for p in head.parameters()}
@@ -388,7 +393,7 @@ class GkpGsa:
             # NumPy's legacy generator has frozen streams. A group's draw depends on its own samples alone.
             drawn = np.random.RandomState(self.seed).permutation(np.flatnonzero(of_samples == g))
             fisher, loss = diagonal_fisher(
-                self.model, parameters, samples(drawn[: part.samples_per_group]), part.fisher,
+                self.model, parameters, self._batches(samples, drawn[: part.samples_per_group]), part.fisher,
                 buffers={name: anchor[name] for name in self.statistics},
                 chunk_size=part.chunk_size, log_prior=self.log_prior, generator=generator,
             )  # fmt: skip
@@ -396,6 +401,15 @@ class GkpGsa:
             of_anchors['anchor_epoch'].append(self.bank.best_epoch[stored & (groups == g)].double().mean().item())
             of_anchors['anchor_loss'].append(loss)
         return preservation.to(device), of_anchors
+
+    def _batches(self, samples: Samples, indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of `indices`, checked to be those."""
+        expected = torch.from_numpy(self.labels[indices])
+        for images, labels in samples(indices):
+            of_batch, expected = expected[: len(labels)], expected[len(labels) :]
+            if not torch.equal(labels.long().cpu(), of_batch):
+                raise GkpGsaError('samples gives other labels than those of the training samples that it was asked for')
+            yield images, labels
 
 
 def _checked(class_counts: Tensor | np.ndarray, labels: np.ndarray | Tensor) -> tuple[Tensor, np.ndarray]:
@@ -415,6 +429,13 @@ def _checked(class_counts: Tensor | np.ndarray, labels: np.ndarray | Tensor) -> 
         wrong = int(of_samples.min() if of_samples.min() < 0 else of_samples.max())
         raise GkpGsaError(
             f'labels must be 0 to {len(counts) - 1}, as there are {len(counts)} class counts, not {wrong}'
+        )
+    there = torch.bincount(of_samples, minlength=len(counts))
+    if not torch.equal(there, counts.long()):
+        c = int((there != counts).nonzero()[0])
+        raise GkpGsaError(
+            f'class_counts must be those of labels, the classes of all training samples: class {c} has {counts[c]} '
+            f'there and {there[c]} among the labels'
         )
     return counts, of_samples.numpy()
 

@@ -61,7 +61,7 @@ def get_results(name: str) -> dict[str, Any]:
     Raises:
         NoWeightsError: if no weights are published, or the zoo has no such model.
     """
-    entry = entry_of(name)
+    entry = entry_of(name) if isinstance(name, str) else None
     if entry is None:
         raise NoWeightsError(f'{name} is no model of the zoo: list_pretrained() has those with results')
     if entry.folder is None:

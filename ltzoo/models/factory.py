@@ -281,7 +281,7 @@ def create_model_and_transforms(
     else:
         train = transforms.Compose(
             [
-                transforms.Resize((height, width), str_to_interp_mode(config['interpolation'])),
+                transforms.Resize(min(height, width), str_to_interp_mode(config['interpolation'])),
                 transforms.RandomCrop((height, width), padding=4),
                 transforms.RandomHorizontalFlip(),
                 transforms.ToTensor(),

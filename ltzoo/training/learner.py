@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ltzoo.gkpgsa.passes import of_each
 from ltzoo.losses import Objective
 from ltzoo.models.heads import classifier_of
 
@@ -81,6 +82,8 @@ class Learner(nn.Module):
         losses = self.objective(self.model, views, labels, *mixed)
         if self.weights_now is None:
             return losses
+        # Weights would make losses of each of one that is a mean.
+        losses = of_each(losses, labels)
         return losses * (self.weights_now[labels] if shares is None else (shares * self.weights_now).sum(1))
 
     def no_weight_decay(self) -> set[str]:

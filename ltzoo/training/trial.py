@@ -102,7 +102,8 @@ def _try_method(
     order = class_counts.argsort(descending=True)
     labels = order[class_counts[order] > 0][[0, -1][: len(views[0])]]
     prior = trial.objective.logit_adjustment
-    method = GkpGsa(trial, trial.model, class_counts, labels, 2, settings, log_prior=prior, rows_form=rows_form)
+    all_labels = torch.arange(len(class_counts)).repeat_interleave(class_counts)
+    method = GkpGsa(trial, trial.model, class_counts, all_labels, 2, settings, log_prior=prior, rows_form=rows_form)
     on_device = labels.to(views[0].device)
 
     method.start_epoch(0)

@@ -104,6 +104,19 @@ def test_a_place_has_one_name_however_it_is_given(tmp_path: Path) -> None:
     assert load_data('digits', tmp_path).name == 'digits'
     with pytest.raises(DataError, match=r'folder:~no_such_user/x: there is no home folder ~no_such_user'):
         load_data('folder:~no_such_user/x')
+    with pytest.raises(DataError, match=r"a data set has a name, such as .*, not PosixPath\('x'\)"):
+        load_data(Path('x'))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize('files', [False, True])
+def test_samples_are_selected_by_number_or_by_a_mask(files: bool, tmp_path: Path) -> None:
+    write_classes(tmp_path, a=1, b=3)
+    split = load_data('folder', tmp_path).test if files else load_data('digits').train
+    wanted = np.flatnonzero(split.labels == 1)
+    for indices in (wanted, wanted.tolist(), split.labels == 1):
+        chosen = split.select(indices)
+        assert chosen.labels.tolist() == [1] * len(wanted)
+        assert [chosen.images.name(i) for i in range(len(chosen))] == [split.images.name(i) for i in wanted]
 
 
 def test_a_place_beside_a_place_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,6 +491,19 @@ class TestFolder:
             dataset = load_data('folder', tmp_path / train)
             assert (dataset.class_names, len(dataset.train)) == (('cat', 'dog'), 8)
             assert f'is trained on {train} and tested on 20 % of it: Masks, Test (no class folders) are' in caplog.text
+
+    def test_parts_beside_the_classes_are_no_classes(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        write_classes(tmp_path / 'whole', cat=5, dog=5, rat=5)
+        write_classes(tmp_path / 'whole' / 'Test', cat=2, dog=2)
+        with pytest.raises(DataError, match=r'Test holds .* such as cat: put the class folders beside it into .*train'):
+            load_data('folder', tmp_path / 'whole')
+        # Another name inside it tells that it may be a class with parts of its own.
+        write_classes(tmp_path / 'whole' / 'Test', glass=2)
+        assert 'Test' in load_data('folder', tmp_path / 'whole').class_names
+        assert not caplog.records
+        write_classes(tmp_path / 'loose', cat=5, val=5)
+        assert load_data('folder', tmp_path / 'loose').class_names == ('cat', 'val')
+        assert 'val is taken for a class: if it is the test set, put its images into class folders' in caplog.text
 
     def test_parts_inside_the_classes_are_refused(self, tmp_path: Path) -> None:
         write_classes(tmp_path / 'cat', train=3, test=1)

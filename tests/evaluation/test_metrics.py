@@ -124,6 +124,11 @@ def test_lists_and_tensors_are_scored_as_arrays_are() -> None:
         ({'confidences': [0.5, np.nan, 1]}, 'confidences hold nan'),
         ({'confidences': [0.5, 1]}, r'confidences have shape \(2,\), the labels \(3,\)'),
         ({'labels': [], 'predictions': [], 'confidences': []}, r'labels have shape \(0,\)'),
+        (
+            {'class_counts': [0.9, 0.05, 0.05]},
+            r'class_counts must be whole numbers, 0 or more, not \[0.9, 0.05, 0.05\]',
+        ),
+        ({'class_counts': [9, -5, 1]}, r'class_counts must be whole numbers, 0 or more, not \[9, -5, 1\]'),
         ({'class_counts': [9, 5]}, r'class_counts has shape \(2,\), for 3 class_names'),
     ],
 )

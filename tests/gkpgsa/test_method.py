@@ -656,6 +656,7 @@ def test_an_encoder_of_which_nothing_is_trained_is_refused() -> None:
         ([3, 1], [], 'labels must be whole numbers'),
         ([3, 1], [1, 2], 'labels must be 0 to 1, as there are 2 class counts, not 2'),
         ([3, 1], [-1, 2], 'labels must be 0 to 1, as there are 2 class counts, not -1'),
+        ([3, 1], [0, 0, 1, 1], 'class_counts must be those of labels, .* class 0 has 3 there and 2 among the labels'),
     ],
 )
 def test_counts_and_labels_that_cannot_be_are_refused(counts: list[Any], labels: list[Any], message: str) -> None:
@@ -669,6 +670,22 @@ def test_counts_and_labels_that_cannot_be_are_refused(counts: list[Any], labels:
             4,
             GkpGsaSettings(),
         )
+
+
+def test_a_network_without_get_classifier_is_refused() -> None:
+    model = nn.Linear(3, 2)
+    with pytest.raises(GkpGsaError, match=r'Linear has no get_classifier\(\)'):
+        GkpGsa(model, model, COUNTS, LABELS, 4, GkpGsaSettings())
+
+
+def test_samples_in_another_order_than_the_labels_are_refused() -> None:
+    run = Run()
+    run.epoch(0)
+    # As of a set from which the training set was drawn.
+    run.images, own = run.images.flip(0), run.samples
+    run.samples = lambda indices: own(len(LABELS) - 1 - indices)  # type: ignore[method-assign]
+    with pytest.raises(GkpGsaError, match='samples gives other labels than those of the training samples that it was'):
+        run.epoch(1)
 
 
 def test_counts_and_labels_may_be_arrays_or_tensors() -> None:

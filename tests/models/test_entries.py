@@ -143,6 +143,8 @@ def test_no_results_without_weights() -> None:
         ltzoo.get_results(missing)
     with pytest.raises(NoWeightsError, match='timm/resnet50 is no model of the zoo'):
         ltzoo.get_results('timm/resnet50')
+    with pytest.raises(NoWeightsError, match='None is no model of the zoo'):
+        ltzoo.get_results(None)
     with pytest.raises(NoWeightsError):
         ltzoo.verify('resnet32_cifar')
 

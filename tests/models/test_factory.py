@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from timm.models import _registry as registry
 from timm.models import build_model_with_cfg, get_deprecated_models, save_for_hf
 from torch import nn
+from torchvision import transforms
 
 import ltzoo
 from ltzoo.evaluation import resolve_model
@@ -361,7 +362,16 @@ def test_transforms_of_small_images() -> None:
         drawn.add(found[0])
     assert {side for side, _, _ in drawn} == {'as is', 'mirrored'}
     assert {top for _, top, _ in drawn} == {left for _, _, left in drawn} == set(range(9))
-    assert train(Image.new('RGB', (50, 40))).shape == (3, 32, 32)
+    # What is seen in training has the size in the picture that it has in a test: of a wide one a square is cut out.
+    wide = Image.fromarray(np.tile(pixels, (2, 8, 1)))
+    views = [train(wide) * std + mean for _ in range(20)]
+    assert {view.shape for view in views} == {(3, 32, 32)}
+    as_in_tests = transforms.Resize(32, transforms.InterpolationMode(cfg['interpolation']))
+    whole = transforms.functional.to_tensor(as_in_tests(wide))
+    padded = nn.functional.pad(whole, (4, 4, 4, 4))
+    cut = [source.unfold(2, 32, 1).unfold(1, 32, 1) for source in (padded, padded.flip(2))]
+    for view in views:
+        assert any((all_of.transpose(3, 4) - view[:, None, None]).abs().amax((0, 3, 4)).min() < 0.02 for all_of in cut)
 
 
 def test_transforms_of_large_and_grey_images() -> None:

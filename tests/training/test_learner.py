@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 import ltzoo
+from ltzoo.errors import GkpGsaError
 from ltzoo.losses import Objective, create_objective
 from ltzoo.training.learner import Learner
 
@@ -40,6 +42,9 @@ def test_losses_are_multiplied_by_the_weights_of_their_classes_from_an_epoch_on(
     # A learner that has not been told yet is in its first epoch.
     assert Learner(nn.Identity(), Given(), torch.tensor([0.5, 1.0, 3.0]))((losses,), labels).tolist() == [3, 1, 12]
     assert Learner(nn.Identity(), Given())((losses,), labels) is losses
+    # One of all, which weights would make look as one of each.
+    with pytest.raises(GkpGsaError, match=r'the losses have shape \(\), where one of each sample is needed, \(3,\)'):
+        weighted((losses.mean(),), labels)
 
 
 def test_scales_multiply_the_logits_and_go_into_the_classifier() -> None:

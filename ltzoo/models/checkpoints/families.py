@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ def family(name: str, *, paper: str | None = None, repository: str | None = None
 
 
 def convert(
-    file: Path,
+    file: str | os.PathLike[str],
     name: str,
     *,
     arch: str | None = None,
@@ -108,6 +109,7 @@ def convert(
             they fit.
         UnknownModelError: if there is no such architecture.
     """
+    file = Path(file)
     if name not in FAMILIES:
         raise ConversionError(f'no family is called {name!r}: it can be {", ".join(sorted(FAMILIES))}')
     if tau is not None and name != 'tau_norm':

@@ -74,7 +74,7 @@ def test_the_family_that_fits_is_named(right: str, tmp_path: Path) -> None:
     names = set(right.split(' or '))
     for family in sorted(set(FAMILIES) - {'timm', 'tau_norm'} - names):
         with pytest.raises(LayoutError) as caught:
-            convert(file, family)
+            convert(str(file), family)
         message = str(caught.value)
         assert message.startswith(f'{file} is no checkpoint of {family}: ')
         assert message.endswith(f'; its layout is that of --from {right}')
