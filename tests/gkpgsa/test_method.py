@@ -682,7 +682,7 @@ def test_samples_in_another_order_than_the_labels_are_refused() -> None:
     run = Run()
     run.epoch(0)
     # As of a set from which the training set was drawn.
-    run.images, own = run.images.flip(0), run.samples
+    own = run.samples
     run.samples = lambda indices: own(len(LABELS) - 1 - indices)  # type: ignore[method-assign]
     with pytest.raises(GkpGsaError, match='samples gives other labels than those of the training samples that it was'):
         run.epoch(1)

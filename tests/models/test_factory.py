@@ -362,6 +362,7 @@ def test_transforms_of_small_images() -> None:
         drawn.add(found[0])
     assert {side for side, _, _ in drawn} == {'as is', 'mirrored'}
     assert {top for _, top, _ in drawn} == {left for _, _, left in drawn} == set(range(9))
+    assert train(Image.new('RGB', (50, 40))).shape == (3, 32, 32)
     # What is seen in training has the size in the picture that it has in a test: of a wide one a square is cut out.
     wide = Image.fromarray(np.tile(pixels, (2, 8, 1)))
     views = [train(wide) * std + mean for _ in range(20)]

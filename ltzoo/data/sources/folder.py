@@ -73,18 +73,18 @@ def folder(location: Path, download: bool) -> Dataset:
     elif parts and parts.keys() <= {*_TEST_PARTS}:
         raise DataError(f'{location} holds {" and ".join(names)} but no folder train')
     if root == location:
-        for part in there:
+        for part in tested:
             inside = _folder_names(part)
             if inside and set(inside) <= set(names) - {part.name}:
                 raise DataError(
                     f'{part} holds folders that are called as those beside it, such as {inside[0]}: put the class '
                     f'folders beside it into {location / "train"}, and it is the test set'
                 )
-            if not inside and with_train is None:
-                logger.warning(
-                    '%s is taken for a class: if it is the test set, put its images into class folders, and the class '
-                    'folders beside it into %s', part, location / 'train',
-                )  # fmt: skip
+        for part in unlabelled if with_train is None else ():
+            logger.warning(
+                '%s is taken for a class: if it is the test set, put its images into class folders, and the class '
+                'folders beside it into %s', part, location / 'train',
+            )  # fmt: skip
     train = _read(location, root, class_names)
     _warn_of_parts(root, class_names)
     if root == location or beside is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 import pickle
 import re
@@ -71,7 +70,7 @@ class _Unpickler(pickle.Unpickler):
             return _Unread
 
 
-def read_checkpoint(file: str | os.PathLike[str], unsafe_pickle: bool = False) -> Any:
+def read_checkpoint(file: Path, unsafe_pickle: bool = False) -> Any:
     """Return what a .safetensors file, or one that `torch.save` wrote, holds; tensors on the CPU.
 
     Args:
@@ -82,7 +81,6 @@ def read_checkpoint(file: str | os.PathLike[str], unsafe_pickle: bool = False) -
         ConversionError: if there is no such file, it is no checkpoint, or it needs a type that is not known to be
             harmless.
     """
-    file = Path(file)
     if not file.is_file():
         raise ConversionError(f'there is no file {file}')
     try:
