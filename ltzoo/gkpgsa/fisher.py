@@ -3,7 +3,8 @@
 Source: the F_j of Eq. 5 and 6 of Reframing Long-Tailed Learning via Loss Landscape Geometry (arXiv 2603.21217), after
 Kirkpatrick et al., Overcoming Catastrophic Forgetting in Neural Networks (PNAS 2017). That the two kinds of labels give
 different matrices: Kunstner et al., Limitations of the Empirical Fisher Approximation for Natural Gradient
-Descent (NeurIPS 2019), Eq. 2 and 3.
+Descent (NeurIPS 2019), Eq. 2 and 3. Batch-norm's statistics at a mean of weights are taken anew as in Izmailov et al.,
+Averaging Weights Leads to Wider Optima and Better Generalization (UAI 2018).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ltzoo.errors import GkpGsaError
 from ltzoo.models.mode import evaluating
 
-__all__ = ['FisherKind', 'diagonal_fisher']
+__all__ = ['FisherKind', 'diagonal_fisher', 'estimated_statistics']
 
 FisherKind = Literal['empirical', 'sampled', 'batch']
 
@@ -125,6 +126,52 @@ def diagonal_fisher(
     if terms == 0:
         raise GkpGsaError('there is no sample to take a Fisher diagonal over: batches is empty')
     return {name: value.div_(terms) for name, value in total.items()}, -log_likelihood.item() / samples
+
+
+@torch.no_grad()
+def estimated_statistics(
+    model: nn.Module, parameters: Mapping[str, Tensor], batches: Iterable[tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    """Return the running statistics of batch-norm that belong to `parameters`: means over batches.
+
+    Everything else is in evaluation mode, and the model is left as it was. A batch of one image, which may have no
+    variance, is left out.
+
+    Args:
+        model, parameters: as for `diagonal_fisher`.
+        batches: of training samples; their labels are not looked at.
+
+    Returns:
+        Running means and variances by their names in the model, and how many batches they are of; empty for a model
+        without batch-norm.
+
+    Raises:
+        GkpGsaError: if there is no batch of two images or more, or as `diagonal_fisher`.
+    """
+    point = _at(model, parameters)
+    norms = {path: module for path, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    found = {
+        f'{path}.{name}': torch.zeros_like(buffer)
+        for path, module in norms.items()
+        for name, buffer in module.named_buffers()
+    }
+    momenta = {module: module.momentum for module in norms.values()}
+    seen = 0
+    with evaluating(model):
+        try:
+            for module in momenta:
+                # Without momentum batch-norm takes the mean of all batches.
+                module.training, module.momentum = True, None
+            for inputs, _ in batches if norms else ():
+                if len(inputs) > 1:
+                    functional_call(model, {**point, **found}, (inputs,))
+                    seen += 1
+        finally:
+            for module, momentum in momenta.items():
+                module.momentum = momentum
+    if norms and not seen:
+        raise GkpGsaError('there is no batch of two samples or more to take batch-norm statistics of')
+    return found
 
 
 def _at(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

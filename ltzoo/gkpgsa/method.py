@@ -21,7 +21,7 @@ from ltzoo.errors import GkpGsaError
 from ltzoo.gkpgsa.affinity import SnapshotDistances, parameter_affinity
 from ltzoo.gkpgsa.bank import DiskStore, HostStore, MemoryBank, SnapshotStore
 from ltzoo.gkpgsa.epoch_sums import EpochSums
-from ltzoo.gkpgsa.fisher import diagonal_fisher
+from ltzoo.gkpgsa.fisher import diagonal_fisher, estimated_statistics
 from ltzoo.gkpgsa.grouping import classes_moved, group_anchors, group_classes
 from ltzoo.gkpgsa.passes import Losses, Views
 from ltzoo.gkpgsa.preservation import KnowledgePreservation
@@ -35,6 +35,8 @@ __all__ = ['GkpGsa']
 
 # Takes indices of training samples; gives their images, as for evaluation, and labels, in batches.
 Samples = Callable[[np.ndarray], Iterable[tuple[Tensor, Tensor]]]
+# Training images that batch-norm's statistics are estimated on at an anchor.
+_ESTIMATED_ON = 1024
 
 
 class GkpGsa:
@@ -390,17 +392,24 @@ class GkpGsa:
         of_anchors: dict[str, list[float]] = {'anchor_epoch': [], 'anchor_loss': []}
         for g, anchor in zip(held.tolist(), anchors, strict=True):
             parameters = self._of_encoder(anchor)
-            # NumPy's legacy generator has frozen streams. A group's draw depends on its own samples alone.
-            drawn = np.random.RandomState(self.seed).permutation(np.flatnonzero(of_samples == g))
+            buffers = {name: anchor[name] for name in self.statistics}
+            if part.statistics == 'estimated':
+                of_all = self._drawn(np.arange(len(self.labels)))[:_ESTIMATED_ON]
+                buffers = estimated_statistics(self.model, parameters, self._batches(samples, of_all))
+            # A group's draw depends on its own samples alone.
+            drawn = self._drawn(np.flatnonzero(of_samples == g))
             fisher, loss = diagonal_fisher(
                 self.model, parameters, self._batches(samples, drawn[: part.samples_per_group]), part.fisher,
-                buffers={name: anchor[name] for name in self.statistics},
-                chunk_size=part.chunk_size, log_prior=self.log_prior, generator=generator,
+                buffers=buffers, chunk_size=part.chunk_size, log_prior=self.log_prior, generator=generator,
             )  # fmt: skip
             preservation.add(parameters, fisher, None if sizes is None else max(sizes[g], 1))
             of_anchors['anchor_epoch'].append(self.bank.best_epoch[stored & (groups == g)].double().mean().item())
             of_anchors['anchor_loss'].append(loss)
         return preservation.to(device), of_anchors
+
+    def _drawn(self, indices: np.ndarray) -> np.ndarray:
+        """Return the indices in a random order, the same every time: NumPy's legacy generator has frozen streams."""
+        return np.random.RandomState(self.seed).permutation(indices)
 
     def _batches(self, samples: Samples, indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of `indices`, checked to be those."""

@@ -103,8 +103,9 @@ class PreservationSettings:
             x Fisher exceeds 2 (1 + momentum), and earlier with Nesterov momentum. Momentum adds up gradients and not
             proximal steps: with momentum mu the proximal form holds as the gradient form does at (1 - mu) lambda.
         fisher: see `diagonal_fisher`.
-        statistics: batch-norm's running statistics that the Fisher is taken with: those of `now`, or the `anchor`'s,
-            which are the means of its classes' as its weights are.
+        statistics: batch-norm's running statistics that the Fisher is taken with: those of `now`; the `anchor`'s,
+            which are the means of its classes' as its weights are; or `estimated` anew at the anchor, on at most 1,024
+            training images of all classes.
         size: what the mean Fisher is divided by once more: nothing, or the group's samples or classes.
         normalisation: see `KnowledgePreservation`.
         samples_per_group: on which a group's Fisher is taken.
@@ -118,7 +119,7 @@ class PreservationSettings:
     strength: float = 1.0
     form: Literal['proximal', 'gradient'] = 'proximal'
     fisher: FisherKind = 'empirical'
-    statistics: Literal['now', 'anchor'] = 'now'
+    statistics: Literal['now', 'anchor', 'estimated'] = 'now'
     size: Literal['none', 'samples', 'classes'] = 'none'
     normalisation: Normalisation = 'none'
     samples_per_group: int = 256

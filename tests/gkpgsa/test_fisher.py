@@ -10,10 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 import ltzoo
 from ltzoo.errors import GkpGsaError
-from ltzoo.gkpgsa.fisher import FisherKind, _default_chunk_size, diagonal_fisher
+from ltzoo.gkpgsa.fisher import FisherKind, _default_chunk_size, diagonal_fisher, estimated_statistics
 
 Setting = tuple[nn.Module, dict[str, Tensor], Tensor, Tensor]
 CLASSES = 4
@@ -287,6 +288,29 @@ def test_buffers_stand_in_for_the_models_own() -> None:
         model.get_buffer(name).copy_(value)
     assert_same(fisher, literal(model, anchor, [(x[None], y[None]) for x, y in zip(inputs, labels, strict=True)], None))
     assert not torch.allclose(fisher['0.weight'], own['0.weight'])
+
+
+def test_statistics_are_estimated_where_the_parameters_are() -> None:
+    torch.manual_seed(0)
+    model = convnet().double()
+    frozen = model[1].eval()
+    anchor = encoder_anchor(model, '8.')
+    batches = [(3 * torch.randn(n, 3, 6, 6, dtype=torch.float64) + 1, torch.zeros(n)) for n in (9, 8, 1)]
+    before = copy.deepcopy(model.state_dict())
+    found = estimated_statistics(model, {name: value.float() for name, value in anchor.items()}, batches)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not frozen.training and model[4].training and model[4].momentum == frozen.momentum == 0.1
+    there = copy.deepcopy(model).train()
+    there.load_state_dict({**before, **anchor})
+    # Dropout comes after both layers.
+    update_bn((inputs for inputs, _ in batches[:2]), there)
+    assert found.keys() == dict(model.named_buffers()).keys()
+    assert_same(found, dict(there.named_buffers()), rtol=1e-6)
+    assert not torch.allclose(found['1.running_mean'], before['1.running_mean'])
+    plain = mlp()
+    assert estimated_statistics(plain, dict(plain.named_parameters()), []) == {}
+    with pytest.raises(GkpGsaError, match='no batch of two samples or more to take batch-norm statistics of'):
+        estimated_statistics(model, anchor, batches[2:])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 
 import ltzoo
 from ltzoo.errors import GkpGsaError
@@ -258,6 +259,39 @@ def test_the_anchors_running_statistics_are_the_means_of_its_classes(monkeypatch
     assert calls == [{}]
 
 
+def test_statistics_are_estimated_at_every_anchor(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+    own = method_module.diagonal_fisher
+
+    def recording(
+        model: Any, parameters: dict[str, Tensor], *args: Any, buffers: dict[str, Tensor], **options: Any
+    ) -> tuple[dict[str, Tensor], float]:
+        calls.append((parameters, buffers))
+        return own(model, parameters, *args, buffers=buffers, **options)
+
+    monkeypatch.setattr(method_module, 'diagonal_fisher', recording)
+    monkeypatch.setattr(method_module, '_ESTIMATED_ON', 10)
+    run = Run(
+        network=SMALL_RESNET, side=16, group_by='frequency', first_grouping=2,
+        preservation=PreservationSettings(statistics='estimated'),
+    )  # fmt: skip
+    asked: list[np.ndarray] = []
+    samples = run.samples
+    monkeypatch.setattr(run, 'samples', lambda indices: asked.append(indices) or samples(indices))
+    for epoch in range(2):
+        run.epoch(epoch)
+    assert len(calls) == 2
+    # For each anchor the same ten of all classes, and then those of its own group.
+    assert np.array_equal(asked[0], asked[2]) and len(np.unique(asked[0])) == 10
+    assert {len(np.unique(run.method.class_groups.numpy()[LABELS[indices]])) for indices in asked[1::2]} == {1}
+    there = copy.deepcopy(run.learner.model).train()
+    for parameters, buffers in calls:
+        there.load_state_dict({**there.state_dict(), **parameters})
+        update_bn([run.images[asked[0]]], there)
+        for name, value in buffers.items():
+            torch.testing.assert_close(value, there.get_buffer(name))
+
+
 def test_every_setting_reaches_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
     own = method_module.diagonal_fisher
@@ -440,9 +474,10 @@ def test_quality_is_that_of_the_features_of_the_first_pass() -> None:
             'group_by': 'frequency',
         },
         {'preservation': PreservationSettings(statistics='anchor'), 'network': SMALL_RESNET, 'side': 16},
+        {'preservation': PreservationSettings(statistics='estimated'), 'network': SMALL_RESNET, 'side': 16},
         {'preservation': PreservationSettings(grouped=False, size='classes', fisher='batch'), 'sharpness': None},
     ],
-    ids=['defaults', 'disk', 'before', 'kept', 'averages', 'frequency', 'statistics', 'ewc'],
+    ids=['defaults', 'disk', 'before', 'kept', 'averages', 'frequency', 'statistics', 'estimated', 'ewc'],
 )
 def test_state_goes_on_bit_for_bit(settings: dict[str, Any], tmp_path: Path) -> None:
     whole = Run(folder=tmp_path / 'whole', **settings)
@@ -624,7 +659,7 @@ def test_settings_that_do_not_exist(settings: dict[str, Any], message: str) -> N
         ({'fisher': 'exact'}, "fisher: 'exact' does not exist; known: empirical, sampled, batch"),
         ({'size': 'images'}, "size: 'images' does not exist; known: none, samples, classes"),
         ({'normalisation': 'sum'}, "normalisation: 'sum' does not exist; known: none, mean, max"),
-        ({'statistics': 'then'}, "statistics: 'then' does not exist; known: now, anchor"),
+        ({'statistics': 'then'}, "statistics: 'then' does not exist; known: now, anchor, estimated"),
         ({'strength': -1.0}, r'strength must be 0 or more, not -1\.0'),
         ({'samples_per_group': 0}, 'samples_per_group must be 1 or more, not 0'),
         ({'chunk_size': 0}, 'chunk_size must be 1 or more, not 0'),
