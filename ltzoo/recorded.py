@@ -6,6 +6,7 @@ launch them all at once (https://docs.pytorch.org/docs/stable/notes/cuda.html#cu
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -87,6 +88,8 @@ class Recorded:
         return self.outputs
 
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
+        # Another training's graph, freed in the midst of a recording, would break it off.
+        gc.collect()
         self.inputs = [x.clone() for x in inputs]
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from ltzoo.data.images import ArrayImages, FileImages
 from ltzoo.data.loader import ImageLoader
 from ltzoo.data.views import normalise
 from ltzoo.errors import LtzooError
-from ltzoo.models.mode import evaluating
+from ltzoo.models.mode import evaluating, full_precision
 from ltzoo.processes import rank_and_number
 
 __all__ = ['PredictionError', 'Predictions', 'image_batches', 'predict', 'predict_files']
@@ -146,7 +145,7 @@ def _device_of(model: nn.Module) -> torch.device:
 def _probabilities(
     model: nn.Module, split: Split, config: Mapping[str, Any], batch_size: int, device: torch.device, workers: int
 ) -> Iterator[Tensor]:
-    with evaluating(model), torch.inference_mode(), _full_precision():
+    with evaluating(model), torch.inference_mode(), full_precision():
         for batch in image_batches(split, config, batch_size, device, workers):
             yield model(batch).float().softmax(1)
 
@@ -158,22 +157,6 @@ def _check_finite(confidences: Tensor) -> None:
             f'the outputs of the model are not finite for {strange} of {len(confidences)} images: its weights are '
             'damaged, or its training has diverged'
         )
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    cudnn: Any = torch.backends.cudnn
-    # From 2.9 on PyTorch has a setting for each kind of operator, and `allow_tf32` cannot be read where these differ.
-    apart = hasattr(cudnn, 'conv')
-    parts, key, full = ((cudnn.conv, cudnn.rnn), 'fp32_precision', 'ieee') if apart else ((cudnn,), 'allow_tf32', False)
-    before = [getattr(part, key) for part in parts]
-    for part in parts:
-        setattr(part, key, full)
-    try:
-        yield
-    finally:
-        for part, value in zip(parts, before, strict=True):
-            setattr(part, key, value)
 
 
 def image_batches(

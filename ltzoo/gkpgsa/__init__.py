@@ -8,7 +8,7 @@ from ltzoo.errors import GkpGsaError
 from ltzoo.gkpgsa.affinity import SnapshotDistances, parameter_affinity
 from ltzoo.gkpgsa.bank import BankError, DiskStore, HostStore, MemoryBank
 from ltzoo.gkpgsa.direction import group_direction, group_radius
-from ltzoo.gkpgsa.fisher import diagonal_fisher
+from ltzoo.gkpgsa.fisher import diagonal_fisher, estimated_statistics
 from ltzoo.gkpgsa.grouping import group_anchors, group_classes, normalized_cut
 from ltzoo.gkpgsa.method import GkpGsa
 from ltzoo.gkpgsa.preservation import KnowledgePreservation
@@ -32,6 +32,7 @@ __all__ = [
     'SharpnessSettings',
     'SnapshotDistances',
     'diagonal_fisher',
+    'estimated_statistics',
     'group_anchors',
     'group_classes',
     'group_direction',

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltzoo.errors import GkpGsaError
-from ltzoo.models.mode import evaluating
+from ltzoo.models.mode import evaluating, full_precision
 
 __all__ = ['FisherKind', 'diagonal_fisher', 'estimated_statistics']
 
@@ -93,7 +93,7 @@ def diagonal_fisher(
     log_likelihood = next(iter(total.values())).new_zeros(())
     classes = terms = samples = 0
     # Fused attention cannot be batched over samples: torch would loop, and warn.
-    with evaluating(model), sdpa_kernel(SDPBackend.MATH):
+    with evaluating(model), full_precision(), sdpa_kernel(SDPBackend.MATH):
         for inputs, labels in batches:
             if labels.shape != inputs.shape[:1]:
                 raise GkpGsaError(
@@ -157,7 +157,7 @@ def estimated_statistics(
     }
     momenta = {module: module.momentum for module in norms.values()}
     seen = 0
-    with evaluating(model):
+    with evaluating(model), full_precision():
         try:
             for module in momenta:
                 # Without momentum batch-norm takes the mean of all batches.

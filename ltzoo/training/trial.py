@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ltzoo.errors import one_line
-from ltzoo.gkpgsa import GkpGsa, GkpGsaSettings, diagonal_fisher
+from ltzoo.gkpgsa import GkpGsa, GkpGsaSettings, diagonal_fisher, estimated_statistics
 from ltzoo.gkpgsa.passes import of_each
 from ltzoo.gkpgsa.rows import RowsForm
 from ltzoo.training.compiled import Compiled
@@ -118,5 +118,7 @@ def _try_method(
     for _ in range(2 if traced else 1):
         take(*views, on_device)
     if settings.preservation is not None:
+        if settings.preservation.statistics == 'estimated':
+            estimated_statistics(trial.model, method.encoder, [(views[0].repeat(2, 1, 1, 1), on_device)])
         sample = [(views[0][:1], on_device[:1])]
         diagonal_fisher(trial.model, method.encoder, sample, settings.preservation.fisher, log_prior=prior)

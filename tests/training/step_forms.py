@@ -35,6 +35,8 @@ GKPGSA: dict[str, Any] = {
     'groups': 2, 'first_grouping': 2, 'regroup_every': 2, 'preservation': {'samples_per_group': 8, 'strength': 5},
 }  # fmt: skip
 GRADIENT = {**GKPGSA, 'preservation': {'samples_per_group': 8, 'form': 'gradient', 'strength': 0.5}}
+ESTIMATED = {**GKPGSA['preservation'], 'statistics': 'estimated'}
+PRESERVATION = {**GKPGSA, 'sharpness': None, 'preservation': ESTIMATED}
 COMBINED = {**GKPGSA, 'sharpness': {'mode': 'combined', 'global_gradient': 'ema', 'ascent_views': 'first'}}
 AVERAGES = {**GKPGSA, 'sharpness': {'ascent': 'ema', 'direction': 'projection', 'scale': 0.01}}
 FOCAL_SAM = {'group_by': 'frequency', 'preservation': None, 'sharpness': {'mode': 'focal', 'radius': 0.05}}
@@ -54,7 +56,7 @@ FORMS: dict[str, dict[str, Any]] = {
     'bcl': BCL,
     'mixed bcl': {**BCL, 'accumulation': 2, 'mixing': {'mixup': 1.0, 'cutmix': 1.0}},
     'sam': {**BCL, 'method': SAM},
-    'preservation': {**BCL, 'method': {**GKPGSA, 'sharpness': None}},
+    'preservation': {**BCL, 'method': PRESERVATION},
     'gkpgsa': {**BCL, 'method': GKPGSA},
     'gradient': {**BCL, 'method': GRADIENT},
     'combined': {**BCL, 'method': COMBINED},

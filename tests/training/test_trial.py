@@ -12,7 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 import ltzoo
+from ltzoo.gkpgsa import estimated_statistics
 from ltzoo.losses import Objective, create_objective
+from ltzoo.training import trial
 from ltzoo.training.compiled import Compiled
 from ltzoo.training.learner import Learner
 from ltzoo.training.recipe import Recipe, RecipeError
@@ -120,6 +122,21 @@ def test_what_the_method_cannot_train_is_refused_before_the_first_epoch(
     try_step(learner, [(8, 8)], counts, make_recipe(), Accelerator(cpu=True))
     with pytest.raises(RecipeError, match=message):
         try_step(learner, [(8, 8)], counts, make_recipe(settings), Accelerator(cpu=True))
+
+
+def test_statistics_are_estimated_of_two_images_also_where_a_piece_of_a_batch_has_one(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ltzoo.create_model('resnet8_cifar', num_classes=3)
+    counts = torch.tensor([5, 3, 1])
+    learner = Learner(model, create_objective('ce', model, counts))
+    found = []
+    monkeypatch.setattr(trial, 'estimated_statistics', lambda *a: found.append(estimated_statistics(*a)))
+    recipe = make_recipe('method={preservation: {statistics: estimated}}', 'batch_size=4', 'accumulation=4')
+    try_step(learner, [(8, 8)], counts, recipe, Accelerator(cpu=True))
+    assert len(found) == 1 and all(buffer.isfinite().all() for buffer in found[0].values())
+    try_step(learner, [(8, 8)], counts, make_recipe('method={}'), Accelerator(cpu=True))
+    assert len(found) == 1
 
 
 def test_what_would_not_be_compiled_is_not_traced(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
