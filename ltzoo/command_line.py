@@ -110,7 +110,7 @@ def command_line(main: Callable[[], int]) -> Callable[[], int]:
     141, as the shell has it of a program that knows nothing of this.
 
     Before it, `import_named` imports what the user's environment asks for, and PyTorch is told to use huge pages where
-    Linux has them. Names of files that are no UTF-8 are printed as their bytes.
+    Linux has them, and oneDNN to remember fewer shapes. Names of files that are no UTF-8 are printed as their bytes.
     """
 
     @functools.wraps(main)
@@ -122,6 +122,9 @@ def command_line(main: Callable[[], int]) -> Callable[[], int]:
             if _HUGE_PAGES.is_dir():
                 # A step on a CPU gets the memory of its activations from the system anew, else in pages of 4 kB.
                 os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+            # What convolutions on a CPU have generated is kept for the last 1,024 shapes. Groups have new ones in every
+            # step, and what is kept of them breaks up the memory of activations.
+            os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '256')
             import_named()
             code = main()
             sys.stdout.flush()

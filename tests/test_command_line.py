@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ltzoo.command_line import at_least, check_outputs, command_line
 from ltzoo.errors import LtzooError
@@ -63,6 +64,30 @@ sys.exit(main())
     done = subprocess.run([sys.executable, '-c', program], env=environment, capture_output=True, text=True, check=True)
     # 256 MB are 65,536 pages of 4 kB and 128 of 2 MB.
     assert (int(done.stdout) < 20_000) == huge
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='this PyTorch has no oneDNN')
+@pytest.mark.parametrize(('asked', 'forgets'), [(None, True), ('1024', False)])
+def test_few_shapes_of_convolutions_are_remembered_unless_the_user_says_more(asked: str | None, forgets: bool) -> None:
+    program = """
+import sys, torch
+from ltzoo.command_line import command_line
+
+@command_line
+def main():
+    layer = torch.nn.Conv2d(3, 16, 3)
+    for count in [*range(2, 302)] * 2:
+        layer(torch.zeros(count, 3, 8, 8))
+    return 0
+
+sys.exit(main())
+"""
+    name = 'ONEDNN_PRIMITIVE_CACHE_CAPACITY'
+    environment = {**{key: value for key, value in os.environ.items() if key != name}, 'ONEDNN_VERBOSE': '2'}
+    environment |= {} if asked is None else {name: asked}
+    done = subprocess.run([sys.executable, '-c', program], env=environment, capture_output=True, text=True, check=True)
+    generated = sum('create:cache_miss,cpu,convolution' in line for line in done.stdout.splitlines())
+    assert generated == (600 if forgets else 300)
 
 
 @pytest.mark.parametrize('tool', ['recipes/train.py', 'tools/reproduce.py'])
