@@ -390,12 +390,13 @@ class GkpGsa:
         held, places = groups[stored].unique(return_inverse=True)
         anchors = group_anchors(self.bank, torch.zeros_like(groups).masked_scatter(stored, places))
         of_anchors: dict[str, list[float]] = {'anchor_epoch': [], 'anchor_loss': []}
+        of_all = self._drawn(np.arange(len(self.labels)))[:_ESTIMATED_ON]
         for g, anchor in zip(held.tolist(), anchors, strict=True):
             parameters = self._of_encoder(anchor)
-            buffers = {name: anchor[name] for name in self.statistics}
             if part.statistics == 'estimated':
-                of_all = self._drawn(np.arange(len(self.labels)))[:_ESTIMATED_ON]
                 buffers = estimated_statistics(self.model, parameters, self._batches(samples, of_all))
+            else:
+                buffers = {name: anchor[name] for name in self.statistics}
             # A group's draw depends on its own samples alone.
             drawn = self._drawn(np.flatnonzero(of_samples == g))
             fisher, loss = diagonal_fisher(

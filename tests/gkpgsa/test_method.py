@@ -224,42 +224,8 @@ def test_anchors_and_fisher_are_those_of_the_groups(size: Any) -> None:
         torch.testing.assert_close(pull, weighted[name], rtol=1e-3, atol=1e-3 * weighted[name].abs().max().item())
 
 
-def test_the_anchors_running_statistics_are_the_means_of_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[dict[str, Tensor]] = []
-    own = method_module.diagonal_fisher
-
-    def recording(*args: Any, buffers: dict[str, Tensor], **options: Any) -> tuple[dict[str, Tensor], float]:
-        calls.append(buffers)
-        return own(*args, buffers=buffers, **options)
-
-    monkeypatch.setattr(method_module, 'diagonal_fisher', recording)
-    qualities = iter([[1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 0.0, 2.0], [3.0, 0.0, 0.0, 0.0]])
-    monkeypatch.setattr(FeatureQuality, 'compute', lambda _: ClassQuality(*[torch.tensor(next(qualities))] * 3))
-    run = Run(
-        network=SMALL_RESNET, side=16, group_by='frequency', sharpness=None,
-        preservation=PreservationSettings(statistics='anchor'), first_grouping=3,
-    )  # fmt: skip
-    for epoch in range(3):
-        run.epoch(epoch)
-    bank = run.method.bank
-    assert bank.best_epoch.tolist() == [2, 1, 0, 1]
-    for classes, buffers in zip(((0, 1), (2, 3)), calls, strict=True):
-        snapshots = [bank.snapshot(int(bank.best_epoch[c])) for c in classes]
-        norms = [name for name in snapshots[0] if name.endswith(('running_mean', 'running_var'))]
-        assert norms and buffers.keys() == set(norms)
-        for name in norms:
-            torch.testing.assert_close(buffers[name], (snapshots[0][name] + snapshots[1][name]) / 2)
-    # Groups are made, and anchors held, by weights alone.
-    assert run.method.preservation is not None
-    assert run.method.preservation.state_dict()['centre'].keys() == run.method.encoder.keys()
-    calls.clear()
-    monkeypatch.undo()
-    monkeypatch.setattr(method_module, 'diagonal_fisher', recording)
-    Run(network=SMALL_RESNET, side=16, first_grouping=1, groups=1).epoch(0)
-    assert calls == [{}]
-
-
-def test_statistics_are_estimated_at_every_anchor(monkeypatch: pytest.MonkeyPatch) -> None:
+def _record_fisher(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Return what the parameters and buffers of every Fisher diagonal from now on are put into."""
     calls: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
     own = method_module.diagonal_fisher
 
@@ -270,6 +236,38 @@ def test_statistics_are_estimated_at_every_anchor(monkeypatch: pytest.MonkeyPatc
         return own(model, parameters, *args, buffers=buffers, **options)
 
     monkeypatch.setattr(method_module, 'diagonal_fisher', recording)
+    return calls
+
+
+def test_the_anchors_running_statistics_are_the_means_of_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = _record_fisher(monkeypatch)
+    qualities = iter([[1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 0.0, 2.0], [3.0, 0.0, 0.0, 0.0]])
+    monkeypatch.setattr(FeatureQuality, 'compute', lambda _: ClassQuality(*[torch.tensor(next(qualities))] * 3))
+    run = Run(
+        network=SMALL_RESNET, side=16, group_by='frequency', sharpness=None,
+        preservation=PreservationSettings(statistics='anchor'), first_grouping=3,
+    )  # fmt: skip
+    for epoch in range(3):
+        run.epoch(epoch)
+    bank = run.method.bank
+    assert bank.best_epoch.tolist() == [2, 1, 0, 1]
+    for classes, (_, buffers) in zip(((0, 1), (2, 3)), calls, strict=True):
+        snapshots = [bank.snapshot(int(bank.best_epoch[c])) for c in classes]
+        norms = [name for name in snapshots[0] if name.endswith(('running_mean', 'running_var'))]
+        assert norms and buffers.keys() == set(norms)
+        for name in norms:
+            torch.testing.assert_close(buffers[name], (snapshots[0][name] + snapshots[1][name]) / 2)
+    # Groups are made, and anchors held, by weights alone.
+    assert run.method.preservation is not None
+    assert run.method.preservation.state_dict()['centre'].keys() == run.method.encoder.keys()
+    monkeypatch.undo()
+    calls = _record_fisher(monkeypatch)
+    Run(network=SMALL_RESNET, side=16, first_grouping=1, groups=1).epoch(0)
+    assert [buffers for _, buffers in calls] == [{}]
+
+
+def test_statistics_are_estimated_at_every_anchor(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = _record_fisher(monkeypatch)
     monkeypatch.setattr(method_module, '_ESTIMATED_ON', 10)
     run = Run(
         network=SMALL_RESNET, side=16, group_by='frequency', first_grouping=2,

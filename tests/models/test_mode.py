@@ -13,14 +13,20 @@ from ltzoo.gkpgsa import diagonal_fisher, estimated_statistics
 from ltzoo.models.mode import full_precision
 
 cudnn: Any = torch.backends.cudnn
+# Before 2.9 PyTorch has one setting for all operators.
+FULL: tuple[Any, ...] = ('ieee', 'ieee') if hasattr(cudnn, 'conv') else (False,)
+
+
+def precision() -> tuple[Any, ...]:
+    return (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision) if hasattr(cudnn, 'conv') else (cudnn.allow_tf32,)
 
 
 def test_full_precision_is_for_a_while() -> None:
-    before = cudnn.conv.fp32_precision
+    before = precision()
     with pytest.raises(KeyError), full_precision():
-        assert cudnn.conv.fp32_precision == cudnn.rnn.fp32_precision == 'ieee'
+        assert precision() == FULL
         raise KeyError
-    assert cudnn.conv.fp32_precision == before != 'ieee'
+    assert precision() == before != FULL
 
 
 class Watched(nn.Module):
@@ -29,10 +35,10 @@ class Watched(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm, self.classifier = nn.BatchNorm1d(2), nn.Linear(2, 2)
-        self.seen: list[str] = []
+        self.seen: list[tuple[Any, ...]] = []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.seen.append(cudnn.conv.fp32_precision)
+        self.seen.append(precision())
         return F.relu(self.classifier(self.norm(images)))
 
 
@@ -41,4 +47,4 @@ def test_fisher_and_statistics_are_taken_in_full_precision() -> None:
     weights, batches = dict(model.named_parameters()), [(torch.randn(4, 2), torch.tensor([0, 1, 0, 1]))]
     estimated_statistics(model, weights, batches)
     diagonal_fisher(model, weights, batches)
-    assert set(model.seen) == {'ieee'}
+    assert set(model.seen) == {FULL}
