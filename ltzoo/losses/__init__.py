@@ -2,6 +2,7 @@
 
 from ltzoo.losses.bcl import BCL, balanced_contrastive_loss
 from ltzoo.losses.cross_entropy import CrossEntropy, LogitAdjusted, log_prior
+from ltzoo.losses.distilled import Distilled
 from ltzoo.losses.focal import Focal
 from ltzoo.losses.ldam import LDAM
 from ltzoo.losses.objective import (
@@ -21,6 +22,7 @@ __all__ = [
     'LDAM',
     'RIDE',
     'CrossEntropy',
+    'Distilled',
     'Focal',
     'LogitAdjusted',
     'Objective',
