@@ -395,11 +395,14 @@ def spelled_plainly(class_name: str) -> str:
 def without_folders(name: str) -> str:
     """Return the name of a data set, or of a model, as it is published: `folder:images` for `folder:/my/images`.
 
-    A name on the Hub, such as `hf:org/name`, stays whole.
+    A name on the Hub, such as `hf:org/name`, stays whole. Of a run's model the run is kept: `local-dir:bcl/model`.
     """
     base, colon, place = name.partition(':')
     if not colon or (base.startswith('hf') and not place.startswith(('/', '.', '~'))):
         return name
+    *_, above, last = ('', '', *Path(place).parts)
+    if base == 'local-dir' and last == 'model' and above not in ('', '/', '.', '..', '~'):
+        return f'{base}:{above}/{last}'
     # Here and above have a name, too.
     return f'{base}:{Path(os.path.abspath(place)).name if set(place) <= {*"./"} else Path(place).name}'
 

@@ -20,8 +20,9 @@ from ltzoo.data import without_folders
 from ltzoo.errors import LtzooError, first_of, one_line
 from ltzoo.files import new_folder, require_outside
 from ltzoo.hub.card import architecture_of, licence_of, model_card
+from ltzoo.losses import teacher_names
 
-__all__ = ['ExportError', 'check_exportable', 'check_new_folder', 'export_model', 'model_as_published', 'write_folder']
+__all__ = ['ExportError', 'as_published', 'check_exportable', 'check_new_folder', 'export_model', 'write_folder']
 
 
 class ExportError(LtzooError, OSError):
@@ -138,13 +139,19 @@ def _as_tested(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, 'interpolation': 'bilinear', 'crop_mode': 'center'}
 
 
-def model_as_published(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part `model` of a recipe without the folders of the machine that trained it."""
-    published = {key: value for key, value in part.items() if key != 'cache_dir'}
-    published['name'] = without_folders(published['name'])
-    if published.get('checkpoint_path'):
-        published['checkpoint_path'] = Path(published['checkpoint_path']).name
-    return published
+def as_published(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe whose networks are named without the folders of the machine that trained it.
+
+    Those are the network that is trained and the teachers of `ltzoo.losses.Distilled`.
+    """
+    model = {key: value for key, value in recipe['model'].items() if key != 'cache_dir'}
+    model['name'] = without_folders(model['name'])
+    if model.get('checkpoint_path'):
+        model['checkpoint_path'] = Path(model['checkpoint_path']).name
+    objective = dict(recipe['objective'])
+    if objective.get('teachers'):
+        objective['teachers'] = [without_folders(name) for name in teacher_names(objective['teachers'])]
+    return {**recipe, 'model': model, 'objective': objective}
 
 
 def check_new_folder(folder: Path, force: bool) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import statistics
@@ -28,7 +29,7 @@ from ltzoo.data import imbalance_ratio, without_folders
 from ltzoo.data.shots import FEW_BELOW, MANY_ABOVE
 from ltzoo.files import new_folder
 from ltzoo.hub.card import METRICS, PLACE, architecture_of, eval_results, licence_of, model_card
-from ltzoo.hub.export import ExportError, check_new_folder, model_as_published
+from ltzoo.hub.export import ExportError, as_published, check_new_folder
 from ltzoo.hub.vectors import check_vectors, make_vectors
 from ltzoo.models import create_model
 from ltzoo.models.download import file_hash
@@ -54,6 +55,8 @@ _RECORD = {
 # What is read of the results.json of a folder that is released already.
 _RESULTS = {'name', 'data', 'recipe', 'weights_seed', 'sha256', 'runs'}
 _TRAINING = {'data', 'class_counts', 'many_above', 'few_below', 'recipe', 'seed', 'split', 'scores'}
+# The name of a model in a folder, among others in a list.
+_LOCAL = re.compile(r'local-dir:[^\s,\[\]{}"\']+')
 # What a command line says that does not decide the result, but for the seed, which is told apart.
 _NOT_RECIPE = (
     'output', 'resume', 'seed', 'trackers', 'workers', 'checkpoint_every', 'compile', 'cuda_graphs',
@@ -329,6 +332,7 @@ def _recipe_file(command: str) -> str | None:
     file = PurePosixPath(os.path.normpath(words[first]))
     changes = []
     for word in words[first + 1 :]:
+        word = _LOCAL.sub(lambda name: without_folders(name[0]), word)
         key, equals, value = word.partition('=')
         if key in ('data.name', 'model.name'):
             changes.append(f'{key}{equals}{without_folders(value)}')
@@ -383,9 +387,8 @@ def _what_decides(run: Path, record: Mapping[str, Any]) -> dict[str, Any]:
             f"recipes are compared by training's packages, {error.name} is missing: pip install 'ltzoo[train]'"
         ) from error
     try:
-        recipe = check_recipe(record['recipe'], f'{run}, recipe').decides_result()
+        recipe = as_published(check_recipe(record['recipe'], f'{run}, recipe').decides_result())
     except RecipeError as error:
         raise ExportError(str(error)) from error
     recipe['data']['name'], recipe['seed'] = record['data'], None
-    recipe['model'] = model_as_published(recipe['model'])
     return {**recipe, 'the number of training images': [row['train_count'] for row in record['per_class']]}

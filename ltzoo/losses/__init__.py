@@ -2,7 +2,7 @@
 
 from ltzoo.losses.bcl import BCL, balanced_contrastive_loss
 from ltzoo.losses.cross_entropy import CrossEntropy, LogitAdjusted, log_prior
-from ltzoo.losses.distilled import Distilled
+from ltzoo.losses.distilled import Distilled, teacher_names
 from ltzoo.losses.focal import Focal
 from ltzoo.losses.ldam import LDAM
 from ltzoo.losses.objective import (
@@ -35,4 +35,5 @@ __all__ = [
     'list_objectives',
     'log_prior',
     'register_objective',
+    'teacher_names',
 ]

@@ -3,13 +3,14 @@
 Sources: Hinton et al., Distilling the Knowledge in a Neural Network, 2015 (arXiv:1503.02531): the temperature and its
 square before the loss, Sec. 2. He et al., Distilling Virtual Examples for Long-Tailed Recognition, ICCV 2021
 (arXiv:2103.15042): balanced softmax as the loss of the labels; their flattening by a power is not here. Beyer et al.,
-Knowledge Distillation: A Good Teacher is Patient and Consistent, CVPR 2022 (arXiv:2106.05237): the teacher sees the very
-view that the student sees.
+Knowledge Distillation: A Good Teacher is Patient and Consistent, CVPR 2022 (arXiv:2106.05237): the teacher sees the
+same view as the network.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,22 @@ from ltzoo.losses.cross_entropy import log_prior, widen
 from ltzoo.losses.objective import Objective, ObjectiveError, register_objective
 from ltzoo.models import create_model
 
-__all__ = ['Distilled']
+__all__ = ['Distilled', 'teacher_names']
+
+
+def teacher_names(teachers: Any) -> list[str]:
+    """Return the names in the option `teachers` of `Distilled`: one, or a list.
+
+    Raises:
+        ObjectiveError: if it is something else, or a name comes twice.
+    """
+    names = [teachers] if isinstance(teachers, str) else teachers
+    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
+        raise ObjectiveError(f'objective distilled: teachers must be names of trained models, not {teachers!r}')
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
+    if twice is not None:
+        raise ObjectiveError(f'objective distilled: the teacher {twice} is named twice')
+    return list(names)
 
 
 @register_objective('distilled')
@@ -32,7 +48,8 @@ class Distilled(Objective):
     logits z and the mean p of the teachers' softmax(t / T). Both networks give plain logits for balanced data, so the
     teachers should have been trained with an objective that makes up for the classes' numbers.
 
-    The teachers are no part of the objective's parameters or state: they are loaded by name, and never change.
+    The teachers see the images as they are normalised for the network; where theirs are normalised otherwise, see
+    `feed`. They are no part of the objective's parameters or state: they are loaded by name, and never change.
 
     Args:
         model: unused.
@@ -60,9 +77,7 @@ class Distilled(Objective):
         temperature: float = 2.0,
     ) -> None:
         super().__init__(log_prior(class_counts))
-        names = [teachers] if isinstance(teachers, str) else teachers
-        if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
-            raise ObjectiveError(f'objective distilled: teachers must be names of trained models, not {teachers!r}')
+        names = teacher_names(teachers)
         if not 0 < share <= 1:
             raise ObjectiveError(f'objective distilled: share must be more than 0 and at most 1, not {share}')
         if temperature <= 0:
@@ -71,6 +86,7 @@ class Distilled(Objective):
         self.temperature = temperature
         # Not as submodules: they are not trained, kept in checkpoints or set to training mode.
         self.teachers: dict[str, Any] = {}
+        self.feeding: dict[str, _Affine | nn.Identity] = {}
         for name in names:
             teacher: Any = create_model(name, pretrained=True).eval().requires_grad_(False)
             if teacher.num_classes != len(class_counts):
@@ -79,17 +95,34 @@ class Distilled(Objective):
                     f'{len(class_counts)}: they must be the same'
                 )
             self.teachers[name] = teacher
+            self.feeding[name] = nn.Identity()
+
+    def feed(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Be told how the images are normalised, so that each teacher gets them as its own were.
+
+        To be called before the objective is moved to its device.
+
+        Args:
+            mean, std: per channel, of images scaled to 0..1.
+        """
+        for name, teacher in self.teachers.items():
+            its_mean, its_std = (tuple(teacher.pretrained_cfg[key]) for key in ('mean', 'std'))
+            if (its_mean, its_std) != (tuple(mean), tuple(std)):
+                self.feeding[name] = _Affine(mean, std, its_mean, its_std)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distilled:
         """Move the teachers, too, where PyTorch moves the objective."""
-        for teacher in self.teachers.values():
-            teacher._apply(fn, recurse)
+        for module in (*self.teachers.values(), *self.feeding.values()):
+            module._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     @torch.no_grad()
     def teach(self, images: Tensor) -> Tensor:
         """Return the logarithm of what the teachers say in the mean of images (B, 3, H, W): shape (B, C)."""
-        said = [F.log_softmax(widen(teacher(images)) / self.temperature, 1) for teacher in self.teachers.values()]
+        said = [
+            F.log_softmax(widen(teacher(self.feeding[name](images))) / self.temperature, 1)
+            for name, teacher in self.teachers.items()
+        ]
         return torch.stack(said).logsumexp(0) - math.log(len(said))
 
     def forward(
@@ -104,3 +137,21 @@ class Distilled(Objective):
             return losses
         targets = labels if shares is None else shares
         return losses + (1 - self.share) * F.cross_entropy(logits + self.logit_adjustment, targets, reduction='none')
+
+
+class _Affine(nn.Module):
+    """Images normalised by one mean and deviation, (B, 3, H, W), as another mean and deviation normalise them."""
+
+    factor: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], its_mean: Sequence[float], its_std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        of_images, to = (torch.tensor([m, s])[..., None, None] for m, s in ((mean, std), (its_mean, its_std)))
+        self.register_buffer('factor', of_images[1] / to[1])
+        self.register_buffer('shift', (of_images[0] - to[0]) / to[1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.factor + self.shift

@@ -26,9 +26,10 @@ from ltzoo.data import load_data, source_of
 from ltzoo.data.sources.packed_cifar import pack_file, write_packed
 from ltzoo.errors import LtzooError
 from ltzoo.files import new_folder, writing
+from ltzoo.models.entries import entry_of
 from ltzoo.models.factory import ModelFilesError
 from ltzoo.plans.plan import Job, Plan, load_plan
-from ltzoo.training.prepare import check_names, prepare_data
+from ltzoo.training.prepare import check_names, prepare_data, teachers_of
 from ltzoo.training.recipe import Recipe, with_bases
 from ltzoo.training.run import COMMIT_FILE, commit_of
 
@@ -131,6 +132,7 @@ def pack(
                 f'the weights that {recipe.model.name} starts from cannot be packed: choose runs that start from none '
                 'with --only'
             )
+    teachers = _teacher_folders(recipes)
     if any(_name(package) in ('torch', 'torchvision') for package in packages):
         raise PackError(
             '--with: torch and torchvision go with the other machine, and in one version with each other: '
@@ -157,6 +159,8 @@ def pack(
             _fetch_wheels(made / 'wheels', root / 'constraints.txt', packages, version)
         for source in _PACKED:
             _pack_images(source, [recipe for recipe in recipes if _source(recipe) == source], made / 'data')
+        for place, here in teachers.items():
+            shutil.copytree(here, made / place)
         command = _command((made / 'data').is_dir(), bool(packages))
         same = f'--set {shlex.join(changes)} ' if changes else ''
         if plan.output != load_plan(file).output:
@@ -199,6 +203,30 @@ def _plan_there(root: Path, plan: Plan, file: Path, jobs: Sequence[Job], changes
     seeds = list(dict.fromkeys(job.seed for job in jobs))
     output = str(Path('runs', plan.output.name))
     return yaml.safe_dump({'output': output, 'seeds': seeds, 'runs': runs}, sort_keys=False, width=120)
+
+
+def _teacher_folders(recipes: Sequence[Recipe]) -> dict[Path, Path]:
+    """Return the folders of the networks that teach the recipes', by their places in the pack.
+
+    Raises:
+        PackError: if one cannot be packed.
+    """
+    folders = {}
+    for name in {teacher for recipe in recipes for teacher in teachers_of(recipe)}:
+        kind, _, text = name.partition(':')
+        place, entry = Path(text), entry_of(name)
+        if entry is not None and entry.folder is not None:
+            folders[Path('ltzoo', 'models', 'weights', entry.folder.name)] = entry.folder
+        elif kind != 'local-dir' or place.is_absolute() or '..' in place.parts:
+            raise PackError(
+                f'the teacher {name} cannot be packed: one of the zoo that has weights can, and one in a folder below '
+                'this one, local-dir:FOLDER; choose other runs with --only'
+            )
+        elif not place.is_dir():
+            raise PackError(f'the teacher {name} cannot be packed: it is not there; train it first')
+        else:
+            folders[place] = place
+    return folders
 
 
 def _source(recipe: Recipe) -> str | None:

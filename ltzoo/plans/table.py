@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ltzoo.data import with_place, without_folders
 from ltzoo.errors import LtzooError
 from ltzoo.files import alone, write_atomically, writing
-from ltzoo.hub.export import model_as_published
+from ltzoo.hub.export import as_published
 from ltzoo.plans.plan import Plan
 from ltzoo.training.recipe import Recipe
 from ltzoo.training.run import RunFolder
@@ -131,12 +131,11 @@ def _decisive(result: dict[str, Any]) -> Any:
         checked = Recipe.model_validate(result.get('recipe'))
     except ValidationError:
         return result.get('recipe')
-    decides = checked.decides_result()
+    decides = as_published(checked.decides_result())
     # Of one that has diverged the recipe alone tells where its images lie.
     place = result.get('data') or with_place(checked.data.name, checked.data.data_dir)
     data = {**decides['data'], 'name': without_folders(place)}
-    model = model_as_published(decides['model'])
-    return {**decides, 'data': data, 'model': model, 'seed': None}
+    return {**decides, 'data': data, 'seed': None}
 
 
 def _measured_on(results: list[dict[str, Any]]) -> list[str]:

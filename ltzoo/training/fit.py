@@ -27,7 +27,7 @@ from ltzoo.evaluation import Scores, plot_accuracy
 from ltzoo.evaluation.metrics import SCORES
 from ltzoo.files import write_atomically
 from ltzoo.hub import export_model
-from ltzoo.hub.export import model_as_published
+from ltzoo.hub.export import as_published
 from ltzoo.training.checkpoint import CheckpointError, save_checkpoint
 from ltzoo.training.learner import Learner
 from ltzoo.training.loop import DivergedError, train_one_epoch
@@ -403,8 +403,8 @@ def _finish(folder: RunFolder, training: Training, results: dict[str, Any]) -> N
     recipe, dataset = training.recipe, training.dataset
     # What is published says nothing of the folders of the machine that made it.
     data = without_folders(dataset.name)
-    trained_by = copy.deepcopy(results['recipe'])
-    trained_by['data']['name'], trained_by['model'] = data, model_as_published(trained_by['model'])
+    trained_by = as_published(copy.deepcopy(results['recipe']))
+    trained_by['data']['name'] = data
     lt = {
         'data': data,
         'class_counts': dataset.class_counts.tolist(),

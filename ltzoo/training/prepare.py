@@ -24,7 +24,7 @@ from ltzoo.evaluation.trained_on import TrainedOn
 from ltzoo.gkpgsa import GkpGsa
 from ltzoo.gkpgsa.rows import RowsForm
 from ltzoo.hub.export import check_exportable
-from ltzoo.losses import check_objective, class_balanced_weights, create_objective
+from ltzoo.losses import Distilled, check_objective, class_balanced_weights, create_objective, teacher_names
 from ltzoo.models import ModelArgumentError, create_model
 from ltzoo.models.factory import check_model_name
 from ltzoo.models.heads import CosineLinear, classifier_of
@@ -51,6 +51,7 @@ __all__ = [
     'describe_batch',
     'prepare_data',
     'prepare_training',
+    'teachers_of',
     'warn_of_what_never_comes',
 ]
 
@@ -64,6 +65,8 @@ def check_names(recipe: Recipe) -> None:
     check_data_name(recipe.data.name)
     check_model_name(recipe.model.name)
     check_objective(recipe.objective.name, recipe.objective.model_extra or {})
+    for name in teachers_of(recipe):
+        check_model_name(name)
     check_optimizer(recipe.optimizer.name)
     parse_views(recipe.views)
 
@@ -92,6 +95,8 @@ def prepare_training(
     _check_start(recipe, dataset)
     learner = create_learner(recipe, dataset, weights=weights)
     dataset = _fed_as_pretrained(recipe, dataset, learner.model)
+    if isinstance(learner.objective, Distilled):
+        _check_teachers(recipe, learner.objective, dataset)
     if recipe.reweighting is not None and 'reweighting_epoch' in (recipe.objective.model_extra or {}):
         raise RecipeError(
             f'objective {recipe.objective.name} weighs the classes itself, from objective.reweighting_epoch on, and '
@@ -177,6 +182,32 @@ def _check_retraining(recipe: Recipe, stage: RetrainingPart, learner: Learner, d
                 f'classes for the {model.num_classes} here: take retraining.part=classifier'
             )
         check_classes(model, dataset, recipe.model.name, dataset.name)
+
+
+def teachers_of(recipe: Recipe) -> list[str]:
+    """Return the names of the networks that teach the recipe's, if some do."""
+    taught = recipe.objective.name == 'distilled'
+    return teacher_names((recipe.objective.model_extra or {})['teachers']) if taught else []
+
+
+def _check_teachers(recipe: Recipe, objective: Distilled, dataset: Dataset) -> None:
+    """Refuse teachers of other classes, warn of those that have seen images of another size, and tell how ours are fed.
+
+    Raises:
+        ClassesError: if the classes are others, or in another order.
+    """
+    size = view_sizes(recipe, dataset)[0]
+    for name, teacher in objective.teachers.items():
+        check_classes(teacher, dataset, name, dataset.name)
+        its_size = tuple(teacher.pretrained_cfg['input_size'][1:])
+        if its_size != size:
+            logger.warning(
+                'the teacher %s was trained on images of %d x %d pixels, and gets them of %d x %d',
+                name,
+                *its_size,
+                *size,
+            )
+    objective.feed(dataset.mean, dataset.std)
 
 
 def _check_mixing(recipe: Recipe, learner: Learner) -> None:
@@ -270,23 +301,27 @@ def prepare_data(recipe: Recipe) -> Dataset:
 
 
 def _check_start(recipe: Recipe, dataset: Dataset) -> None:
-    """Refuse to start from a model that may know images of the drawn test set; warn of one that knows the hold-out.
+    """Refuse a model to start from, or a teacher, that may know images of the drawn test set.
+
+    There is a warning of one that knows the hold-out.
 
     Raises:
         EvaluationError: as `TrainedOn.check_draw`.
     """
-    name = recipe.model.name
-    if not recipe.model.pretrained or name.startswith('timm/'):
-        return
-    training = TrainedOn(name, (recipe.model.model_extra or {}).get('cache_dir'))
-    training.check_draw(dataset, otherwise='can be trained on in a folder of another name')
-    before = training.on(dataset)
-    if (
-        recipe.evaluation.split == 'holdout'
-        and before
-        and _left_out(before.get('recipe')) != _left_out(recipe.decides_result())
-    ):
-        logger.warning('%s was trained on images of the hold-out: its scores there will be too high', name)
+    names = [*([recipe.model.name] if recipe.model.pretrained else []), *teachers_of(recipe)]
+    for name in names:
+        if name.startswith('timm/'):
+            continue
+        training = TrainedOn(name, (recipe.model.model_extra or {}).get('cache_dir'))
+        before = training.on(dataset)
+        if (
+            recipe.evaluation.split == 'holdout'
+            and before
+            and _left_out(before.get('recipe')) != _left_out(recipe.decides_result())
+        ):
+            logger.warning('%s was trained on images of the hold-out: scores there will be too high', name)
+        else:
+            training.check_draw(dataset, otherwise='can be trained on in a folder of another name')
 
 
 def _left_out(recipe: Any) -> list[Any]:

@@ -25,7 +25,7 @@ from torch import nn
 import ltzoo
 from ltzoo.errors import LtzooError
 from ltzoo.hub import ExportError, VerificationError, export_model, release
-from ltzoo.hub.export import model_as_published
+from ltzoo.hub.export import as_published
 from ltzoo.hub.release import _NOT_RECIPE, _recipe_file, write_card
 from ltzoo.hub.vectors import check_vectors
 from ltzoo.training.recipe import Recipe, load_recipe
@@ -241,14 +241,26 @@ def test_a_run_without_a_score_is_refused(make_run: Callable[..., Path], tmp_pat
     assert not (tmp_path / 'out').exists()
 
 
-def test_the_part_of_a_recipe_on_the_model_is_published_without_folders() -> None:
-    part = {
+def test_the_networks_of_a_recipe_are_published_without_folders() -> None:
+    model = {
         'name': 'local-dir:/secret/first',
         'checkpoint_path': '/secret/stage1.pth',
         'cache_dir': '/secret',
         'head': 'x',
     }
-    assert model_as_published(part) == {'name': 'local-dir:first', 'checkpoint_path': 'stage1.pth', 'head': 'x'}
+    teachers = ['local-dir:/secret/runs/bcl/model', 'resnet32_cifar_bs']
+    recipe = {'model': model, 'objective': {'name': 'distilled', 'teachers': teachers}, 'epochs': 3}
+    assert as_published(recipe) == {
+        'model': {'name': 'local-dir:first', 'checkpoint_path': 'stage1.pth', 'head': 'x'},
+        'objective': {'name': 'distilled', 'teachers': ['local-dir:bcl/model', 'resnet32_cifar_bs']},
+        'epochs': 3,
+    }
+    command = (
+        "train.py own.yaml 'objective={name: distilled, teachers: [local-dir:/secret/runs/bcl/model, local-dir:/a]}'"
+    )
+    assert (
+        _recipe_file(command) == "own.yaml 'objective={name: distilled, teachers: [local-dir:bcl/model, local-dir:a]}'"
+    )
     command = 'recipes/train.py own.yaml model.checkpoint_path=/secret/stage1.pth model.cache_dir=/secret'
     assert _recipe_file(command) == "own.yaml 'model.checkpoint_path=stage1.pth'"
     for place in ('', '/secret/ltzoo/', '../recipes/'):

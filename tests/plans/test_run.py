@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from timm.models import save_for_hf
 
+import ltzoo
 from ltzoo.errors import LtzooError
 from ltzoo.files import BusyError, alone
 from ltzoo.plans.pack import PackError, pack
@@ -225,3 +227,25 @@ def test_what_is_misspelled_or_cannot_travel_is_refused_before_anything_is_done(
     with pytest.raises(PackError, match=r'LTZOO_IMPORTS=my_parts cannot be packed, .* put the parts under ltzoo/'):
         pack(tmp_path / 'pack', RECIPE.parents[2], plan, tmp_path / 'plan.yaml', jobs)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['plan.yaml', 'train.py']
+
+
+def test_teachers_travel_with_a_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def packed(*teachers: str) -> Path:
+        names = f'objective={{name: distilled, teachers: [{", ".join(teachers)}]}}'
+        plan, jobs = make_jobs(tmp_path, '', names)
+        pack(tmp_path / 'pack', RECIPE.parents[2], plan, tmp_path / 'plan.yaml', jobs, changes=[names])
+        return tmp_path / 'pack'
+
+    with pytest.raises(PackError, match='the teacher local-dir:first/model cannot be packed: it is not there'):
+        packed('local-dir:first/model')
+    save_for_hf(ltzoo.create_model('resnet8_cifar', num_classes=10), 'first/model', safe_serialization=True)
+    for elsewhere in (f'local-dir:{tmp_path}/first/model', 'hf-hub:org/name', 'local-dir:first/../first/model'):
+        with pytest.raises(PackError, match=f'the teacher {elsewhere} cannot be packed: one of the zoo'):
+            packed(elsewhere)
+    there = packed('local-dir:first/model', 'resnet32_cifar_bcl')
+    assert (there / 'first' / 'model' / 'model.safetensors').is_file()
+    (weights,) = (there / 'ltzoo' / 'models' / 'weights').iterdir()
+    assert weights.name == 'resnet32_cifar_bcl.cifar100_lt_r100'
+    assert (weights / 'model.safetensors').is_file()

@@ -295,6 +295,9 @@ def test_a_pack_trains_elsewhere_and_its_archive_comes_home(
     file = ('--set', 'model.checkpoint_path=w.pt', '--pack', none)
     assert script('tools/reproduce.py', write_plan(changed, [3], {'base': []}), *file) == 2
     assert 'the weights that resnet8_cifar starts from cannot be packed' in capsys.readouterr().err
+    taught = ('--set', 'objective={name: distilled, teachers: /none/model}', '--pack', none)
+    assert script('tools/reproduce.py', write_plan(changed, [3], {'base': []}), *taught) == 2
+    assert '/none/model' in capsys.readouterr().err
     weights = ('model.name=resnet32_cifar_bcl.cifar100_lt_r100', 'model.pretrained=true')
     assert script('tools/reproduce.py', write_plan(changed, [3], {'base': []}), '--set', *weights, '--pack', none) == 2
     assert 'the weights that resnet32_cifar_bcl.cifar100_lt_r100 starts from cannot be' in capsys.readouterr().err

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from timm.models import save_for_hf
+
+import ltzoo
 
 
 def recipe_file(folder: Path, **changes: Any) -> Path:
@@ -14,7 +17,12 @@ def recipe_file(folder: Path, **changes: Any) -> Path:
         'data': {'name': 'digits_lt'}, 'model': {'name': 'resnet8_cifar', 'head': 'cosine'},
         'optimizer': {'name': 'sgd', 'lr': 0.05}, 'epochs': 6, 'batch_size': 100, 'channels_last': True,
     }  # fmt: skip
-    path.write_text(yaml.safe_dump({**base, **changes}))
+    recipe = {**base, **changes}
+    if recipe['objective']['name'] == 'distilled':
+        teacher = ltzoo.create_model('resnet8_cifar', num_classes=10)
+        save_for_hf(teacher, folder / 'teacher', safe_serialization=True)
+        recipe['objective'] = {**recipe['objective'], 'teachers': f'local-dir:{folder / "teacher"}'}
+    path.write_text(yaml.safe_dump(recipe))
     return path
 
 
@@ -41,6 +49,8 @@ COMBINED = {**GKPGSA, 'sharpness': {'mode': 'combined', 'global_gradient': 'ema'
 AVERAGES = {**GKPGSA, 'sharpness': {'ascent': 'ema', 'direction': 'projection', 'scale': 0.01}}
 FOCAL_SAM = {'group_by': 'frequency', 'preservation': None, 'sharpness': {'mode': 'focal', 'radius': 0.05}}
 SAM = {'group_by': 'none', 'preservation': None, 'sharpness': {'mode': 'combined', 'direction': 'full', 'radius': 0.05}}
+# Its teacher is made beside the recipe.
+DISTILLED: dict[str, Any] = {**CE, 'objective': {'name': 'distilled'}}
 ADAM = {'name': 'adamw', 'lr': 0.001, 'clip_grad_norm': 1.0}
 
 
@@ -52,6 +62,7 @@ FORMS: dict[str, dict[str, Any]] = {
     'retraining': {**CE, 'retraining': {'start_epoch': 3}},
     'scales': {**CE, **SCALES},
     'mixing': {**CE, 'mixing': {'mixup': 1.0, 'cutmix': 1.0, 'probability': 0.5}, 'retraining': {'start_epoch': 3}},
+    'distilled': {**DISTILLED, 'mixing': {'mixup': 1.0, 'cutmix': 1.0, 'probability': 0.5}},
     'ride': {**CE, **RIDE},
     'bcl': BCL,
     'mixed bcl': {**BCL, 'accumulation': 2, 'mixing': {'mixup': 1.0, 'cutmix': 1.0}},
@@ -61,6 +72,7 @@ FORMS: dict[str, dict[str, Any]] = {
     'gradient': {**BCL, 'method': GRADIENT},
     'combined': {**BCL, 'method': COMBINED},
     'averages': {**BCL, 'method': AVERAGES, 'optimizer': ADAM},
+    'distilled gkpgsa': {**DISTILLED, 'method': GKPGSA},
     'focal sam': {**BCL, 'method': FOCAL_SAM},
 }
 

@@ -756,7 +756,7 @@ def test_a_run_does_not_start_from_weights_that_know_its_test_part(
     fit(make_recipe(*of_pictures(images), *start), tmp_path / 'second', progress=False)
     assert not caplog.records
     describe_batch(make_recipe(*of_pictures(images), *start, 'evaluation.split=holdout'))
-    told = 'was trained on images of the hold-out: its scores there will be too high'
+    told = 'was trained on images of the hold-out: scores there will be too high'
     assert told in caplog.text
     small = ('evaluation.split=holdout', 'evaluation.holdout_per_class=1')
     fit(make_recipe(*of_pictures(images), *small), tmp_path / 'left out', progress=False)
