@@ -149,7 +149,7 @@ def as_published(recipe: Mapping[str, Any]) -> dict[str, Any]:
     if model.get('checkpoint_path'):
         model['checkpoint_path'] = Path(model['checkpoint_path']).name
     objective = dict(recipe['objective'])
-    if objective.get('teachers'):
+    if objective['name'] == 'distilled':
         objective['teachers'] = [without_folders(name) for name in teacher_names(objective['teachers'])]
     return {**recipe, 'model': model, 'objective': objective}
 

@@ -331,7 +331,7 @@ def test_what_a_run_leaves_behind(make_recipe: MakeRecipe, tmp_path: Path) -> No
     # Where it lies is not told to others.
     for name in ('config.json', 'README.md'):
         text = (tmp_path / 'next' / 'model' / name).read_text()
-        assert 'local-dir:model' in text
+        assert 'local-dir:run/model' in text
         assert str(tmp_path) not in text
 
 
