@@ -112,10 +112,14 @@ def test_options_that_a_new_objective_needs_or_does_not_name(monkeypatch: pytest
 
 def test_a_name_says_whether_it_is_balanced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objective, '_OBJECTIVES', dict(objective._OBJECTIVES))
+    monkeypatch.setattr(
+        'ltzoo.losses.distilled.create_model', lambda name, pretrained: ltzoo.create_model(name, num_classes=3)
+    )
+    needed: dict[str, Any] = {'ride': {'reweighting_epoch': 1}, 'distilled': {'teachers': 'resnet8_cifar'}}
     cosine, experts = ({'name': name, 'num_classes': 3} for name in ('resnet8_cifar', 'resnet32_cifar_ride'))
     for name in list_objectives():
         model = ltzoo.create_model(**(experts if name == 'ride' else {**cosine, 'head': 'cosine'}))
-        made = create_objective(name, model, COUNTS, **({'reweighting_epoch': 1} if name == 'ride' else {}))
+        made = create_objective(name, model, COUNTS, **needed.get(name, {}))
         # RIDE weighs its losses; the others make up for the numbers by the logits.
         assert made.balanced == is_balanced(name) == (name == 'ride' or made.logit_adjustment is not None), name
 
@@ -131,7 +135,7 @@ def test_a_name_says_whether_it_is_balanced(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_unknown_names_get_the_nearest() -> None:
-    assert list_objectives() == ['bcl', 'ce', 'focal', 'ldam', 'logit_adjusted', 'ride']
+    assert list_objectives() == ['bcl', 'ce', 'distilled', 'focal', 'ldam', 'logit_adjusted', 'ride']
     with pytest.raises(ObjectiveError, match='did you mean logit_adjusted'):
         create_objective('logit_adjustment', Logits(), COUNTS)
     with pytest.raises(ObjectiveError, match="logit_adjusted: tau must be a finite number, not 'abc'"):
