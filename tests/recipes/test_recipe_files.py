@@ -48,9 +48,9 @@ PAPER: dict[str, dict[str, Any]] = {
     'inat18': IMAGENET_LT | {'epochs': 100, 'lr': 0.2, 'weight_decay': 1e-4},
 }
 GROUPS = {data: 6 if data == 'imagenet_lt' else 4 for data in PAPER}
-# BCL without its contrastive term, which has a rate of its own.
-BCL_CE = 'cifar100_lt_r100/ablations/bcl_ce'
-IN_PAPER = [name for name in NAMES if name.split('/')[0] in PAPER and name != BCL_CE]
+# BCL without its contrastive term, which has a rate of its own, and what is taught on top of it.
+BCL_CE, DISTILLED = 'cifar100_lt_r100/ablations/bcl_ce', 'cifar100_lt_r100/ablations/distilled'
+IN_PAPER = [name for name in NAMES if name.split('/')[0] in PAPER and name not in (BCL_CE, DISTILLED)]
 CLASSES = {'cifar10': 10, 'cifar100': 100, 'imagenet': 1000, 'inat18': 8142, 'digits': 10}
 # Weight of the cross-entropy, weight of the contrastive term, temperature, sizes of the projection head.
 BCL_SETTINGS = {'cifar': (2.0, 0.6, 0.1, 512, 128), 'large': (1.0, 0.35, 0.07, 2048, 1024)}
@@ -198,6 +198,17 @@ def test_bcl_without_its_contrastive_term_takes_the_steps_of_its_other_term() ->
     assert own.optimizer.model_copy(update={'lr': 0.15, 'weight_decay': 5e-4}) == bcl.optimizer
     for part in ('epochs', 'batch_size', 'schedule', 'seed', 'data', 'evaluation', 'ema_decay'):
         assert getattr(own, part) == getattr(bcl, part)
+
+
+def test_what_is_taught_on_the_test_set_is_as_on_the_hold_out() -> None:
+    own, on_holdout = (
+        load(ROOT / 'recipes' / f'{name}.yaml') for name in (DISTILLED, 'study/cifar100_strong_distilled')
+    )
+    for part in ('model', 'views', 'optimizer', 'schedule', 'epochs', 'batch_size', 'seed', 'data', 'mixing'):
+        assert getattr(own, part) == getattr(on_holdout, part)
+    assert (own.evaluation.split, on_holdout.evaluation.split) == ('test', 'holdout')
+    # Whose weights are here.
+    create_objective('distilled', nn.Identity(), torch.ones(100, dtype=torch.long), **(own.objective.model_extra or {}))
 
 
 # Of RIDE, the spread of its temperature; of a second stage, where it begins, where it ends, and its rate.
