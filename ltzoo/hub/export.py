@@ -150,7 +150,7 @@ def as_published(recipe: Mapping[str, Any]) -> dict[str, Any]:
         model['checkpoint_path'] = Path(model['checkpoint_path']).name
     objective = dict(recipe['objective'])
     if objective['name'] == 'distilled':
-        objective['teachers'] = [without_folders(name) for name in teacher_names(objective['teachers'])]
+        objective['teachers'] = [without_folders(name) for name in teacher_names(objective.get('teachers'))]
     return {**recipe, 'model': model, 'objective': objective}
 
 

@@ -186,8 +186,9 @@ def _check_retraining(recipe: Recipe, stage: RetrainingPart, learner: Learner, d
 
 def teachers_of(recipe: Recipe) -> list[str]:
     """Return the names of the networks that teach the recipe's, if some do."""
-    taught = recipe.objective.name == 'distilled'
-    return teacher_names((recipe.objective.model_extra or {})['teachers']) if taught else []
+    if recipe.objective.name != 'distilled':
+        return []
+    return teacher_names((recipe.objective.model_extra or {}).get('teachers'))
 
 
 def _check_teachers(recipe: Recipe, objective: Distilled, dataset: Dataset) -> None:
@@ -308,8 +309,8 @@ def _check_start(recipe: Recipe, dataset: Dataset) -> None:
     Raises:
         EvaluationError: as `TrainedOn.check_draw`.
     """
-    names = [*([recipe.model.name] if recipe.model.pretrained else []), *teachers_of(recipe)]
-    for name in names:
+    start = [recipe.model.name] if recipe.model.pretrained else []
+    for name in [*start, *teachers_of(recipe)]:
         if name.startswith('timm/'):
             continue
         training = TrainedOn(name, (recipe.model.model_extra or {}).get('cache_dir'))

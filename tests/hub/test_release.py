@@ -255,6 +255,8 @@ def test_the_networks_of_a_recipe_are_published_without_folders() -> None:
         'objective': {'name': 'distilled', 'teachers': ['local-dir:bcl/model', 'resnet32_cifar_bs']},
         'epochs': 3,
     }
+    with pytest.raises(LtzooError, match='teachers must be names of trained models, not None'):
+        as_published({**recipe, 'objective': {'name': 'distilled'}})
     command = (
         "train.py own.yaml 'objective={name: distilled, teachers: [local-dir:/secret/runs/bcl/model, local-dir:/a]}'"
     )
